@@ -1,0 +1,46 @@
+"""The exception tree of the engine.
+
+DraftlineError
+├── ConfigError            a setting or a model configuration that cannot be served
+├── CheckpointError        a file that is missing, truncated, corrupt or not what it says
+├── RequestError           a request that can never run; names the field (HTTP 400)
+├── QueueFullError         too many requests wait already; come back later (HTTP 429)
+└── EngineUnavailableError the engine is loading, draining or dead (HTTP 503)
+    └── EngineDeadError    a step raised; every open request gets this error
+"""
+
+
+class DraftlineError(Exception):
+    """Base class of every error that draftline raises on purpose."""
+
+
+class ConfigError(DraftlineError):
+    """A setting or model configuration that cannot be served."""
+
+
+class CheckpointError(DraftlineError):
+    """A checkpoint that is missing, truncated, corrupt or unsupported."""
+
+
+class RequestError(DraftlineError):
+    """A request that can never run; `param` is the name of the offending field."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class QueueFullError(DraftlineError):
+    """The waiting queue is full; `retry_after` is an estimate in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineUnavailableError(DraftlineError):
+    """The engine takes no new work: it is loading or draining."""
+
+
+class EngineDeadError(EngineUnavailableError):
+    """A step of the engine raised; nothing can run any more."""

@@ -1,0 +1,40 @@
+"""Frozen records that cross the border of the engine."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from engine.sampling_params import SamplingParams
+
+
+class FinishReason(str, Enum):
+    """Why a request ended; the values are OpenAI's, `abort` is ours."""
+
+    STOP = "stop"  # an end token or a stop token
+    LENGTH = "length"  # max_tokens or max_model_len reached
+    ABORT = "abort"  # the caller left
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One choice to generate.
+
+    Equal prompts with the same seed and different `choice` numbers draw independent noise. Requests
+    with different `cache_salt` never share a cached block.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    choice: int = 0
+    cache_salt: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOutput:
+    """What one step brought for one request; exactly one output per request has a finish reason."""
+
+    index: int  # place of the request in the list given to AsyncEngine.generate
+    new_token_ids: tuple[int, ...]  # an end or stop token that ended the request is the last one
+    num_cached_tokens: int  # prompt tokens taken from the prefix cache when the request first ran
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the token that caused finish reason `stop`
+    queue_seconds: float = 0.0  # from arrival to the first step that ran the request
