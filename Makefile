@@ -1,0 +1,43 @@
+# The same commands for a new user, for CI and for us.
+#   make serve   install, fetch the default model, serve on 127.0.0.1:8000
+#   make test    install, lint, run every test
+# TORCH=2.13.0 pins torch; TORCH_INDEX=URL takes torch from another wheel index; PYTHON=python3.12 names an interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# A torch that satisfies the requirement is kept as it is: a CPU-only machine never has to download CUDA.
+TORCH_REQUIREMENT := $(if $(TORCH),torch==$(TORCH),torch>=2.9)
+
+.PHONY: install serve test lint format bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH_REQUIREMENT)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e clients/python -e '.[test]'
+	touch $@
+
+serve: install
+	$(BIN)/draftline serve $(ARGS)
+
+test: install lint
+	$(BIN)/pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m loadtest.offline $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,317 @@
+"""AsyncEngine: the bridge between an asyncio event loop and the engine thread.
+
+What crosses is frozen data. Inwards: messages in one queue, drained between steps. Outwards: one
+call_soon_threadsafe per step, which appends to each stream's list; no consumer, however slow, holds up
+a step. A request belongs to the engine thread from the moment its message is taken.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from engine.engine import Engine, StepToken
+from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
+from engine.info import EngineInfo
+from engine.outputs import FinishReason, GenerationRequest, RequestOutput
+from engine.request import Request
+from engine.stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER = 60.0
+
+
+class OutputStream:
+    """The outputs of the requests of one generate() call, as an async iterator on one event loop.
+
+    Ends after each request has had its final output. Leaving early needs abort(), best in a `finally`;
+    aborting what has ended changes nothing.
+    """
+
+    def __init__(self, bridge: "AsyncEngine", stream_id: int, num_requests: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.stream_id = stream_id
+        self._bridge = bridge
+        self._open = set(range(num_requests))
+        self._ready: deque[RequestOutput] = deque()
+        self._error: EngineUnavailableError | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def num_open(self) -> int:
+        """Number of requests that have not ended yet."""
+        return len(self._open)
+
+    def __aiter__(self) -> "OutputStream":
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        """Return the next output; raises EngineUnavailableError if the engine ended first."""
+        while not self._ready:
+            if self._error is not None:
+                raise self._error
+            if not self._open:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._ready.popleft()
+
+    def get_ready(self) -> list[RequestOutput]:
+        """Return, without waiting, the outputs that are already here."""
+        ready = list(self._ready)
+        self._ready.clear()
+        return ready
+
+    def abort(self, index: int | None = None) -> None:
+        """End one request, or all of them, now; what was under way brings no further output."""
+        indices = set(self._open) if index is None else self._open & {index}
+        if indices:
+            self._open -= indices
+            self._bridge.stream_aborted(self, indices)
+            self._wake.set()
+
+    def deliver(self, output: RequestOutput) -> None:
+        """Take in an output; called by the bridge on this stream's loop."""
+        if output.index in self._open:
+            self._ready.append(output)
+            if output.finish_reason is not None:
+                self._open.discard(output.index)
+            self._wake.set()
+
+    def fail(self, error: EngineUnavailableError) -> None:
+        """End the stream with an error, after the outputs that are already here."""
+        self._error = error
+        self._open.clear()
+        self._wake.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    stream: OutputStream
+    generations: tuple[GenerationRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    stream: OutputStream
+    indices: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    """Ends the engine thread."""
+
+
+class AsyncEngine:
+    """Runs an Engine in a thread of its own; every method belongs to the event loop's thread."""
+
+    def __init__(self, engine: Engine, *, max_waiting: int, info: EngineInfo | None = None) -> None:
+        self.info = info
+        self._engine = engine
+        self._max_open = engine.scheduler.max_num_seqs + max_waiting
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
+        self._stream_ids = itertools.count()
+        self._streams: dict[int, OutputStream] = {}
+        self._finish_times: deque[float] = deque(maxlen=64)
+        self._error: EngineUnavailableError | None = None
+        self._all_ended: asyncio.Event | None = None  # set while draining, when no stream is left
+        # The engine thread's own: where each request's outputs go.
+        self._requests: dict[tuple[int, int], Request] = {}
+        self._targets: dict[int, tuple[OutputStream, int]] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_model_len(self) -> int:
+        """Limit of prompt and answer together, in tokens."""
+        return self._engine.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self._engine.vocab_size
+
+    @property
+    def is_dead(self) -> bool:
+        """True after a step raised; nothing can run any more."""
+        return isinstance(self._error, EngineDeadError)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> OutputStream:
+        """Start all of the requests or none.
+
+        Raises RequestError for one that can never run, QueueFullError, EngineUnavailableError.
+        """
+        if self._error is not None:
+            raise self._error
+        for generation in requests:
+            self._engine.validate(generation)
+        self._check_queue(len(requests))
+        stream = OutputStream(self, next(self._stream_ids), len(requests))
+        self._streams[stream.stream_id] = stream
+        self._inbox.put(_Add(stream, tuple(requests)))
+        return stream
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot of the counters, without waiting for the engine."""
+        stats = self._engine.stats()
+        return replace(stats, num_requests_waiting=max(0, self._num_open() - stats.num_requests_running))
+
+    async def drain(self, timeout: float) -> bool:
+        """Refuse new work and wait for what is open; after `timeout` seconds end the rest with an error.
+
+        Returns True when everything finished by itself.
+        """
+        self._refuse(EngineUnavailableError("the server is shutting down"))
+        self._all_ended = asyncio.Event()
+        if self._streams:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._all_ended.wait(), timeout)
+        finished = not self._streams
+        for stream in list(self._streams.values()):
+            stream.abort()
+            stream.fail(EngineUnavailableError("the server shut down before the answer was complete"))
+        return finished
+
+    def close(self) -> None:
+        """End the engine thread after its present step; open streams end with an error."""
+        self._refuse(EngineUnavailableError("the engine is closed"))
+        self._inbox.put(_Close())
+        self._thread.join()
+        self._fail_streams()
+
+    def stream_aborted(self, stream: OutputStream, indices: Iterable[int]) -> None:
+        """Tell the engine that nobody waits for these requests any more; called by the stream."""
+        self._inbox.put(_Abort(stream, frozenset(indices)))
+        self._forget_if_ended(stream)
+
+    def _check_queue(self, num_requests: int) -> None:
+        num_open = self._num_open()
+        if num_open + num_requests > self._max_open:
+            raise QueueFullError(
+                f"the queue is full: {num_open} requests are open, {num_requests} more would exceed "
+                f"the limit of {self._max_open}",
+                retry_after=self._seconds_until_finished(num_open + num_requests - self._max_open),
+            )
+
+    def _num_open(self) -> int:
+        return sum(stream.num_open for stream in list(self._streams.values()))
+
+    def _seconds_until_finished(self, num_requests: int) -> float:
+        """Estimate, from the latest finishes, when this many of the open requests will have ended."""
+        times = self._finish_times
+        if len(times) < 2:
+            return 1.0
+        seconds_each = (times[-1] - times[0]) / (len(times) - 1)
+        return min(MAX_RETRY_AFTER, max(1.0, num_requests * seconds_each))
+
+    def _refuse(self, error: EngineUnavailableError) -> None:
+        self._error = self._error or error
+
+    def _forget_if_ended(self, stream: OutputStream) -> None:
+        if stream.num_open == 0:
+            self._streams.pop(stream.stream_id, None)
+        if not self._streams and self._all_ended is not None:
+            self._all_ended.set()
+
+    def _deliver(self, outputs: Sequence[tuple[OutputStream, RequestOutput]]) -> None:
+        """Hand a step's outputs to their streams; runs on the event loop."""
+        for stream, output in outputs:
+            stream.deliver(output)
+            if output.finish_reason is not None:
+                self._finish_times.append(time.monotonic())
+                self._forget_if_ended(stream)
+
+    def _fail_streams(self) -> None:
+        assert self._error is not None
+        for stream in list(self._streams.values()):
+            stream.fail(self._error)
+        self._streams.clear()
+        if self._all_ended is not None:
+            self._all_ended.set()
+
+    # Below: the engine thread.
+
+    def _run(self) -> None:
+        try:
+            while self._drain_inbox():
+                self._send(self._outputs(self._engine.step()))
+        except Exception as error:  # whatever it was, every open request must hear of it
+            logger.exception("the engine died")
+            self._error = EngineDeadError(f"the engine died: {type(error).__name__}: {error}")
+            for loop in {stream.loop for stream in list(self._streams.values())}:
+                _call_on_loop(loop, self._fail_streams)
+
+    def _drain_inbox(self) -> bool:
+        """Take in every message, waiting for one if there is no work; False when it is time to end."""
+        while True:
+            try:
+                message = self._inbox.get(block=not self._engine.has_work)
+            except queue.Empty:
+                return True
+            if isinstance(message, _Close):
+                return False
+            if isinstance(message, _Add):
+                self._add(message)
+            else:
+                self._abort(message)
+
+    def _add(self, message: _Add) -> None:
+        for index, generation in enumerate(message.generations):
+            request = self._engine.add_request(generation)
+            self._requests[message.stream.stream_id, index] = request
+            self._targets[request.request_id] = (message.stream, index)
+
+    def _abort(self, message: _Abort) -> None:
+        for index in message.indices:
+            request = self._requests.pop((message.stream.stream_id, index), None)
+            if request is not None:
+                self._engine.abort(request)
+                del self._targets[request.request_id]
+
+    def _outputs(self, tokens: Sequence[StepToken]) -> list[tuple[OutputStream, RequestOutput]]:
+        outputs = []
+        for token in tokens:
+            request = token.request
+            stream, index = self._targets[request.request_id]
+            outputs.append((stream, _request_output(token, index)))
+            if request.finish_reason is not None:
+                del self._targets[request.request_id]
+                del self._requests[stream.stream_id, index]
+        return outputs
+
+    def _send(self, outputs: list[tuple[OutputStream, RequestOutput]]) -> None:
+        for loop in {stream.loop for stream, _ in outputs}:
+            mine = [(stream, output) for stream, output in outputs if stream.loop is loop]
+            if not _call_on_loop(loop, self._deliver, mine):
+                for stream, _ in mine:  # its event loop is gone and will never abort
+                    indices = [index for stream_id, index in self._requests if stream_id == stream.stream_id]
+                    self._abort(_Abort(stream, frozenset(indices)))
+
+
+def _request_output(token: StepToken, index: int) -> RequestOutput:
+    request = token.request
+    return RequestOutput(
+        index=index,
+        new_token_ids=(token.token_id,),
+        num_cached_tokens=request.num_cached_tokens,
+        finish_reason=request.finish_reason,
+        stop_token_id=token.token_id if request.finish_reason is FinishReason.STOP else None,
+        queue_seconds=request.queue_seconds,
+    )
+
+
+def _call_on_loop(loop: asyncio.AbstractEventLoop, callback: object, *args: object) -> bool:
+    """Run a callback on an event loop; False if the loop is closed."""
+    assert callable(callback)
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        return False
+    return True

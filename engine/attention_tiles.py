@@ -1,0 +1,96 @@
+"""Attention tiles: how a step's queries are cut into pieces of work, whatever the batch.
+
+A *tile* is up to PROMPT_TILE consecutive query tokens of one request, a *chunk* is CHUNK consecutive key
+positions of it. Cuts depend on positions alone, never on the batch or on how a prompt was chunked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 128
+PROMPT_TILE = 128
+
+
+@dataclass(frozen=True)
+class QuerySpan:
+    """The query tokens of one request in this step and the blocks that hold its keys."""
+
+    start: int  # first row in the step's token list
+    num_tokens: int
+    first_position: int
+    block_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """Tiles of one width, and their pairs sorted by chunk number, then tile.
+
+    Tiles are sorted by their number of chunks, descending: the tiles that have a chunk number j are
+    then the first `tiles_per_chunk[j]`, and merging needs slices only.
+    """
+
+    tile_width: int
+    rows: Tensor  # [num_tiles, tile_width] row of each query token
+    block_ids: Tensor  # [num_pairs * blocks_per_chunk]
+    pair_tiles: Tensor  # [num_pairs]
+    hidden: Tensor  # [num_pairs, tile_width, CHUNK] bool: the key is after the query
+    tiles_per_chunk: tuple[int, ...]
+
+
+def build_tile_groups(
+    spans: Sequence[QuerySpan], *, block_size: int, device: torch.device
+) -> list[TileGroup]:
+    """Cut a step's queries into tile groups: one for all single tokens, one per longer tile.
+
+    Longer tiles stand alone so that the scores held at once stay bounded.
+    """
+    singles = [span for span in spans if span.num_tokens == 1]
+    groups = [_build_group(singles, 1, block_size, device)] if singles else []
+    for span in spans:
+        if span.num_tokens > 1:
+            for offset in range(0, span.num_tokens, PROMPT_TILE):
+                num_tokens = min(PROMPT_TILE, span.num_tokens - offset)
+                tile = QuerySpan(
+                    span.start + offset, num_tokens, span.first_position + offset, span.block_ids
+                )
+                groups.append(_build_group([tile], num_tokens, block_size, device))
+    return groups
+
+
+def _build_group(tiles: Sequence[QuerySpan], width: int, block_size: int, device: torch.device) -> TileGroup:
+    blocks_per_chunk = CHUNK // block_size
+    tiles = sorted(tiles, key=lambda tile: -_num_chunks(tile))
+    counts = [_num_chunks(tile) for tile in tiles]
+    tiles_per_chunk = [sum(count > j for count in counts) for j in range(counts[0])]
+    pairs = [(j, t) for j, num_tiles in enumerate(tiles_per_chunk) for t in range(num_tiles)]
+
+    # Past the end of a block table stands block 0: its positions are hidden like any later position.
+    tables = np.zeros((len(tiles), counts[0] * blocks_per_chunk), dtype=np.int64)
+    for table, tile in zip(tables, tiles, strict=True):
+        needed = min(len(tile.block_ids), counts[0] * blocks_per_chunk)
+        table[:needed] = tile.block_ids[:needed]
+    chunk_numbers = np.array([j for j, _ in pairs])
+    pair_tiles = np.array([t for _, t in pairs])
+    block_ids = tables.reshape(len(tiles), counts[0], blocks_per_chunk)[pair_tiles, chunk_numbers]
+
+    offsets = np.arange(width)
+    rows = np.array([tile.start for tile in tiles])[:, None] + offsets
+    positions = np.array([tile.first_position for tile in tiles])[:, None] + offsets
+    key_positions = chunk_numbers[:, None] * CHUNK + np.arange(CHUNK)
+    hidden = key_positions[:, None, :] > positions[pair_tiles][:, :, None]
+    return TileGroup(
+        tile_width=width,
+        rows=torch.from_numpy(rows).to(device),
+        block_ids=torch.from_numpy(block_ids.reshape(-1)).to(device),
+        pair_tiles=torch.from_numpy(pair_tiles).to(device),
+        hidden=torch.from_numpy(hidden).to(device),
+        tiles_per_chunk=tuple(tiles_per_chunk),
+    )
+
+
+def _num_chunks(tile: QuerySpan) -> int:
+    return (tile.first_position + tile.num_tokens - 1) // CHUNK + 1

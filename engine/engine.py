@@ -1,0 +1,163 @@
+"""Engine: the synchronous heart. Token ids in, token ids out; no thread, no text, no HTTP."""
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.batch import Batch
+from engine.errors import RequestError
+from engine.kv_cache.block_hash import hash_root
+from engine.kv_cache.kv_cache_manager import KVCacheManager
+from engine.outputs import FinishReason, GenerationRequest
+from engine.request import Request
+from engine.sampling.sampler import SamplerOutput
+from engine.scheduler import Scheduler
+from engine.stats import EngineStats
+
+
+class StepRunner(Protocol):
+    """What the engine needs of a model runner; tests put scripted logits here."""
+
+    def execute(self, batch: Batch) -> SamplerOutput:
+        """Run a batch and choose a token for each request that reached its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepToken:
+    """The token that a step chose for a request, which may have finished with it."""
+
+    request: Request
+    token_id: int
+
+
+class Engine:
+    """Requests over one model: add, abort, step until nothing is left."""
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        kv_cache_manager: KVCacheManager,
+        *,
+        max_model_len: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        fingerprint: bytes = b"",
+        kv_dtype: str = "",
+    ) -> None:
+        self.runner = runner
+        self.kv_cache_manager = kv_cache_manager
+        self.scheduler = Scheduler(
+            kv_cache_manager, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+        )
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
+        self._fingerprint = fingerprint
+        self._kv_dtype = kv_dtype
+        self._secret = secrets.token_bytes(32)
+        self._next_request_id = 0
+        self._finished: Counter[FinishReason] = Counter()
+        self._prompt_tokens = self._generation_tokens = self._num_steps = 0
+        self._step_started: float | None = None
+
+    def validate(self, generation: GenerationRequest) -> None:
+        """Raise RequestError if the request could never run; safe to call from any thread."""
+        num_prompt_tokens = len(generation.prompt_token_ids)
+        if num_prompt_tokens == 0:
+            raise RequestError("the prompt must hold at least one token", param="prompt")
+        if num_prompt_tokens + generation.params.max_tokens > self.max_model_len:
+            raise RequestError(
+                f"prompt ({num_prompt_tokens} tokens) and max_tokens ({generation.params.max_tokens}) "
+                f"exceed the model's limit of {self.max_model_len} tokens",
+                param="max_tokens" if num_prompt_tokens < self.max_model_len else "prompt",
+            )
+        _check_token_ids("prompt", generation.prompt_token_ids, self.vocab_size)
+        _check_token_ids("stop_token_ids", tuple(generation.params.stop_token_ids), self.vocab_size)
+
+    def add_request(self, generation: GenerationRequest) -> Request:
+        """Put a request into the queue; raises RequestError as validate() does."""
+        self.validate(generation)
+        params = generation.params
+        request = Request(
+            request_id=self._next_request_id,
+            prompt_token_ids=generation.prompt_token_ids,
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            choice=generation.choice,
+            root_hash=hash_root(
+                secret=self._secret,
+                fingerprint=self._fingerprint,
+                kv_dtype=self._kv_dtype,
+                cache_salt=generation.cache_salt,
+            ),
+            stop_token_ids=params.stop_token_ids
+            if params.ignore_eos
+            else params.stop_token_ids | self.eos_token_ids,
+            max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
+        )
+        self._next_request_id += 1
+        self.scheduler.add(request)
+        return request
+
+    def abort(self, request: Request) -> None:
+        """End a request in whatever state it is and free its blocks; finished ones stay as they are."""
+        if request.finish_reason is None:
+            self.scheduler.finish(request, FinishReason.ABORT)
+            self._finished[FinishReason.ABORT] += 1
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request waits or runs."""
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def step(self) -> list[StepToken]:
+        """Schedule, execute, update: advance every request of one batch."""
+        self._step_started = time.monotonic()
+        batch = self.scheduler.schedule()
+        token_ids = self.runner.execute(batch).token_ids if batch.chunks else ()
+        requests = self.scheduler.update(batch, token_ids)
+        self._count(requests)
+        self._step_started = None
+        return [StepToken(r, token_id) for r, token_id in zip(requests, token_ids, strict=True)]
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot; safe to call from any thread, also during a step."""
+        started = self._step_started
+        return EngineStats(
+            num_requests_running=len(self.scheduler.running),
+            num_requests_waiting=len(self.scheduler.waiting),
+            num_kv_blocks=self.kv_cache_manager.pool.num_blocks,
+            num_free_kv_blocks=self.kv_cache_manager.pool.num_free,
+            prefix_cache_queries=self.scheduler.prefix_cache_queries,
+            prefix_cache_hits=self.scheduler.prefix_cache_hits,
+            num_preemptions=self.scheduler.num_preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            requests_finished=dict(self._finished),
+            num_steps=self._num_steps,
+            seconds_since_step=0.0 if started is None else time.monotonic() - started,
+        )
+
+    def check_invariants(self) -> None:
+        """Check the bookkeeping of blocks; raises AssertionError."""
+        self.kv_cache_manager.check_invariants([*self.scheduler.running, *self.scheduler.waiting])
+
+    def _count(self, requests: Sequence[Request]) -> None:
+        self._num_steps += 1
+        self._generation_tokens += len(requests)
+        for request in requests:
+            if request.num_output_tokens == 1:
+                self._prompt_tokens += request.num_prompt_tokens
+            if request.finish_reason is not None:
+                self._finished[request.finish_reason] += 1
+
+
+def _check_token_ids(param: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise RequestError(f"{param}: token id {wrong} is not between 0 and {vocab_size - 1}", param=param)

@@ -1,0 +1,17 @@
+"""EngineInfo: what was chosen at start-up."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """The automatic choices of an engine, for people to read."""
+
+    device: str
+    dtype: str
+    num_threads: int
+    max_model_len: int
+    block_size: int
+    num_kv_blocks: int
+    kv_cache_bytes: int
+    weight_bytes: int

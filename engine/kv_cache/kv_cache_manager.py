@@ -1,0 +1,125 @@
+"""KVCacheManager: which blocks each request holds and which of them others may reuse."""
+
+from engine.kv_cache.block import Block
+from engine.kv_cache.block_hash import hash_block
+from engine.kv_cache.block_pool import BlockPool
+from engine.request import Request
+
+
+class KVCacheManager:
+    """Block tables over one pool, and the prefix cache.
+
+    A request's tokens, with block_size 4 and 11 tokens of which 9 are computed:
+
+        | 0 1 2 3 | 4 5 6 7 | 8 . . . |    block_table
+        |published|published| not full|    only full and computed blocks are published
+    """
+
+    def __init__(self, pool: BlockPool, *, block_size: int, enable_prefix_caching: bool) -> None:
+        self.pool = pool
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._in_flight: dict[bytes, int] = {}  # hash of a block being computed -> request_id
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Return how many blocks hold `num_tokens` positions."""
+        return -(-num_tokens // self.block_size)
+
+    def find_cached_blocks(self, request: Request) -> list[Block]:
+        """Return the longest published prefix of the request, without taking it.
+
+        The last token is never covered: its logits are wanted, so it is always recomputed.
+        """
+        if not self.enable_prefix_caching:
+            return []
+        self._extend_hashes(request)
+        found: list[Block] = []
+        for block_hash in request.block_hashes[: (request.num_tokens - 1) // self.block_size]:
+            block = self.pool.find(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def is_prefix_in_flight(self, request: Request, num_cached_blocks: int) -> bool:
+        """Tell whether another request is computing the block that this one would compute first."""
+        hashes = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
+        if num_cached_blocks >= len(hashes):
+            return False
+        owner = self._in_flight.get(hashes[num_cached_blocks])
+        return owner is not None and owner != request.request_id
+
+    def can_start(self, request: Request, cached_blocks: list[Block]) -> bool:
+        """Tell whether all tokens of a waiting request would fit, the cached blocks taken over."""
+        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached_blocks)
+        return self.num_blocks_for(request.num_tokens) - len(cached_blocks) <= num_free
+
+    def start(self, request: Request, cached_blocks: list[Block]) -> None:
+        """Give a waiting request its cached prefix and announce the blocks it will compute."""
+        for block in cached_blocks:
+            self.pool.touch(block)
+        self._append(request, cached_blocks)
+        request.num_computed_tokens = len(cached_blocks) * self.block_size
+        request.num_published_blocks = len(cached_blocks)
+        for block_hash in request.block_hashes[len(cached_blocks) :]:
+            self._in_flight.setdefault(block_hash, request.request_id)
+
+    def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
+        """Extend the block table by `num_new_tokens` positions; False, changing nothing, if full."""
+        num_missing = self.num_blocks_for(request.num_computed_tokens + num_new_tokens) - len(
+            request.block_table
+        )
+        if num_missing > self.pool.num_free:
+            return False
+        self._append(request, [self.pool.allocate() for _ in range(num_missing)])
+        return True
+
+    def publish_computed_blocks(self, request: Request) -> None:
+        """Make every full, computed block of the request findable. Call after num_computed_tokens moved."""
+        num_full = request.num_computed_tokens // self.block_size
+        if not self.enable_prefix_caching or num_full == request.num_published_blocks:
+            return
+        self._extend_hashes(request)
+        for number in range(request.num_published_blocks, num_full):
+            block_hash = request.block_hashes[number]
+            self.pool.publish(request.block_table[number], block_hash)
+            self._forget_in_flight(block_hash, request)
+        request.num_published_blocks = num_full
+
+    def free(self, request: Request) -> None:
+        """Take every block from the request; the tail is evicted first, it is the least shared."""
+        for block_hash in request.block_hashes[request.num_published_blocks :]:
+            self._forget_in_flight(block_hash, request)
+        self.pool.free(reversed(request.block_table))
+        request.block_table.clear()
+        request.block_ids.clear()
+        request.num_computed_tokens = 0
+        request.num_published_blocks = 0
+
+    def check_invariants(self, requests: list[Request]) -> None:
+        """Check the pool and that exactly these requests hold its blocks; raises AssertionError."""
+        self.pool.check_invariants()
+        held = [block for request in requests for block in request.block_table]
+        for block in self.pool.blocks:
+            assert block.ref_count == held.count(block), f"block {block.block_id}: wrong reference count"
+        for request in requests:
+            assert request.block_ids == [block.block_id for block in request.block_table]
+            assert request.num_computed_tokens <= len(request.block_table) * self.block_size
+        owners = {request.request_id for request in requests}
+        assert set(self._in_flight.values()) <= owners, "a block in flight has no owner"
+
+    def _append(self, request: Request, blocks: list[Block]) -> None:
+        request.block_table.extend(blocks)
+        request.block_ids.extend(block.block_id for block in blocks)
+
+    def _forget_in_flight(self, block_hash: bytes, request: Request) -> None:
+        if self._in_flight.get(block_hash) == request.request_id:
+            del self._in_flight[block_hash]
+
+    def _extend_hashes(self, request: Request) -> None:
+        size = self.block_size
+        while len(request.block_hashes) < request.num_tokens // size:
+            number = len(request.block_hashes)
+            parent = request.block_hashes[-1] if number else request.root_hash
+            tokens = request.token_ids[number * size : (number + 1) * size]
+            request.block_hashes.append(hash_block(parent, tokens))

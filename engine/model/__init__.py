@@ -1,0 +1,1 @@
+"""The forward pass: plain torch, the reference for every faster path."""

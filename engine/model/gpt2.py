@@ -1,0 +1,96 @@
+"""GPT-2 and nanoGPT: learned positions, LayerNorm with bias, GELU, multi-head attention.
+
+x = embed_tokens(token_ids) + embed_positions(positions)
+x = x + attn(attn_norm(x));  x = x + mlp(mlp_norm(x))     in every layer
+logits = lm_head(norm(x))
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.config import Activation, ModelConfig
+from engine.kv_cache.kv_storage import KVStorage, LayerKV
+from engine.model.attention import paged_attention
+from engine.model.linear import Linear, take_linear
+from engine.model.norm import LayerNorm
+from engine.model.weights import Weights
+from engine.model_input import ModelInput
+
+
+class GPT2Attention:
+    """Multi-head attention; q, k and v come from one matmul, as the checkpoint stores them."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.scale = config.head_dim**-0.5
+        size = config.hidden_size
+        self.qkv_proj = take_linear(weights, (f"{prefix}.qkv_proj",), size, (3 * size,), bias=config.qkv_bias)
+        self.o_proj = take_linear(weights, (f"{prefix}.o_proj",), size, (size,), bias=config.o_bias)
+
+    def __call__(self, x: Tensor, layer_kv: LayerKV, model_input: ModelInput) -> Tensor:
+        """Map [num_tokens, hidden_size] to the same, writing this step's keys and values."""
+        q, k, v = self.qkv_proj(x).view(len(x), -1, self.head_dim).chunk(3, dim=1)
+        layer_kv.write(model_input.slot_mapping, k, v)
+        return self.o_proj(paged_attention(q, layer_kv, model_input.tile_groups, scale=self.scale))
+
+
+class GPT2MLP:
+    """down(gelu(up(x)))."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.up_proj = take_linear(weights, (f"{prefix}.up_proj",), hidden, (inner,), bias=bias)
+        self.down_proj = take_linear(weights, (f"{prefix}.down_proj",), inner, (hidden,), bias=bias)
+        self.approximation = "tanh" if config.activation is Activation.GELU_TANH else "none"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map [num_tokens, hidden_size] to the same."""
+        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximation))
+
+
+class GPT2Layer:
+    """One transformer layer, norms before the blocks."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
+        self.attn_norm = take_layer_norm(weights, f"{prefix}.attn_norm", config)
+        self.attn = GPT2Attention(config, weights, f"{prefix}.attn")
+        self.mlp_norm = take_layer_norm(weights, f"{prefix}.mlp_norm", config)
+        self.mlp = GPT2MLP(config, weights, f"{prefix}.mlp")
+
+    def __call__(self, x: Tensor, layer_kv: LayerKV, model_input: ModelInput) -> Tensor:
+        """Map [num_tokens, hidden_size] to the same."""
+        x = x + self.attn(self.attn_norm(x), layer_kv, model_input)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT2:
+    """Decoder-only transformer as in "Language Models are Unsupervised Multitask Learners" (2019)."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, *, max_positions: int) -> None:
+        self.config = config
+        size = config.hidden_size
+        self.embed_tokens = weights.take("embed_tokens.weight", config.vocab_size, size)
+        positions = weights.take("embed_positions.weight", config.max_position_embeddings, size)
+        self.embed_positions = positions[:max_positions]
+        self.layers = [GPT2Layer(config, weights, f"layers.{i}") for i in range(config.num_layers)]
+        self.norm = take_layer_norm(weights, "norm", config)
+        self.lm_head = Linear(
+            self.embed_tokens
+            if config.tie_word_embeddings
+            else weights.take("lm_head.weight", config.vocab_size, size)
+        )
+
+    def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
+        """Return logits [num_sampled, vocab_size] of the rows asked for."""
+        x = F.embedding(model_input.token_ids, self.embed_tokens)
+        x = x + F.embedding(model_input.positions, self.embed_positions)
+        for layer, layer_kv in zip(self.layers, kv_storage.layers, strict=True):
+            x = layer(x, layer_kv, model_input)
+        return self.lm_head(self.norm(x[model_input.logits_rows]))
+
+
+def take_layer_norm(weights: Weights, name: str, config: ModelConfig) -> LayerNorm:
+    """Take the weight and bias of a LayerNorm over the hidden size."""
+    size = config.hidden_size
+    weight, bias = weights.take(f"{name}.weight", size), weights.take(f"{name}.bias", size)
+    return LayerNorm(weight, bias, eps=config.norm_eps)

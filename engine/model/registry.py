@@ -1,0 +1,33 @@
+"""Which class runs which architecture."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from engine.config import ModelConfig
+from engine.errors import CheckpointError
+from engine.kv_cache.kv_storage import KVStorage
+from engine.model.gpt2 import GPT2
+from engine.model.llama import Llama
+from engine.model.weights import Weights
+from engine.model_input import ModelInput
+
+
+class Model(Protocol):
+    """What the model runner needs of a model."""
+
+    config: ModelConfig
+
+    def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
+        """Return logits [num_sampled, vocab_size] and write this step's keys and values."""
+
+
+def build_model(config: ModelConfig, weights: Weights, *, max_positions: int) -> Model:
+    """Build the model of `config.architecture` from its weights, all of which must be used."""
+    architectures: dict[str, type[GPT2] | type[Llama]] = {"gpt2": GPT2, "llama": Llama}
+    if config.architecture not in architectures:
+        known = ", ".join(sorted(architectures))
+        raise CheckpointError(f"architecture {config.architecture!r} is not supported; known: {known}")
+    model = architectures[config.architecture](config, weights, max_positions=max_positions)
+    weights.finish()
+    return model

@@ -1,0 +1,1 @@
+"""From logits to tokens: processors, position-keyed noise, the argmax."""

@@ -1,0 +1,80 @@
+"""Position-keyed noise: a stateless hash of (seed, choice, position, token).
+
+There is no generator and no state: whatever the server does to reach a position (batching, preemption,
+speculation), the noise there is the same. The hash is 32-bit integer arithmetic so that every language
+it is written in agrees to the bit; only the logarithms may differ by an ulp.
+
+    bits = mix(mix(token) + low) ^ high,   mix = Murmur3's 32-bit finaliser, all modulo 2**32
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK_64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseKey:
+    """64 bits that stand for (seed, choice, position), as two signed 32-bit integers."""
+
+    low: int
+    high: int
+
+
+def noise_key(seed: int, choice: int, position: int) -> NoiseKey:
+    """Mix seed (64-bit, signed or not), choice number and position; each step is a bijection of 64 bits."""
+    state = _mix_64(seed & _MASK_64)
+    state = _mix_64(state ^ (choice & _MASK_64))
+    state = _mix_64(state ^ position)
+    return NoiseKey(low=_signed_32(state), high=_signed_32(state >> 32))
+
+
+def gumbel_noise(keys: list[NoiseKey], num_tokens: int, *, device: torch.device) -> Tensor:
+    """Return standard Gumbel noise, float32 [len(keys), num_tokens], for token ids 0 to num_tokens - 1.
+
+    argmax(logits + noise) is a sample of softmax(logits). With x the bits as an unsigned number and
+    u = (x + 0.5) / 2**32 the noise is -log(-log(u)): u never is 0 or 1, and both tails keep full
+    precision, since u near 1 is held as the negative number u - 1.
+    """
+    bits = hash_bits(keys, num_tokens, device=device)
+    offset = bits.to(torch.float32).add_(0.5).mul_(2.0**-32)  # u if not negative, else u - 1
+    log_u = torch.where(offset > 0, offset.log(), offset.log1p())
+    return log_u.neg_().log_().neg_()
+
+
+def hash_bits(keys: list[NoiseKey], num_tokens: int, *, device: torch.device) -> Tensor:
+    """Return 32 random bits per key and token, as int32 [len(keys), num_tokens]."""
+    low = torch.tensor([[key.low] for key in keys], dtype=torch.int32, device=device)
+    high = torch.tensor([[key.high] for key in keys], dtype=torch.int32, device=device)
+    return _mix_32_(_mixed_token_ids(num_tokens, device) + low).bitwise_xor_(high)
+
+
+@functools.lru_cache(maxsize=8)
+def _mixed_token_ids(num_tokens: int, device: torch.device) -> Tensor:
+    """The inner mix depends on the token alone: computed once per vocabulary."""
+    return _mix_32_(torch.arange(num_tokens, dtype=torch.int32, device=device))
+
+
+def _mix_32_(x: Tensor) -> Tensor:
+    """Mix int32 in place; products wrap as unsigned ones would, shifts must not drag the sign along."""
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+    x.mul_(_signed_32(0x85EBCA6B))
+    x.bitwise_xor_((x >> 13).bitwise_and_(0x7FFFF))
+    x.mul_(_signed_32(0xC2B2AE35))
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
+
+
+def _mix_64(x: int) -> int:
+    """SplitMix64's output function after adding its constant."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK_64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return x ^ (x >> 31)
+
+
+def _signed_32(x: int) -> int:
+    """The low 32 bits as the signed number that int32 tensors hold."""
+    return (x & 0xFFFFFFFF) - ((x & 0x80000000) << 1)

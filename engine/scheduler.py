@@ -1,0 +1,134 @@
+"""Scheduler: which tokens of which requests run in the next step, and what its result means."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from engine.batch import Batch, ScheduledChunk
+from engine.kv_cache.kv_cache_manager import KVCacheManager
+from engine.outputs import FinishReason
+from engine.request import Request, RequestStatus
+
+
+class Scheduler:
+    """First come, first served, under a token budget per step.
+
+    Every running request is either catching up on its prompt (a chunk) or one token behind (a decode);
+    both are the same arithmetic. When blocks run out, the youngest running request gives its blocks
+    back and waits at the front of the queue; its tokens are recomputed later, mostly from the cache.
+    """
+
+    def __init__(
+        self, kv_cache_manager: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
+        self.kv_cache_manager = kv_cache_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+
+    def add(self, request: Request) -> None:
+        """Put a new request at the end of the queue."""
+        self.waiting.append(request)
+
+    def schedule(self) -> Batch:
+        """Choose the next step's chunks and give them their slots."""
+        chunks: list[ScheduledChunk] = []
+        budget, preempted = self._schedule_running(chunks, self.max_num_batched_tokens)
+        if not preempted:
+            self._schedule_waiting(chunks, budget)
+        return Batch(tuple(chunks))
+
+    def update(self, batch: Batch, token_ids: Sequence[int]) -> list[Request]:
+        """Take in a step's result: one token per sampled request, in order; return those requests."""
+        sampled = batch.sampled_requests
+        for chunk in batch.chunks:
+            chunk.request.num_computed_tokens += chunk.num_tokens
+            self.kv_cache_manager.publish_computed_blocks(chunk.request)
+        for request, token_id in zip(sampled, token_ids, strict=True):
+            request.token_ids.append(token_id)
+            reason = finish_reason_after(request, token_id)
+            if reason is not None:
+                self.finish(request, reason)
+        return sampled
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End a request in whatever state it is; a finished one stays as it is."""
+        if request.status is RequestStatus.FINISHED:
+            return
+        if request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        self.kv_cache_manager.free(request)
+
+    def _schedule_running(self, chunks: list[ScheduledChunk], budget: int) -> tuple[int, bool]:
+        preempted = False
+        for request in list(self.running):
+            if budget == 0:
+                break
+            if request.status is not RequestStatus.RUNNING:
+                continue
+            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            while not self.kv_cache_manager.allocate_slots(request, num_tokens):
+                preempted = True
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is request:
+                    break
+            if request.status is RequestStatus.RUNNING:
+                chunks.append(ScheduledChunk(request, num_tokens))
+                budget -= num_tokens
+        return budget, preempted
+
+    def _schedule_waiting(self, chunks: list[ScheduledChunk], budget: int) -> None:
+        postponed: list[Request] = []
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            request = self.waiting[0]
+            cached_blocks = self.kv_cache_manager.find_cached_blocks(request)
+            if self.kv_cache_manager.is_prefix_in_flight(request, len(cached_blocks)):
+                # Somebody computes this very prefix: wait for its blocks, let the others pass.
+                postponed.append(self.waiting.popleft())
+                continue
+            if not self.kv_cache_manager.can_start(request, cached_blocks):
+                break
+            self.waiting.popleft()
+            self.kv_cache_manager.start(request, cached_blocks)
+            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            self.kv_cache_manager.allocate_slots(request, num_tokens)
+            self._record_start(request)
+            chunks.append(ScheduledChunk(request, num_tokens))
+            budget -= num_tokens
+        self.waiting.extendleft(reversed(postponed))
+
+    def _record_start(self, request: Request) -> None:
+        request.status = RequestStatus.RUNNING
+        self.running.append(request)
+        if request.first_run_time is not None:
+            return  # resumed: what it finds now it computed itself
+        request.first_run_time = time.monotonic()
+        request.num_cached_tokens = request.num_computed_tokens
+        if self.kv_cache_manager.enable_prefix_caching:
+            self.prefix_cache_queries += request.num_prompt_tokens
+            self.prefix_cache_hits += request.num_cached_tokens
+
+    def _preempt(self, request: Request) -> None:
+        self.kv_cache_manager.free(request)
+        self.running.remove(request)
+        request.status = RequestStatus.WAITING
+        self.waiting.appendleft(request)
+        self.num_preemptions += 1
+
+
+def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:
+    """Tell whether the request ends with the token just appended; a stop wins over the length."""
+    if token_id in request.stop_token_ids and request.num_output_tokens > request.params.min_tokens:
+        return FinishReason.STOP
+    if request.num_tokens >= request.max_total_tokens:
+        return FinishReason.LENGTH
+    return None
