@@ -35,11 +35,17 @@ def noise_key(seed: int, choice: int, position: int) -> NoiseKey:
 def gumbel_noise(keys: list[NoiseKey], num_tokens: int, *, device: torch.device) -> Tensor:
     """Return standard Gumbel noise, float32 [len(keys), num_tokens], for token ids 0 to num_tokens - 1.
 
-    argmax(logits + noise) is a sample of softmax(logits). With x the bits as an unsigned number and
-    u = (x + 0.5) / 2**32 the noise is -log(-log(u)): u never is 0 or 1, and both tails keep full
-    precision, since u near 1 is held as the negative number u - 1.
+    argmax(logits + noise) is a sample of softmax(logits).
     """
-    bits = hash_bits(keys, num_tokens, device=device)
+    return gumbel_from_bits(hash_bits(keys, num_tokens, device=device))
+
+
+def gumbel_from_bits(bits: Tensor) -> Tensor:
+    """Map int32 bits to Gumbel noise, float32 of the same shape.
+
+    With x the bits as an unsigned number and u = (x + 0.5) / 2**32 the noise is -log(-log(u)). u never
+    is 0 or 1, and both tails keep full precision, since u near 1 is held as the negative number u - 1.
+    """
     offset = bits.to(torch.float32).add_(0.5).mul_(2.0**-32)  # u if not negative, else u - 1
     log_u = torch.where(offset > 0, offset.log(), offset.log1p())
     return log_u.neg_().log_().neg_()

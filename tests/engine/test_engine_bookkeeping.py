@@ -168,7 +168,11 @@ def test_an_abort_after_the_end_changes_nothing():
         (generation([0] * 128, max_tokens=1), "prompt", r"prompt \(128 tokens\)"),
         (generation([100]), "prompt", "token id 100 is not between 0 and 99"),
         (generation([-1]), "prompt", "token id -1"),
-        (generation([1], stop_token_ids=frozenset({2**63})), "stop_token_ids", "token id 9223372036854775808"),
+        (
+            generation([1], stop_token_ids=frozenset({2**63})),
+            "stop_token_ids",
+            "token id 9223372036854775808",
+        ),
     ],
 )
 def test_t45_a_request_that_could_never_run_is_refused_at_the_door(request_, param, message):
@@ -196,7 +200,10 @@ def test_t37_thousands_of_random_operations_keep_every_promise(seed):
         action = rng.random()
         if action < 0.15 and len(alive) < 12:
             start = rng.choice([0, 0, 0, 50])
-            prompt = [*range(start, start + rng.randrange(1, 25)), *rng.choices(range(100), k=rng.randrange(3))]
+            prompt = [
+                *range(start, start + rng.randrange(1, 25)),
+                *rng.choices(range(100), k=rng.randrange(3)),
+            ]
             alive.append(engine.add_request(generation(prompt, max_tokens=rng.randrange(1, 12))))
         elif action < 0.2 and alive:
             engine.abort(alive.pop(rng.randrange(len(alive))))

@@ -1,0 +1,261 @@
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Format
+
+from engine.checkpoint.gguf import load_gguf
+from engine.checkpoint.stored_tensor import GGUFTensor
+from engine.config import Activation, RopeScaling
+from engine.errors import CheckpointError
+
+QUANTISABLE = [
+    Format.F32,
+    Format.F16,
+    Format.BF16,
+    Format.Q8_0,
+    Format.Q4_0,
+    Format.Q4_1,
+    Format.Q5_0,
+    Format.Q5_1,
+]
+K_QUANTS = [Format.Q2_K, Format.Q3_K, Format.Q4_K, Format.Q5_K, Format.Q6_K]
+
+
+def permute_as_converter_does(rows, num_heads):
+    """Reorder like llama.cpp's converter: within a head, (half, i) becomes (i, half)."""
+    half = rows.shape[0] // num_heads // 2
+    return rows.reshape(num_heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+@pytest.mark.parametrize("kind", QUANTISABLE, ids=lambda kind: kind.name)
+def test_weights_come_back_as_the_package_dequantises_them(gguf_recipe, tmp_path, kind):
+    recipe = gguf_recipe("qwen2", kind)
+    recipe.tokenizer["tokenizer.ggml.pre"] = "qwen2"
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    stored = checkpoint.tensors["layers.1.mlp.up_proj.weight"]
+    values = recipe.tensors["blk.1.ffn_up.weight"]
+    expected = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
+    assert stored.format == kind.name
+    assert stored.shape == (96, 64)
+    dequantised = stored.dequantize()
+    assert dequantised.dtype == torch.float32
+    np.testing.assert_array_equal(dequantised.numpy(), expected)
+    np.testing.assert_allclose(dequantised.numpy(), values, atol=0.3)
+    norm = checkpoint.tensors["layers.0.attn_norm.weight"]
+    np.testing.assert_array_equal(norm.dequantize().numpy(), recipe.tensors["blk.0.attn_norm.weight"])
+
+
+@pytest.mark.parametrize("kind", K_QUANTS, ids=lambda kind: kind.name)
+def test_k_quants_are_dequantised_from_any_bytes(gguf_recipe, tmp_path, kind):
+    """The package cannot write K-quants, so random bytes stand for weights; NaN equals NaN here."""
+    recipe = gguf_recipe("qwen2")
+    recipe.tokenizer["tokenizer.ggml.pre"] = "qwen2"
+    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    stored_bytes = np.random.default_rng(1).integers(0, 256, (300, 2 * block_bytes), dtype=np.uint8)
+    recipe.tensors["blk.0.extra.weight"] = stored_bytes
+    recipe.formats["blk.0.extra.weight"] = kind
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    stored = checkpoint.tensors["blk.0.extra.weight"]
+    assert stored.shape == (300, 512)
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(stored_bytes, kind)
+    np.testing.assert_array_equal(stored.dequantize().numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", [Format.F32, Format.Q8_0, Format.Q4_1], ids=lambda kind: kind.name)
+def test_llama_queries_and_keys_are_put_back_in_order(gguf_recipe, tmp_path, kind):
+    recipe = gguf_recipe("llama", kind)
+    original = {name: values.copy() for name, values in recipe.tensors.items()}
+    for layer in range(2):
+        for name, num_heads in (("attn_q", 4), ("attn_k", 2)):
+            key = f"blk.{layer}.{name}.weight"
+            recipe.tensors[key] = permute_as_converter_does(original[key], num_heads)
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    for ours, theirs in (("q_proj", "attn_q"), ("k_proj", "attn_k"), ("v_proj", "attn_v")):
+        stored = checkpoint.tensors[f"layers.1.attn.{ours}.weight"]
+        quantised = gguf.quants.quantize(original[f"blk.1.{theirs}.weight"], kind)
+        np.testing.assert_array_equal(stored.raw, quantised.view(np.uint8))
+        np.testing.assert_array_equal(stored.dequantize().numpy(), gguf.quants.dequantize(quantised, kind))
+
+
+def test_llama_query_biases_are_put_back_in_order(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    bias = np.arange(64, dtype=np.float32)
+    for layer in range(2):
+        recipe.tensors[f"blk.{layer}.attn_q.bias"] = permute_as_converter_does(bias, 4)
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    assert checkpoint.config.qkv_bias
+    np.testing.assert_array_equal(checkpoint.tensors["layers.0.attn.q_proj.bias"].dequantize().numpy(), bias)
+
+
+def test_qwen_queries_are_stored_in_our_order_already(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("qwen3")
+    recipe.tokenizer["tokenizer.ggml.pre"] = "qwen2"
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    values = checkpoint.tensors["layers.0.attn.q_proj.weight"].dequantize().numpy()
+    np.testing.assert_array_equal(values, recipe.tensors["blk.0.attn_q.weight"])
+
+
+def test_raw_is_a_view_of_the_mapped_file_and_dequantized_memory_is_not(gguf_recipe, tmp_path):
+    checkpoint = load_gguf(gguf_recipe("llama").write(tmp_path / "m.gguf"))
+    stored = checkpoint.tensors["layers.0.attn.v_proj.weight"]
+    assert isinstance(stored, GGUFTensor)
+    assert stored.raw.base is not None
+    assert not stored.raw.flags.writeable
+    stored.dequantize().fill_(0.0)
+    assert stored.dequantize().abs().sum() > 0
+
+
+def test_llama_config(gguf_recipe, tmp_path):
+    config = load_gguf(gguf_recipe("llama").write(tmp_path / "m.gguf")).config
+    assert (config.architecture, config.activation) == ("llama", Activation.SILU)
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (64, 64, 96)
+    assert (config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim) == (2, 4, 2, 16)
+    assert config.max_position_embeddings == 128
+    assert config.norm_eps == pytest.approx(1e-5)
+    assert config.rope is not None
+    assert config.rope.theta == 50_000.0
+    assert config.rope.scaling is RopeScaling.NONE
+    assert config.tie_word_embeddings
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias, config.qk_norm) == (False,) * 4
+
+
+def test_gpt2_config_and_names(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("gpt2")
+    recipe.tokenizer["tokenizer.ggml.pre"] = "gpt-2"
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    config = checkpoint.config
+    assert (config.architecture, config.activation, config.rope) == ("gpt2", Activation.GELU_TANH, None)
+    assert config.num_kv_heads == 4
+    assert config.qkv_bias
+    assert config.o_bias
+    assert config.mlp_bias
+    assert set(checkpoint.tensors) == {
+        "embed_tokens.weight",
+        "embed_positions.weight",
+        "norm.weight",
+        "norm.bias",
+        *(
+            f"layers.{layer}.{module}.{parameter}"
+            for layer in range(2)
+            for module in (
+                "attn_norm",
+                "attn.qkv_proj",
+                "attn.o_proj",
+                "mlp_norm",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            )
+            for parameter in ("weight", "bias")
+        ),
+    }
+
+
+def test_qwen_flags(gguf_recipe, tmp_path):
+    for architecture, qkv_bias, qk_norm in (("qwen2", True, False), ("qwen3", False, True)):
+        recipe = gguf_recipe(architecture)
+        recipe.tokenizer["tokenizer.ggml.pre"] = "qwen2"
+        checkpoint = load_gguf(recipe.write(tmp_path / f"{architecture}.gguf"))
+        assert checkpoint.config.architecture == "llama"
+        assert (checkpoint.config.qkv_bias, checkpoint.config.qk_norm) == (qkv_bias, qk_norm)
+        assert checkpoint.tokenizer.normalization == "nfc"
+
+
+def test_a_stored_head_unties_and_a_copy_of_the_embedding_is_dropped(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama", Format.Q8_0)
+    recipe.tensors["output.weight"] = -recipe.tensors["token_embd.weight"]
+    recipe.formats["output.weight"] = Format.Q8_0
+    untied = load_gguf(recipe.write(tmp_path / "untied.gguf"))
+    assert not untied.config.tie_word_embeddings
+    assert "lm_head.weight" in untied.tensors
+    recipe.tensors["output.weight"] = recipe.tensors["token_embd.weight"]
+    tied = load_gguf(recipe.write(tmp_path / "tied.gguf"))
+    assert tied.config.tie_word_embeddings
+    assert "lm_head.weight" not in tied.tensors
+
+
+def test_llama3_frequency_factors_and_scalings(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    recipe.tensors["rope_freqs.weight"] = np.linspace(1, 8, 8, dtype=np.float32)
+    checkpoint = load_gguf(recipe.write(tmp_path / "freqs.gguf"))
+    assert checkpoint.config.rope is not None
+    assert checkpoint.config.rope.freq_factors == pytest.approx(np.linspace(1, 8, 8))
+    assert not any("rope_freqs" in name for name in checkpoint.tensors)
+
+    recipe = gguf_recipe("llama")
+    recipe.metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    rope = load_gguf(recipe.write(tmp_path / "linear.gguf")).config.rope
+    assert rope is not None
+    assert (rope.scaling, rope.factor) == (RopeScaling.LINEAR, 4.0)
+
+    recipe.metadata |= {"rope.scaling.type": "yarn", "rope.scaling.original_context_length": 32}
+    rope = load_gguf(recipe.write(tmp_path / "yarn.gguf")).config.rope
+    assert rope is not None
+    assert (rope.scaling, rope.original_max_position_embeddings) == (RopeScaling.YARN, 32)
+    assert rope.attention_factor is None
+
+
+def test_tokenizer(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    recipe.tokenizer["tokenizer.chat_template"] = "{{ messages }}"
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    tokenizer = checkpoint.tokenizer
+    assert tokenizer.kind == "bpe"
+    assert tokenizer.tokens == tuple(recipe.tokenizer["tokenizer.ggml.tokens"])
+    assert tokenizer.merges == (("a", "b"),)
+    assert tokenizer.special_token_ids == {0, 1}
+    assert tokenizer.added_token_ids == {63}
+    assert (tokenizer.pre_tokenizer, tokenizer.normalization) == ("smollm", "none")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.add_bos) == (0, 0, False)
+    assert tokenizer.chat_template == "{{ messages }}"
+    assert checkpoint.stop_token_ids == {0, 1}  # 1 by its text, <|im_end|>
+
+
+def test_llama3_puts_the_begin_token_unless_the_file_says_otherwise(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    recipe.tokenizer["tokenizer.ggml.pre"] = "llama-bpe"
+    tokenizer = load_gguf(recipe.write(tmp_path / "a.gguf")).tokenizer
+    assert (tokenizer.pre_tokenizer, tokenizer.add_bos) == ("llama-bpe", True)
+    recipe.tokenizer["tokenizer.ggml.add_bos_token"] = False
+    assert not load_gguf(recipe.write(tmp_path / "b.gguf")).tokenizer.add_bos
+
+
+def test_sampling_defaults(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    assert load_gguf(recipe.write(tmp_path / "a.gguf")).generation_defaults == {}
+    recipe.general |= {"general.sampling.temp": 0.5, "general.sampling.top_k": 20}
+    defaults = load_gguf(recipe.write(tmp_path / "b.gguf")).generation_defaults
+    assert defaults == {"temperature": 0.5, "top_k": 20}
+
+
+UNSUPPORTED = [
+    ("metadata", "expert_count", 8, "expert_count = 8"),
+    ("metadata", "attention.sliding_window", 64, "sliding-window"),
+    ("metadata", "rope.scaling.type", "longrope", "longrope"),
+    ("metadata", "rope.dimension_count", 8, "partial rotary"),
+    ("metadata", "attention.value_length", 8, "different length"),
+    ("metadata", "attention.head_count_kv", [2, 1], "differs between layers"),
+    ("general", "general.type", "adapter", "adapter"),
+    ("general", "split.count", 3, "llama-gguf-split"),
+    ("tokenizer", "tokenizer.ggml.model", "llama", "SentencePiece"),
+    ("tokenizer", "tokenizer.ggml.pre", "default", "'default' is not supported"),
+    ("tokenizer", "tokenizer.ggml.pre", "deepseek-coder", "deepseek-coder"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "message"), UNSUPPORTED)
+def test_what_is_not_supported_is_named(gguf_recipe, tmp_path, section, key, value, message):
+    recipe = gguf_recipe("llama")
+    getattr(recipe, section)[key] = value
+    path = recipe.write(tmp_path / "m.gguf")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_gguf(path)
+    assert str(path) in str(caught.value)
+
+
+def test_unknown_architecture_lists_the_known_ones(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    recipe.architecture = "mamba"
+    with pytest.raises(CheckpointError, match="'mamba' is not supported; supported: gpt2, llama"):
+        load_gguf(recipe.write(tmp_path / "m.gguf"))

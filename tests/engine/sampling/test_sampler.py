@@ -1,0 +1,140 @@
+"""Processors against naive twins, the sampler against exact distributions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.request import Request
+from engine.sampling.logits_processors import apply_min_p, apply_temperature, apply_top_k_top_p
+from engine.sampling.sampler import Sampler
+from engine.sampling_params import SamplingParams
+
+
+def request(*, seed=1, choice=0, num_tokens=3, stop=(), **params):
+    return Request(
+        request_id=0,
+        prompt_token_ids=tuple(range(num_tokens)),
+        params=SamplingParams(max_tokens=99, **params),
+        seed=seed,
+        choice=choice,
+        root_hash=b"",
+        stop_token_ids=frozenset(stop),
+        max_total_tokens=1000,
+    )
+
+
+def naive_kept(logits, *, top_k=0, top_p=1.0, min_p=0.0):
+    """The set of surviving token ids, by plain sorting; ties with the last one kept survive."""
+    ordered = sorted(logits, reverse=True)
+    threshold = ordered[top_k - 1] if 0 < top_k < len(logits) else ordered[-1]
+    kept = [x for x in ordered if x >= threshold]
+    if top_p < 1.0:
+        total = sum(math.exp(x - ordered[0]) for x in kept)
+        mass, last = 0.0, kept[0]
+        for x in kept:
+            if mass >= top_p:
+                break
+            last, mass = x, mass + math.exp(x - ordered[0]) / total
+        threshold = max(threshold, last)
+    if min_p > 0.0:
+        threshold = max(threshold, ordered[0] + math.log(min_p))
+    return {i for i, x in enumerate(logits) if x >= threshold - 1e-12}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    logits=st.lists(st.integers(-30, 30).map(lambda x: x / 4), min_size=1, max_size=40),
+    top_k=st.integers(1, 50),
+    top_p=st.sampled_from([0.01, 0.13, 0.37, 0.61, 0.93, 1.0]),
+    min_p=st.sampled_from([0.0, 0.03, 0.3, 1.0]),
+)
+def test_filters_keep_the_same_tokens_as_plain_sorting(logits, top_k, top_p, min_p):
+    rows = torch.tensor([logits, logits[::-1]], dtype=torch.float32)
+    k = torch.full((2,), min(top_k, len(logits)))
+    out = apply_min_p(apply_top_k_top_p(rows, k, torch.full((2,), top_p)), torch.full((2,), min_p))
+    for row, source in zip(out.tolist(), (logits, logits[::-1]), strict=True):
+        expected = naive_kept(source, top_k=min(top_k, len(logits)), top_p=top_p, min_p=min_p)
+        assert {i for i, x in enumerate(row) if x > -math.inf} == expected
+        assert all(x == source[i] for i, x in enumerate(row) if x > -math.inf)
+
+
+def test_each_row_has_its_own_temperature():
+    logits = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    assert apply_temperature(logits, torch.tensor([0.5, 2.0])).tolist() == [[2.0, 4.0], [0.5, 1.0]]
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 2.0},
+    {"top_k": 3},
+    {"top_p": 0.7},
+    {"min_p": 0.2},
+    {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "min_p": 0.05},
+]
+
+
+@pytest.mark.parametrize("seed", [0, 1, -(2**40)])
+@pytest.mark.parametrize("params", SETTINGS, ids=str)
+def test_draws_follow_the_exact_distribution(params, seed):
+    """Chi-square of 20,000 positions against the exact softmax; the bound is about five sigma."""
+    logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0, -6.0])
+    num_draws, sampler = 20_000, Sampler(vocab_size=8)
+    counts = torch.zeros(8)
+    for start in range(0, num_draws, 4_000):
+        requests = [request(seed=seed, num_tokens=0, **params) for _ in range(4_000)]
+        for i, r in enumerate(requests):
+            r.token_ids = range(start + i)  # only its length, the position, is read
+        counts += torch.bincount(
+            torch.tensor(sampler(logits.repeat(4_000, 1), requests).token_ids), minlength=8
+        )
+    full = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | params
+    scaled = (logits / full["temperature"]).tolist()
+    kept = naive_kept(scaled, top_k=full["top_k"], top_p=full["top_p"], min_p=full["min_p"])
+    weights = torch.tensor([math.exp(x) if i in kept else 0.0 for i, x in enumerate(scaled)])
+    expected = weights / weights.sum() * num_draws
+    assert counts[expected == 0].sum() == 0
+    chi_square = ((counts - expected) ** 2 / expected)[expected > 0].sum().item()
+    freedom = len(kept) - 1
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom) + 10
+
+
+def test_t27_a_row_depends_on_itself_alone():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 500, generator=generator) * 3
+    requests = [
+        request(temperature=0.0),
+        request(seed=7),
+        request(seed=7, choice=1),
+        request(seed=8, top_k=5),
+        request(seed=9, top_p=0.5, temperature=1.5),
+        request(seed=10, min_p=0.1),
+    ]
+    sampler = Sampler(vocab_size=500)
+    together = sampler(logits, requests).token_ids
+    alone = [sampler(logits[i : i + 1], [r]).token_ids[0] for i, r in enumerate(requests)]
+    backwards = sampler(logits.flip(0), requests[::-1]).token_ids[::-1]
+    assert list(together) == alone == list(backwards)
+
+
+def test_t28_padding_rows_of_the_head_never_win():
+    logits = torch.zeros(2, 10)
+    logits[:, 8:] = 100.0
+    assert all(t < 8 for t in Sampler(vocab_size=8)(logits, [request(temperature=0.0), request()]).token_ids)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, -0.0, 1e-45])
+def test_t30_a_vanishing_temperature_is_greedy(temperature):
+    logits = torch.tensor([[1.0, 1.001, 0.0]])
+    assert Sampler(vocab_size=3)(logits, [request(temperature=temperature)]).token_ids == (1,)
+
+
+def test_stop_tokens_cannot_come_before_min_tokens():
+    logits = torch.tensor([[0.0, 9.0, 1.0]])
+    early = request(temperature=0.0, min_tokens=2, stop=(1,))
+    assert Sampler(vocab_size=3)(logits.clone(), [early]).token_ids == (2,)
+    early.token_ids += [2, 2]
+    assert Sampler(vocab_size=3)(logits.clone(), [early]).token_ids == (1,)

@@ -1,0 +1,249 @@
+"""The bridge: delivery, aborts, refusal, drain and death, with a scripted model that can be held."""
+
+import asyncio
+import threading
+
+import pytest
+
+from engine.async_engine import AsyncEngine
+from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
+from engine.outputs import FinishReason
+from tests.tiny import generation, scripted_engine
+
+
+class Gate:
+    """Lets the engine thread run a step only when told to; open by default."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.open.set()
+        self.waiting = threading.Event()  # a step is at the gate
+        self.error = None
+
+    def __call__(self, tokens):
+        self.waiting.set()
+        assert self.open.wait(10)
+        self.waiting.clear()
+        if self.error:
+            raise self.error
+        return (tokens[-1] + 1) % 100
+
+    async def reached(self):
+        assert await asyncio.to_thread(self.waiting.wait, 10)
+
+
+class Bridge:
+    """An AsyncEngine over a scripted model, closed at the end."""
+
+    def __init__(self, *, max_waiting=16, **settings):
+        self.gate = Gate()
+        self.engine = scripted_engine(self.gate, **settings)
+        self.bridge = AsyncEngine(self.engine, max_waiting=max_waiting)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        self.gate.open.set()
+        await asyncio.to_thread(self.bridge.close)
+        assert self.engine.kv_cache_manager.pool.num_free == self.engine.kv_cache_manager.pool.num_blocks or (
+            self.bridge.is_dead
+        )
+
+    async def collect(self, *requests):
+        answers = {}
+        reasons = {}
+        async for output in self.bridge.generate(requests):
+            answers.setdefault(output.index, []).extend(output.new_token_ids)
+            if output.finish_reason:
+                assert output.index not in reasons, "a request ends once"
+                reasons[output.index] = output.finish_reason
+        return answers, reasons
+
+
+def run(scenario, **settings):
+    async def main():
+        async with Bridge(**settings) as bridge:
+            await scenario(bridge)
+
+    asyncio.run(main())
+
+
+def test_every_request_ends_exactly_once_with_a_reason():
+    async def scenario(b):
+        answers, reasons = await b.collect(
+            generation([1], max_tokens=3), generation([50], max_tokens=9, stop_token_ids=frozenset({52}))
+        )
+        assert answers == {0: [2, 3, 4], 1: [51, 52]}
+        assert reasons == {0: FinishReason.LENGTH, 1: FinishReason.STOP}
+        assert b.bridge.stats().num_requests_running == b.bridge.stats().num_requests_waiting == 0
+
+    run(scenario)
+
+
+def test_many_streams_at_once_each_get_their_own():
+    async def scenario(b):
+        results = await asyncio.gather(*(b.collect(generation([i], max_tokens=20)) for i in range(40)))
+        for i, (answers, _) in enumerate(results):
+            assert answers[0] == [(i + 1 + j) % 100 for j in range(20)]
+
+    run(scenario, max_waiting=64)
+
+
+def test_all_or_none_a_bad_request_starts_nothing():
+    async def scenario(b):
+        with pytest.raises(RequestError, match="token id 100"):
+            b.bridge.generate([generation([1]), generation([100])])
+        assert b.bridge.stats().num_requests_waiting == 0
+        assert b.engine.stats().num_steps == 0
+
+    run(scenario)
+
+
+def test_t53_a_full_queue_refuses_at_once_and_says_when_to_come_back():
+    async def scenario(b):
+        b.gate.open.clear()
+        streams = [b.bridge.generate([generation([i], max_tokens=2)]) for i in range(4)]
+        with pytest.raises(QueueFullError, match="limit of 4") as caught:
+            b.bridge.generate([generation([9])])
+        assert caught.value.retry_after >= 1
+        streams[0].abort()
+        b.bridge.generate([generation([9])]).abort()
+        b.gate.open.set()
+        assert [len([o async for o in stream]) for stream in streams] == [0, 2, 2, 2]
+
+    run(scenario, max_num_seqs=2, max_waiting=2)
+
+
+def test_t38_an_abort_during_a_step_frees_the_request_before_the_next_one():
+    async def scenario(b):
+        b.gate.open.clear()
+        stream = b.bridge.generate([generation([1], max_tokens=100), generation([2], max_tokens=5)])
+        await b.gate.reached()
+        stream.abort(0)
+        stream.abort(0)
+        steps = b.engine.stats().num_steps
+        b.gate.open.set()
+        outputs = [output async for output in stream]
+        assert {o.index for o in outputs if o.finish_reason} == {1}
+        assert all(len(batch) == 1 for batch in b.engine.runner.batches[steps + 1 :])
+        assert b.engine.stats().requests_finished[FinishReason.ABORT] == 1
+
+    run(scenario)
+
+
+def test_aborting_before_the_engine_saw_the_request_is_fine():
+    async def scenario(b):
+        b.gate.open.clear()
+        blocker = b.bridge.generate([generation([1], max_tokens=2)])
+        await b.gate.reached()
+        early = b.bridge.generate([generation([2])])
+        early.abort()
+        b.gate.open.set()
+        assert [o async for o in early] == []
+        assert len([o async for o in blocker]) == 2
+
+    run(scenario)
+
+
+def test_t39_a_slow_consumer_holds_up_nobody():
+    async def scenario(b):
+        slow = b.bridge.generate([generation([1], max_tokens=50)])
+        answers, _ = await b.collect(generation([2], max_tokens=60))
+        assert len(answers[0]) == 60
+        assert len(slow.get_ready()) == 50, "everything waits, nothing is lost"
+        assert [o async for o in slow] == []
+
+    run(scenario)
+
+
+def test_a_step_that_raises_reaches_every_open_request_and_every_later_one():
+    async def scenario(b):
+        b.gate.open.clear()
+        streams = [b.bridge.generate([generation([i], max_tokens=5)]) for i in range(3)]
+        await b.gate.reached()
+        b.gate.error = ZeroDivisionError("scripted")
+        b.gate.open.set()
+        for stream in streams:
+            with pytest.raises(EngineDeadError, match="ZeroDivisionError: scripted"):
+                await anext(stream)
+        assert b.bridge.is_dead
+        with pytest.raises(EngineDeadError):
+            b.bridge.generate([generation([1])])
+
+    run(scenario)
+
+
+def test_drain_lets_open_requests_finish_and_takes_no_new_ones():
+    async def scenario(b):
+        b.gate.open.clear()
+        stream = b.bridge.generate([generation([1], max_tokens=5)])
+        draining = asyncio.ensure_future(b.bridge.drain(10))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
+            b.bridge.generate([generation([1])])
+        b.gate.open.set()
+        assert len([o async for o in stream]) == 5
+        assert await draining
+
+    run(scenario)
+
+
+def test_drain_ends_what_takes_too_long_with_an_error():
+    async def scenario(b):
+        b.gate.open.clear()
+        stream = b.bridge.generate([generation([1], max_tokens=5)])
+        assert not await b.bridge.drain(0.01)
+        with pytest.raises(EngineUnavailableError, match="before the answer was complete"):
+            await anext(stream)
+
+    run(scenario)
+
+
+def test_close_fails_what_is_open():
+    async def main():
+        b = Bridge()
+        b.gate.open.clear()
+        stream = b.bridge.generate([generation([1], max_tokens=5)])
+        await b.gate.reached()
+        threading.Timer(0.05, b.gate.open.set).start()
+        b.bridge.close()  # waits for the step at the gate
+        with pytest.raises(EngineUnavailableError):
+            async for _ in stream:
+                pass
+
+    asyncio.run(main())
+
+
+def test_requests_of_an_event_loop_that_is_gone_are_aborted():
+    b = Bridge()
+    b.gate.open.clear()
+
+    async def leave():
+        b.bridge.generate([generation([1], max_tokens=100)])
+        await b.gate.reached()
+
+    asyncio.run(leave())
+    b.gate.open.set()
+
+    async def stay():
+        answers, _ = await b.collect(generation([2], max_tokens=3))
+        assert answers == {0: [3, 4, 5]}
+        assert b.engine.stats().num_requests_running == 0
+
+    asyncio.run(stay())
+    b.bridge.close()
+
+
+def test_stats_answer_during_a_long_step():
+    async def scenario(b):
+        b.gate.open.clear()
+        stream = b.bridge.generate([generation([1], max_tokens=1)])
+        await b.gate.reached()
+        stats = b.bridge.stats()
+        assert stats.num_requests_running == 1
+        assert stats.seconds_since_step > 0
+        b.gate.open.set()
+        assert len([o async for o in stream]) == 1
+
+    run(scenario)
