@@ -156,7 +156,9 @@ def scripted_engine(
     )
 
 
-def generation(prompt: Sequence[int], *, choice: int = 0, salt: bytes = b"", **params: object) -> GenerationRequest:
+def generation(
+    prompt: Sequence[int], *, choice: int = 0, salt: bytes = b"", **params: object
+) -> GenerationRequest:
     """A request; greedy unless told otherwise."""
     settings = {"temperature": 0.0, "max_tokens": 8} | params
     return GenerationRequest(

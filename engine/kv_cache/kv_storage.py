@@ -42,6 +42,7 @@ class KVStorage:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.num_blocks = num_blocks
         shape = (num_layers, 2, num_kv_heads, num_blocks, block_size, head_dim)
         storage = _zeros_touched_on_use(shape, dtype, device)
         self.layers = [LayerKV(keys=layer[0], values=layer[1]) for layer in storage]

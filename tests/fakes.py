@@ -1,0 +1,406 @@
+"""Fakes with scripts: an engine that says what it is told, and a vocabulary of the 256 bytes."""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.checkpoint.checkpoint import TokenizerData
+from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
+from engine.outputs import FinishReason, GenerationRequest, RequestOutput
+from engine.stats import EngineStats
+from server.admission import Admission
+from server.app import create_app
+from server.auth import KeyRing
+from server.http_server import DrainingServer, listen
+from server.metrics import ServerMetrics
+from server.serving import RequestLimits, ServedModel, ServerState
+from server.text import ChatTemplate, Tokenizer
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+EOS = 256
+IM_START = 257
+IM_END = 258
+
+
+def byte_tokenizer_data() -> TokenizerData:
+    """Ids 0 to 255 are the bytes; then <|endoftext|>, <|im_start|> and <|im_end|>."""
+    return TokenizerData(
+        tokens=(*_byte_alphabet(), "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        merges=(),
+        special_token_ids=frozenset({EOS, IM_START, IM_END}),
+        bos_token_id=None,
+        eos_token_id=EOS,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _byte_alphabet() -> list[str]:
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    extra = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(extra)) for byte in range(256)]
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one request says, step by step."""
+
+    steps: tuple[tuple[int, ...], ...]
+    finish_reason: FinishReason = FinishReason.LENGTH
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+
+
+def say(text: str, *, tokens_per_step: int = 1, cached: int = 0, eos: bool = False) -> Script:
+    """Say `text` byte by byte; with `eos`, end with the end token instead of at the limit."""
+    ids = [*text.encode(), *([EOS] if eos else [])]
+    steps = tuple(tuple(ids[i : i + tokens_per_step]) for i in range(0, len(ids), tokens_per_step))
+    return Script(
+        steps=steps,
+        finish_reason=FinishReason.STOP if eos else FinishReason.LENGTH,
+        stop_token_id=EOS if eos else None,
+        num_cached_tokens=cached,
+    )
+
+
+def echo_seed(request: GenerationRequest) -> Script:
+    """Say the choice and the seed, cut to max_tokens: a pure function of the request."""
+    return cut(say(f"c{request.choice}s{request.params.seed}."), request.params.max_tokens)
+
+
+def cut(script: Script, max_tokens: int) -> Script:
+    """Cut a script to a number of tokens; cut short it ends with `length`."""
+    steps, left = [], max_tokens
+    for step in script.steps:
+        if left <= 0:
+            return replace(script, steps=tuple(steps), finish_reason=FinishReason.LENGTH, stop_token_id=None)
+        steps.append(step[:left])
+        left -= len(step)
+    return replace(script, steps=tuple(steps))
+
+
+class FakeStream:
+    """An OutputStream fed by a FakeEngine."""
+
+    def __init__(self, engine: "FakeEngine", num_requests: int) -> None:
+        self._engine = engine
+        self.open = set(range(num_requests))
+        self._ready: deque[RequestOutput] = deque()
+        self._error: EngineUnavailableError | None = None
+        self._wake = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        while not self._ready:
+            if self._error is not None:
+                raise self._error
+            if not self.open:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._ready.popleft()
+
+    def get_ready(self) -> list[RequestOutput]:
+        ready = list(self._ready)
+        self._ready.clear()
+        return ready
+
+    def abort(self, index: int | None = None) -> None:
+        indices = set(self.open) if index is None else self.open & {index}
+        self.open -= indices
+        self._engine.forget(self, indices)
+        self._wake.set()
+
+    def deliver(self, output: RequestOutput) -> None:
+        if output.index in self.open:
+            self._ready.append(output)
+            if output.finish_reason is not None:
+                self.open.discard(output.index)
+            self._wake.set()
+
+    def fail(self, error: EngineUnavailableError) -> None:
+        self._error = error
+        self.open.clear()
+        self._wake.set()
+
+
+@dataclass
+class _Running:
+    stream: FakeStream
+    index: int
+    steps: deque[tuple[int, ...]]
+    script: Script
+
+
+class FakeEngine:
+    """AsyncEngine's interface over scripts.
+
+    Steps run by themselves on the event loop, or one by one with step() after hold(). Tests call it from
+    another thread than the server's; wait_until() waits for what the server does to it.
+    """
+
+    info = None
+
+    def __init__(
+        self,
+        script: Callable[[GenerationRequest], Script] = echo_seed,
+        *,
+        max_model_len: int = 4096,
+        vocab_size: int = 259,
+        max_open: int = 1000,
+    ) -> None:
+        self.script = script
+        self.max_model_len = max_model_len
+        self.vocab_size = vocab_size
+        self.max_open = max_open
+        self.seconds_since_step = 0.0
+        self.requests: list[GenerationRequest] = []
+        self.num_aborted = 0
+        self.num_delivered_steps = 0
+        self.is_closed = False
+        self._running: list[_Running] = []
+        self._is_held = False
+        self._error: EngineUnavailableError | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._idle: asyncio.Event | None = None  # set while draining, when nothing is left
+        self._changed = threading.Condition()
+        self._finished = dict.fromkeys(FinishReason, 0)
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+
+    # The interface of AsyncEngine.
+
+    @property
+    def is_dead(self) -> bool:
+        return isinstance(self._error, EngineDeadError)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> FakeStream:
+        if self._error is not None:
+            raise self._error
+        for request in requests:
+            if len(request.prompt_token_ids) + request.params.max_tokens > self.max_model_len:
+                raise RequestError("too long for the engine", param="max_tokens")
+        if len(self._running) + len(requests) > self.max_open:
+            raise QueueFullError(f"the queue is full: {len(self._running)} are open", retry_after=7.2)
+        self._loop = asyncio.get_running_loop()
+        stream = FakeStream(self, len(requests))
+        for index, request in enumerate(requests):
+            script = self.script(request)
+            self._num_prompt_tokens += len(request.prompt_token_ids)
+            self._num_cached_tokens += script.num_cached_tokens
+            self._running.append(
+                _Running(stream=stream, index=index, steps=deque(script.steps), script=script)
+            )
+        self.requests.extend(requests)
+        self._notify()
+        if not self._is_held:
+            self._loop.call_soon(self._step_while_free)
+        return stream
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_requests_running=len(self._running),
+            num_kv_blocks=100,
+            num_free_kv_blocks=100 - len(self._running),
+            prefix_cache_queries=self._num_prompt_tokens,
+            prefix_cache_hits=self._num_cached_tokens,
+            prompt_tokens=self._num_prompt_tokens,
+            requests_finished=dict(self._finished),
+            seconds_since_step=self.seconds_since_step,
+        )
+
+    async def drain(self, timeout: float) -> bool:
+        self._error = self._error or EngineUnavailableError("the server is shutting down")
+        self._idle = asyncio.Event()
+        if self._running:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout)
+        finished = not self._running
+        for running in list(self._running):
+            running.stream.abort()
+            running.stream.fail(EngineUnavailableError("the server shut down before the answer was complete"))
+        return finished
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._notify()
+
+    # The strings of the puppet.
+
+    def hold(self) -> None:
+        """Stop stepping by itself."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """Step by itself again."""
+        self._is_held = False
+        self._on_loop(self._step_while_free)
+
+    def step(self, count: int = 1) -> None:
+        """Run `count` steps of every open request, before the server gets to look at any of them."""
+
+        def run() -> None:
+            for _ in range(count):
+                self._step_once()
+
+        self._on_loop(run)
+
+    def step_when_open(self, num_open: int, count: int = 1) -> None:
+        """Wait on a thread until `num_open` requests are there, then step: for a client that waits."""
+
+        def run() -> None:
+            self.wait_until(lambda: self.num_open == num_open)
+            self.step(count)
+
+        threading.Thread(target=run).start()
+
+    def die(self) -> None:
+        """Fail every open request, and all that come."""
+        self._error = EngineDeadError("the engine died: scripted")
+        self._on_loop(self._fail_all)
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+        """Wait until `condition`, which may look at this engine only, is true."""
+        with self._changed:
+            assert self._changed.wait_for(condition, timeout), "the engine never got there"
+
+    @property
+    def num_open(self) -> int:
+        return len(self._running)
+
+    def forget(self, stream: FakeStream, indices: set[int]) -> None:
+        """Drop aborted requests; called by their stream."""
+        gone = [r for r in self._running if r.stream is stream and r.index in indices]
+        self._running = [r for r in self._running if r not in gone]
+        self.num_aborted += len(gone)
+        self._notify()
+
+    def _on_loop(self, callback: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(callback)
+
+    def _notify(self) -> None:
+        if self._idle is not None and not self._running:
+            self._idle.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _step_while_free(self) -> None:
+        if self._running and not self._is_held and self._loop is not None:
+            self._step_once()
+            self._loop.call_soon(self._step_while_free)
+
+    def _step_once(self) -> None:
+        for running in list(self._running):
+            token_ids = running.steps.popleft() if running.steps else ()
+            is_last = not running.steps
+            script = running.script
+            running.stream.deliver(
+                RequestOutput(
+                    index=running.index,
+                    new_token_ids=token_ids,
+                    num_cached_tokens=script.num_cached_tokens,
+                    finish_reason=script.finish_reason if is_last else None,
+                    stop_token_id=script.stop_token_id if is_last else None,
+                    queue_seconds=0.001,
+                )
+            )
+            if is_last:
+                self._running.remove(running)
+                self._finished[script.finish_reason] += 1
+        self.num_delivered_steps += 1
+        self._notify()
+
+    def _fail_all(self) -> None:
+        assert self._error is not None
+        for running in self._running:
+            running.stream.fail(self._error)
+        self._running = []
+        self._notify()
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A real server on a real socket, in a thread of its own."""
+
+    url: str
+    engine: FakeEngine
+    state: ServerState
+    server: DrainingServer
+    loop: asyncio.AbstractEventLoop
+
+    def stop(self) -> None:
+        """Begin to drain, as a signal would."""
+        self.loop.call_soon_threadsafe(self.server.stop)
+
+
+def served_model(
+    engine: FakeEngine, *, name: str = "fake", chat_template: str | None = CHAT_TEMPLATE
+) -> ServedModel:
+    """A model of the byte vocabulary behind a fake engine."""
+    return ServedModel(
+        name=name,
+        engine=engine,
+        tokenizer=Tokenizer(byte_tokenizer_data()),
+        chat_template=None
+        if chat_template is None
+        else ChatTemplate(chat_template, bos_token="", eos_token=""),
+        max_token_bytes=13,
+        system_fingerprint="fp_fake",
+    )
+
+
+@contextlib.contextmanager
+def serving(
+    engine: FakeEngine,
+    *,
+    keys: Sequence[str] = (),
+    max_open: int = 1000,
+    limits: RequestLimits | None = None,
+    shutdown_timeout: float = 10.0,
+    cors_origins: Sequence[str] = (),
+    chat_template: str | None = CHAT_TEMPLATE,
+    is_loading: bool = False,
+) -> Iterator[RunningServer]:
+    """Serve `engine` on a free port of 127.0.0.1 while the block runs."""
+    state = ServerState(
+        admission=Admission(max_open=max_open), metrics=ServerMetrics(), limits=limits or RequestLimits()
+    )
+    if not is_loading:
+        state.publish(served_model(engine, chat_template=chat_template))
+    app = create_app(state, keys=KeyRing(keys), cors_origins=cors_origins)
+    server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout)
+    listener = listen("127.0.0.1", 0)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(sockets=[listener]),))
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    running = RunningServer(url=url, engine=engine, state=state, server=server, loop=loop)
+    try:
+        yield running
+    finally:
+        engine.release()
+        if thread.is_alive():
+            running.stop()
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+        loop.close()
+
+
+def sse_data(text: str) -> list[dict[str, Any]]:
+    """Return the JSON of the events of a stream that ended well: [DONE] is last and nothing follows it."""
+    *events, done, rest = text.split("\n\n")
+    assert done == "data: [DONE]"
+    assert rest == ""
+    assert all(event.startswith("data: ") for event in events)
+    return [json.loads(event.removeprefix("data: ")) for event in events]

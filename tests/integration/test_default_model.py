@@ -1,0 +1,121 @@
+"""The real default model against `transformers` running the same dequantised weights, in float32."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from engine.config import EngineConfig
+from engine.loader import build_engine
+from server.text.chat_template import ChatTemplate
+from server.text.tokenizer import Tokenizer
+from tests.tiny import generate, generation
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "Explain photosynthesis to a child.",
+    "List three prime numbers.",
+    "Translate 'good morning' into Spanish.",
+    "Who wrote Romeo and Juliet?",
+    "What is 12 times 12?",
+    "Give me a recipe for pancakes.",
+    "Why is the sky blue?",
+    "Write a Python function that reverses a string.",
+]
+TEXTS = [
+    "Once upon a time, in a small village by the river,",
+    "The three laws of motion are",
+    "def fibonacci(n):\n    ",
+    "In 1969, the first man on the Moon",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "Q: What is a transformer?\nA:",
+    "1, 2, 3, 5, 8, 13,",
+    "The quick brown fox",
+    "To make bread you need flour, water,",
+    "import numpy as np\n\n",
+]
+NUM_TOKENS = 64
+REFERENCE_NAMES = {
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attn.": "self_attn.",
+}
+
+
+@pytest.fixture(scope="module")
+def prompts(default_checkpoint):
+    tokenizer = Tokenizer(default_checkpoint.tokenizer)
+    template = ChatTemplate(default_checkpoint.tokenizer.chat_template)
+    chats = [template.render([{"role": "user", "content": question}]) for question in QUESTIONS]
+    return [tokenizer.encode(text) for text in chats + TEXTS]
+
+
+@pytest.fixture(scope="module")
+def float32_engine(default_checkpoint):
+    config = EngineConfig(device="cpu", dtype="float32", max_model_len=1024, kv_cache_memory=2**29)
+    return build_engine(default_checkpoint, config).engine
+
+
+@pytest.fixture(scope="module")
+def reference(default_checkpoint):
+    config = default_checkpoint.config
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    state = {}
+    for name, tensor in default_checkpoint.tensors.items():
+        for ours, theirs in REFERENCE_NAMES.items():
+            name = name.replace(ours, theirs)
+        state[f"model.{name}"] = tensor.dequantize()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], []), "only the tied head is not stored"
+    return model
+
+
+def test_greedy_continuations_equal_transformers_token_for_token(float32_engine, reference, prompts):
+    """One reference pass over prompt and answer checks all 64 choices: each must be its own argmax."""
+    requests = [generation(prompt, max_tokens=NUM_TOKENS, ignore_eos=True) for prompt in prompts]
+    answers = generate(float32_engine, *requests)
+    unexplained, near_ties = [], []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        with torch.no_grad():
+            logits = reference(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        gaps = logits.amax(dim=-1) - logits.gather(1, torch.tensor(answer).unsqueeze(1))[:, 0]
+        for position in gaps.nonzero().flatten().tolist():
+            gap = gaps[position].item()
+            (near_ties if gap < 1e-3 else unexplained).append((number, position, gap))
+    print(f"{len(prompts) * NUM_TOKENS} tokens, {len(near_ties)} near-ties: {near_ties}")
+    assert len(prompts) == 20
+    assert not unexplained
+    assert len(near_ties) <= 2
+
+
+def test_the_answer_makes_sense(default_checkpoint, float32_engine, prompts):
+    [answer] = generate(float32_engine, generation(prompts[0], max_tokens=20))
+    assert Tokenizer(default_checkpoint.tokenizer).decode(answer) == "The capital of France is Paris."
+
+
+def test_t25_same_seed_same_tokens_alone_or_among_others_in_bfloat16(default_checkpoint, prompts):
+    """The dtype that users get: equal to the bit on a CPU, sampled and greedy, cold and warm."""
+    settings = {"device": "cpu", "dtype": "bfloat16", "max_model_len": 1024, "kv_cache_memory": 2**28}
+    requests = [
+        generation(prompt, max_tokens=24, ignore_eos=True, temperature=0.9 * (i % 2), seed=i)
+        for i, prompt in enumerate(prompts[:9])
+    ]
+    together = build_engine(default_checkpoint, EngineConfig(**settings, max_num_batched_tokens=64)).engine
+    cold = generate(together, *requests)
+    warm = generate(together, *requests)
+    alone = build_engine(default_checkpoint, EngineConfig(**settings, enable_prefix_caching=False)).engine
+    assert [generate(alone, request)[0] for request in requests[:4]] == cold[:4] == warm[:4]
+    assert cold == warm
