@@ -6,9 +6,15 @@ A removed token has the logit -inf. Every row has parameters of its own and is t
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _NEVER = float("-inf")
+
+_SUM_PART = 256
+
+HEAD_SIZE = 1024
+"""How many of the largest logits are put in order before the whole row is: nearly always enough."""
 
 
 def ban_tokens(logits: Tensor, banned: Sequence[frozenset[int]]) -> Tensor:
@@ -24,21 +30,56 @@ def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     return logits / temperature.unsqueeze(1)
 
 
-def apply_top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def apply_top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor, *, head_size: int = HEAD_SIZE) -> Tensor:
     """Keep the top_k likeliest tokens, then of those the fewest whose share reaches top_p.
 
     top_k int64 [num_rows] from 1 to vocab_size, top_p float32 [num_rows] in (0, 1]; vocab_size and 1
     keep everything. The likeliest token always stays. Tokens tied with the last one kept all stay, so that
     the kept set is a matter of values and never of the order in which a sort left equals.
+
+    Only the `head_size` largest logits are put in order, and the whole row where these do not settle it;
+    the result is the same to the bit for every head_size.
     """
-    ordered = logits.sort(dim=-1, descending=True).values
-    kth = ordered.gather(1, top_k.unsqueeze(1) - 1)
-    probabilities = ordered.masked_fill(ordered < kth, _NEVER).softmax(dim=-1)
-    mass_before = probabilities.cumsum(dim=-1) - probabilities
-    num_kept = (mass_before < top_p.unsqueeze(1)).sum(dim=-1, keepdim=True)
-    threshold = torch.maximum(kth, ordered.gather(1, num_kept - 1))
-    keep_all = (top_p >= 1.0).unsqueeze(1)  # rounding of the sum must not cut an unfiltered tail
-    return logits.masked_fill(logits < torch.where(keep_all, kth, threshold), _NEVER)
+    head_size = min(head_size, logits.shape[1])
+    threshold, is_settled = _threshold_from_head(logits, top_k, top_p, head_size)
+    unsettled = (~is_settled).nonzero().flatten()
+    if len(unsettled):
+        whole, _ = _threshold_from_head(
+            logits[unsettled], top_k[unsettled], top_p[unsettled], logits.shape[1]
+        )
+        threshold[unsettled] = whole
+    return logits.masked_fill(logits < threshold.unsqueeze(1), _NEVER)
+
+
+def _threshold_from_head(
+    logits: Tensor, top_k: Tensor, top_p: Tensor, head_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return each row's smallest kept logit, and whether the head was long enough to know it."""
+    num_rows, vocab_size = logits.shape
+    head = logits.topk(head_size, dim=-1).values
+    limits_k, limits_p = top_k < vocab_size, top_p < 1.0
+    kth = head.gather(1, top_k.clamp(max=head_size).unsqueeze(1) - 1)
+    kth = kth.masked_fill(~limits_k.unsqueeze(1), _NEVER)
+    # Shares of what top_k leaves; the sum runs over the row as it lies, whatever the head.
+    highest = head[:, :1]
+    kept_mass = _sum_rows((logits - highest).exp().masked_fill(logits < kth, 0.0)).unsqueeze(1)
+    mass = ((head - highest).exp() / kept_mass).masked_fill(head < kth, 0.0).cumsum(dim=-1)
+    num_below = (mass < top_p.unsqueeze(1)).sum(dim=-1, keepdim=True)  # tokens before the one that reaches it
+    nucleus = head.gather(1, num_below.clamp(max=head_size - 1))
+    threshold = torch.where(limits_p.unsqueeze(1), torch.maximum(kth, nucleus), kth)
+    k_is_settled = ~limits_k | (top_k <= head_size)
+    p_is_settled = ~limits_p | (num_below[:, 0] < head_size) | (limits_k & (top_k < head_size))
+    is_settled = (k_is_settled & p_is_settled) | (head_size == vocab_size)
+    return threshold[:, 0], is_settled.expand(num_rows)
+
+
+def _sum_rows(x: Tensor) -> Tensor:
+    """Sum [num_rows, size] over rows in an order that depends on `size` alone.
+
+    torch sums a single long row in as many parts as there are threads, but several rows one by one.
+    """
+    num_rows, size = x.shape
+    return F.pad(x, (0, -size % _SUM_PART)).view(num_rows, -1, _SUM_PART).sum(dim=-1).sum(dim=-1)
 
 
 def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:

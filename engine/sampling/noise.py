@@ -60,7 +60,7 @@ def hash_bits(keys: list[NoiseKey], num_tokens: int, *, device: torch.device) ->
 
 @functools.lru_cache(maxsize=8)
 def _mixed_token_ids(num_tokens: int, device: torch.device) -> Tensor:
-    """The inner mix depends on the token alone: computed once per vocabulary."""
+    """Return the inner mix, which depends on the token alone: computed once per vocabulary."""
     return _mix_32_(torch.arange(num_tokens, dtype=torch.int32, device=device))
 
 
@@ -82,5 +82,5 @@ def _mix_64(x: int) -> int:
 
 
 def _signed_32(x: int) -> int:
-    """The low 32 bits as the signed number that int32 tensors hold."""
+    """Return the low 32 bits as the signed number that int32 tensors hold."""
     return (x & 0xFFFFFFFF) - ((x & 0x80000000) << 1)

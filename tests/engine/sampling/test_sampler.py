@@ -61,6 +61,26 @@ def test_filters_keep_the_same_tokens_as_plain_sorting(logits, top_k, top_p, min
         assert all(x == source[i] for i, x in enumerate(row) if x > -math.inf)
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+def test_ordering_a_head_gives_the_bits_of_ordering_all(spread):
+    generator = torch.Generator().manual_seed(int(spread * 10))
+    logits = (torch.randn(40, 3_000, generator=generator) * spread).to(torch.bfloat16).float()  # many ties
+    top_k = torch.tensor([1, 2, 7, 8, 9, 100, 2_999, 3_000]).repeat(5)
+    top_p = torch.tensor([0.001, 0.3, 0.9, 0.999, 1.0]).repeat_interleave(8)
+    whole = apply_top_k_top_p(logits, top_k, top_p, head_size=3_000)
+    for head_size in (1, 8, 300, 1024):
+        assert torch.equal(apply_top_k_top_p(logits, top_k, top_p, head_size=head_size), whole)
+
+
+def test_a_row_keeps_the_same_tokens_alone_and_among_others():
+    logits = torch.randn(5, 49_152, generator=torch.Generator().manual_seed(3)) * 2
+    k, p = torch.full((5,), 49_152), torch.tensor([0.1, 0.5, 0.9, 0.99, 0.999])
+    whole = apply_top_k_top_p(logits, k, p)
+    for i in range(5):
+        alone = apply_top_k_top_p(logits[i : i + 1], k[:1], p[i : i + 1])
+        assert torch.equal(alone[0], whole[i])
+
+
 def test_each_row_has_its_own_temperature():
     logits = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
     assert apply_temperature(logits, torch.tensor([0.5, 2.0])).tolist() == [[2.0, 4.0], [0.5, 1.0]]
@@ -102,9 +122,10 @@ def test_draws_follow_the_exact_distribution(params, seed):
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom) + 10
 
 
-def test_t27_a_row_depends_on_itself_alone():
+@pytest.mark.parametrize("vocab_size", [500, 49_152])
+def test_t27_a_row_depends_on_itself_alone(vocab_size):
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 500, generator=generator) * 3
+    logits = torch.randn(6, vocab_size, generator=generator) * 3
     requests = [
         request(temperature=0.0),
         request(seed=7),
@@ -113,7 +134,7 @@ def test_t27_a_row_depends_on_itself_alone():
         request(seed=9, top_p=0.5, temperature=1.5),
         request(seed=10, min_p=0.1),
     ]
-    sampler = Sampler(vocab_size=500)
+    sampler = Sampler(vocab_size=vocab_size)
     together = sampler(logits, requests).token_ids
     alone = [sampler(logits[i : i + 1], [r]).token_ids[0] for i, r in enumerate(requests)]
     backwards = sampler(logits.flip(0), requests[::-1]).token_ids[::-1]

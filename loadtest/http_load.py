@@ -1,0 +1,81 @@
+"""A streaming completions client that costs the machine as little as possible while it measures.
+
+Client and server share the cores in these tests: plain sockets, no JSON parsed but the last chunk's.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class StreamTiming:
+    """One streamed answer, seen from the client; times in seconds from sending the request."""
+
+    chunk_times: tuple[float, ...]  # arrival of each chunk with text
+    total: float
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token."""
+        return self.chunk_times[0]
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second after the first one."""
+        return (self.completion_tokens - 1) / (self.chunk_times[-1] - self.chunk_times[0])
+
+
+async def stream_completion(base_url: str, body: Mapping[str, object]) -> StreamTiming:
+    """POST /v1/completions with stream on; raises RuntimeError on any other answer than a whole stream."""
+    url = urlsplit(base_url)
+    payload = json.dumps(
+        {
+            "temperature": 0,
+            "ignore_eos": True,
+            **body,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    try:
+        started = time.perf_counter()
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\n"
+            b"Connection: close\r\nContent-Length: %d\r\n\r\n" % (url.netloc.encode(), len(payload)) + payload
+        )
+        status = await reader.readline()
+        if b" 200 " not in status:
+            raise RuntimeError(f"{status!r}: {(await reader.read(4096))!r}")
+        return await _read_stream(reader, started)
+    finally:
+        writer.close()
+
+
+async def _read_stream(reader: asyncio.StreamReader, started: float) -> StreamTiming:
+    chunk_times, usage, done = [], None, False
+    while line := await reader.readline():
+        if not line.startswith(b"data: "):
+            continue  # headers, chunk sizes, blank lines
+        if line.startswith(b"data: [DONE]"):
+            done = True
+        elif b'"choices":[]' in line or b'"choices": []' in line:
+            usage = json.loads(line[6:])["usage"]
+        elif b'"text":""' not in line and b'"text": ""' not in line:
+            chunk_times.append(time.perf_counter() - started)
+    if not done or usage is None or not chunk_times:
+        raise RuntimeError("the stream ended early")
+    return StreamTiming(
+        chunk_times=tuple(chunk_times),
+        total=time.perf_counter() - started,
+        prompt_tokens=usage["prompt_tokens"],
+        completion_tokens=usage["completion_tokens"],
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+    )

@@ -1,0 +1,115 @@
+"""The engine alone, without HTTP: step times by batch size, prefill, sampling, and Python's share.
+
+    python -m loadtest.offline [--model SPEC] [--dtype bfloat16] [--rounds 3]
+
+Prints a table, then one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from engine.checkpoint import load_checkpoint
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.loader import build_engine
+from engine.outputs import GenerationRequest
+from engine.sampling_params import SamplingParams
+from loadtest.environment import environment
+
+MIXED_PARAMS = (
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 50},
+    {"temperature": 0.9, "top_p": 0.95},
+    {"temperature": 1.0, "min_p": 0.05},
+)
+
+
+def requests(
+    vocab_size: int, count: int, num_prompt_tokens: int, num_tokens: int, seed: int, *, mixed: bool = False
+) -> list[GenerationRequest]:
+    """Random prompts; greedy, or a mixture of sampling parameters."""
+    rng = np.random.default_rng(seed)
+    return [
+        GenerationRequest(
+            prompt_token_ids=tuple(rng.integers(0, vocab_size, num_prompt_tokens).tolist()),
+            params=SamplingParams(
+                max_tokens=num_tokens,
+                ignore_eos=True,
+                **(MIXED_PARAMS[i % len(MIXED_PARAMS)] if mixed else MIXED_PARAMS[0]),
+            ),
+        )
+        for i in range(count)
+    ]
+
+
+def step_times(engine: Engine, generations: list[GenerationRequest]) -> tuple[list[float], list[float]]:
+    """Run to the end; return the seconds of the steps with prompt tokens and of the pure decodes."""
+    added = [engine.add_request(generation) for generation in generations]
+    prefills, decodes = [], []
+    while engine.has_work:
+        decoding = all(r.num_output_tokens for r in added)
+        started = time.perf_counter()
+        engine.step()
+        (decodes if decoding else prefills).append(time.perf_counter() - started)
+    return prefills, decodes
+
+
+def python_share(engine: Engine, generations: list[GenerationRequest]) -> float:
+    """Share of a decode step's time in which no torch operator runs: Python, dispatch and bookkeeping."""
+    for generation in generations:
+        engine.add_request(generation)
+    while any(r.num_output_tokens == 0 for r in engine.scheduler.running) or engine.scheduler.waiting:
+        engine.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        started = time.perf_counter()
+        for _ in range(5):
+            engine.step()
+        wall = time.perf_counter() - started
+    while engine.has_work:
+        engine.step()
+    # Top-level operators only: children are inside their parents' time.
+    inside = sum(e.cpu_time_total for e in profile.events() if e.cpu_parent is None) / 1e6
+    return 1.0 - inside / wall
+
+
+def measure(engine: Engine, rounds: int) -> dict[str, object]:
+    """Medians over rounds, the cases interleaved."""
+    vocab_size, results = engine.vocab_size, {}
+    for number in range(rounds):
+        for batch in (1, 4, 16, 32):
+            _, decodes = step_times(engine, requests(vocab_size, batch, 128, 64, 1000 * number + batch))
+            results.setdefault(f"decode_ms_batch_{batch}", []).append(1e3 * statistics.median(decodes))
+        _, decodes = step_times(engine, requests(vocab_size, 16, 128, 64, number, mixed=True))
+        results.setdefault("decode_ms_batch_16_mixed_sampling", []).append(1e3 * statistics.median(decodes))
+        prefills, _ = step_times(engine, requests(vocab_size, 1, 1000, 1, 77 + number))
+        results.setdefault("prefill_1000_ms", []).append(1e3 * sum(prefills))
+    medians: dict[str, object] = {name: round(statistics.median(times), 2) for name, times in results.items()}
+    for batch in (1, 16):
+        share = python_share(engine, requests(vocab_size, batch, 128, 32, 5))
+        medians[f"python_share_batch_{batch}"] = round(share, 3)
+    return medians
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    loaded = build_engine(load_checkpoint(arguments.model), EngineConfig(dtype=arguments.dtype))
+    results = measure(loaded.engine, arguments.rounds)
+    for name, value in results.items():
+        print(f"{name:36} {value}")
+    header = {"benchmark": "offline", "model": arguments.model, "dtype": loaded.info.dtype}
+    print(json.dumps(header | environment() | results))
+
+
+if __name__ == "__main__":
+    main()
