@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -30,13 +30,20 @@ class StoredTensor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerData:
-    """A byte-level BPE vocabulary as a checkpoint holds it."""
+    """A byte-level BPE or character vocabulary as a checkpoint holds it.
 
-    tokens: tuple[str, ...]  # by id, in GPT-2's printable byte alphabet; special tokens as plain text
+    BPE tokens are written in GPT-2's printable byte alphabet, special and added tokens as plain text.
+    Characters are plain text, one per id, and have no merges and no special tokens. The model's vocabulary
+    may be larger than the tokenizer's (padding): the ids above have no text.
+    """
+
+    tokens: tuple[str, ...]  # by id
     merges: tuple[tuple[str, str], ...]  # in order of priority
     special_token_ids: frozenset[int]  # control tokens: matched whole, skipped when decoding
     added_token_ids: frozenset[int] = frozenset()  # plain-text tokens outside BPE: matched whole, kept
     pre_tokenizer: str = "gpt-2"  # "gpt-2", "smollm", "llama-bpe", "qwen2", or "regex:<pattern>"
+    kind: Literal["bpe", "char"] = "bpe"
+    normalization: Literal["none", "nfc"] = "none"  # of the text between special tokens, before splitting
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     add_bos: bool = False  # put the begin token before every prompt

@@ -1,0 +1,158 @@
+"""Hugging Face folders: config.json, safetensors, tokenizer and generation defaults."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from engine.checkpoint import names
+from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.huggingface_config import read_model_config
+from engine.checkpoint.huggingface_tokenizer import read_tokenizer
+from engine.checkpoint.metadata import Metadata, read_json, shorten
+from engine.checkpoint.stored_tensor import PLAIN_FORMATS, TorchTensor
+from engine.errors import CheckpointError
+
+_MAX_JSON_BYTES = 1 << 26
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+
+_CONV1D_WEIGHTS = (
+    "attn.qkv_proj.weight",
+    "attn.o_proj.weight",
+    "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)
+"""GPT-2's linear weights, which Hugging Face stores as [in_features, out_features]."""
+
+
+def load_huggingface(folder: Path, *, name: str | None = None) -> Checkpoint:
+    """Read a folder in Hugging Face's layout; the weights stay in the memory-mapped files.
+
+    Raises CheckpointError when a file is missing or corrupt, or the model or tokenizer is not supported.
+    """
+    metadata = read_json(folder / "config.json", max_bytes=_MAX_JSON_BYTES)
+    with config_errors_as_checkpoint_errors(metadata.path):
+        config = read_model_config(metadata)
+    shards = _find_shards(folder)
+    translate = names.from_gpt2 if config.architecture == "gpt2" else names.from_llama
+    tensors: dict[str, TorchTensor] = {}
+    for path, wanted in shards.items():
+        for tensor in _read_shard(path, wanted, translate, is_gpt2=config.architecture == "gpt2"):
+            ours = translate(tensor.name)
+            if ours in tensors:
+                raise CheckpointError(f"{path}: {tensor.name} and {tensors[ours].name} are the same tensor")
+            tensors[ours] = tensor
+    generation = _read_generation_config(folder)
+    tokenizer = read_tokenizer(folder, model_type=metadata.text("model_type"), config=metadata)
+    return assemble(
+        name=name or folder.resolve().name,
+        path=folder,
+        weight_files=tuple(shards),
+        config=config,
+        tensors=tensors,
+        tokenizer=tokenizer,
+        stop_token_ids=_read_stop_token_ids((generation, metadata), tokenizer.eos_token_id),
+        generation_defaults=_read_generation_defaults(generation),
+    )
+
+
+def _find_shards(folder: Path) -> dict[Path, frozenset[str] | None]:
+    """Return the weight files, each with the tensors wanted from it (None: all)."""
+    if (folder / _SINGLE_FILE).is_file():
+        return {folder / _SINGLE_FILE: None}
+    if (folder / _INDEX_FILE).is_file():
+        return _read_index(folder)
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+        raise CheckpointError(
+            f"{folder}: the weights are pickled (.bin), which can run code when loaded; convert them: load "
+            "the model with transformers and call save_pretrained(), which writes safetensors"
+        )
+    raise CheckpointError(f"{folder}: no weights: neither {_SINGLE_FILE} nor {_INDEX_FILE} is there")
+
+
+def _read_index(folder: Path) -> dict[Path, frozenset[str] | None]:
+    index = read_json(folder / _INDEX_FILE, max_bytes=_MAX_JSON_BYTES)
+    weight_map = index.find_section("weight_map")
+    if weight_map is None or not weight_map.values:
+        raise CheckpointError(f"{index.path}: weight_map is missing or empty")
+    by_file: dict[str, set[str]] = {}
+    for tensor_name in weight_map.values:
+        file_name = weight_map.text(tensor_name)
+        if Path(file_name).name != file_name:
+            raise weight_map.error(tensor_name, "a file name in the same folder", file_name)
+        by_file.setdefault(file_name, set()).add(tensor_name)
+    missing = sorted(file_name for file_name in by_file if not (folder / file_name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{index.path}: names {len(by_file)} weight files, of which {len(missing)} are missing: "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; fetch them"
+        )
+    return {folder / file_name: frozenset(wanted) for file_name, wanted in sorted(by_file.items())}
+
+
+def _read_shard(
+    path: Path, wanted: frozenset[str] | None, translate: Callable[[str], str], *, is_gpt2: bool
+) -> list[TorchTensor]:
+    """Open one safetensors file; its header is checked against its size when opened."""
+    try:
+        file: Any = safe_open(path, framework="pt")
+        stored = frozenset(file.keys())
+        if wanted is not None and not wanted <= stored:
+            raise CheckpointError(
+                f"{path}: tensor {min(wanted - stored)} is missing, which the index promises"
+            )
+        kept = sorted(key for key in wanted or stored if not names.is_ignored_buffer(key))
+        return [
+            _open_tensor(file, path, key, is_gpt2 and translate(key).endswith(_CONV1D_WEIGHTS))
+            for key in kept
+        ]
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or corrupt safetensors file ({shorten(str(error))}); fetch it again"
+        ) from error
+
+
+def _open_tensor(file: Any, path: Path, key: str, is_transposed: bool) -> TorchTensor:
+    view = file.get_slice(key)
+    tensor_format, shape = view.get_dtype(), tuple(view.get_shape())
+    if tensor_format not in PLAIN_FORMATS:
+        raise CheckpointError(
+            f"{path}: tensor {key} is {tensor_format}; supported are {', '.join(PLAIN_FORMATS)}"
+        )
+    if is_transposed and len(shape) != 2:
+        raise CheckpointError(f"{path}: tensor {key} must have two dimensions, got {list(shape)}")
+    return TorchTensor(
+        name=key,
+        path=path,
+        shape=shape[::-1] if is_transposed else shape,
+        format=tensor_format,
+        load=partial(file.get_tensor, key),
+        transposed=is_transposed,
+    )
+
+
+def _read_generation_config(folder: Path) -> Metadata:
+    path = folder / "generation_config.json"
+    return read_json(path, max_bytes=_MAX_JSON_BYTES) if path.is_file() else Metadata({}, path=path)
+
+
+def _read_stop_token_ids(sources: tuple[Metadata, ...], eos_token_id: int | None) -> frozenset[int]:
+    """Take the end tokens of the first source that has any, and the tokenizer's own."""
+    own = frozenset() if eos_token_id is None else frozenset({eos_token_id})
+    for source in sources:
+        value = source.find("eos_token_id")
+        if value is not None:
+            ids = value if isinstance(value, list) else [value]
+            return own | {
+                Metadata({"eos_token_id": i}, path=source.path).integer("eos_token_id") for i in ids
+            }
+    return own
+
+
+def _read_generation_defaults(generation: Metadata) -> dict[str, float]:
+    found = {key: generation.find_real(key) for key in ("temperature", "top_p", "top_k")}
+    return {key: value for key, value in found.items() if value is not None}

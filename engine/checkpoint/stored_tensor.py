@@ -1,0 +1,116 @@
+"""StoredTensor's two kinds: quantised or plain blocks of a GGUF file, and what torch can map."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import quants
+
+from engine.checkpoint.checkpoint import StoredTensor
+from engine.errors import CheckpointError
+
+PLAIN_FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Formats that are one number after the other."""
+
+_CHUNK_BYTES = 1 << 16  # dequantised at a time: temporaries stay in the cache, four times faster than whole
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GGUFTensor:
+    """A tensor of a memory-mapped GGUF file; nothing is copied before `dequantize` or `raw`."""
+
+    name: str  # as the file calls it
+    path: Path
+    shape: tuple[int, ...]
+    format: str
+    stored_rows: npt.NDArray[np.uint8]  # [shape[0] * ... * shape[-2], bytes per row]; 1-D: [shape[0], bytes]
+    row_order: npt.NDArray[np.intp] | None = None  # our row i is stored row row_order[i]; None: as stored
+
+    @property
+    def raw(self) -> npt.NDArray[np.uint8]:
+        """The stored bytes as [rows, bytes per row], in our row order: a view unless rows are reordered."""
+        return self.stored_rows if self.row_order is None else self.stored_rows[self.row_order]
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the weight as float32 of `shape`, in memory of its own."""
+        try:
+            values = self._float32()
+        except (ValueError, MemoryError, NotImplementedError) as error:
+            raise CheckpointError(
+                f"{self.path}: tensor {self.name} ({self.format}) cannot be read: {error}"
+            ) from error
+        return torch.from_numpy(values).reshape(self.shape)
+
+    def _float32(self) -> npt.NDArray[np.float32]:
+        rows = self.raw
+        if self.format == "F32":
+            return rows.view(np.float32).astype(np.float32)
+        if self.format == "F16":
+            return rows.view(np.float16).astype(np.float32)
+        return _dequantize_rows(rows, self.format)
+
+
+def can_dequantize(tensor_format: str) -> bool:
+    """Tell whether tensors of a GGUF format can be turned into float32."""
+    return tensor_format in PLAIN_FORMATS or hasattr(getattr(quants, tensor_format, None), "dequantize_rows")
+
+
+def _dequantize_rows(rows: npt.NDArray[np.uint8], tensor_format: str) -> npt.NDArray[np.float32]:
+    """Turn [rows, bytes per row] into float32 [rows, row length], a cache-sized chunk of rows at a time."""
+    kind = getattr(quants, tensor_format)
+    kind.init_grid()
+    row_length = rows.shape[1] // kind.type_size * kind.block_size
+    values = np.empty((rows.shape[0], row_length), dtype=np.float32)
+    step = max(1, _CHUNK_BYTES // rows.shape[1])
+    with np.errstate(all="ignore"):  # a corrupt scale may be infinite: the values are then, too
+        for start in range(0, rows.shape[0], step):
+            values[start : start + step] = kind.dequantize_rows(rows[start : start + step])
+    return values
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TorchTensor:
+    """A plain float tensor behind a function that maps it; `load` is called at every use."""
+
+    name: str  # as the file calls it
+    path: Path
+    shape: tuple[int, ...]
+    format: str
+    load: Callable[[], torch.Tensor]
+    transposed: bool = False  # the file holds [in_features, out_features] (GPT-2's Conv1D)
+
+    @property
+    def raw(self) -> npt.NDArray[np.uint8]:
+        """The stored bytes as [rows, bytes per row]: a view unless transposed."""
+        values = self._load().contiguous().view(torch.uint8).numpy()
+        return values.reshape(self.shape[0] if self.shape else 1, -1)
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the weight as float32 of `shape`, in memory of its own."""
+        return self._load().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def _load(self) -> torch.Tensor:
+        try:
+            values = self.load()
+        except (RuntimeError, OSError, ValueError, MemoryError) as error:
+            raise CheckpointError(f"{self.path}: tensor {self.name} cannot be read: {error}") from error
+        return values.t() if self.transposed else values
+
+
+def are_equal(first: StoredTensor, second: StoredTensor) -> bool:
+    """Tell whether two tensors hold the same bytes; unequal ones are told apart by their first megabyte."""
+    if first is second:
+        return True
+    if not isinstance(first, GGUFTensor | TorchTensor) or not isinstance(second, GGUFTensor | TorchTensor):
+        return False
+    if first.shape != second.shape or first.format != second.format:
+        return False
+    first_rows, second_rows = first.raw, second.raw
+    step = max(1, (1 << 20) // first_rows.shape[1])
+    return all(
+        np.array_equal(first_rows[start : start + step], second_rows[start : start + step])
+        for start in range(0, len(first_rows), step)
+    )
