@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.engine import Engine, StepToken
+from engine.engine import Engine, StepOutput
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.info import EngineInfo
 from engine.outputs import FinishReason, GenerationRequest, RequestOutput
@@ -275,12 +275,12 @@ class AsyncEngine:
                 self._engine.abort(request)
                 del self._targets[request.request_id]
 
-    def _outputs(self, tokens: Sequence[StepToken]) -> list[tuple[OutputStream, RequestOutput]]:
+    def _outputs(self, steps: Sequence[StepOutput]) -> list[tuple[OutputStream, RequestOutput]]:
         outputs = []
-        for token in tokens:
-            request = token.request
+        for step in steps:
+            request = step.request
             stream, index = self._targets[request.request_id]
-            outputs.append((stream, _request_output(token, index)))
+            outputs.append((stream, _request_output(step, index)))
             if request.finish_reason is not None:
                 del self._targets[request.request_id]
                 del self._requests[stream.stream_id, index]
@@ -295,14 +295,21 @@ class AsyncEngine:
                     self._abort(_Abort(stream, frozenset(indices)))
 
 
-def _request_output(token: StepToken, index: int) -> RequestOutput:
-    request = token.request
+def _request_output(step: StepOutput, index: int) -> RequestOutput:
+    request = step.request
+    last = step.token_ids[-1] if step.token_ids else None
+    # An answer that a grammar completed ends with `stop` on a token that is part of it.
+    stopped = request.finish_reason is FinishReason.STOP and last in request.stop_token_ids
+    is_first = request.num_output_tokens == len(step.token_ids)
+    wants_scores = request.params.prompt_logprobs is not None
     return RequestOutput(
         index=index,
-        new_token_ids=(token.token_id,),
+        new_token_ids=step.token_ids,
+        logprobs=step.logprobs,
+        prompt_logprobs=tuple(request.prompt_logprobs) if is_first and wants_scores else None,
         num_cached_tokens=request.num_cached_tokens,
         finish_reason=request.finish_reason,
-        stop_token_id=token.token_id if request.finish_reason is FinishReason.STOP else None,
+        stop_token_id=last if stopped else None,
         queue_seconds=request.queue_seconds,
     )
 

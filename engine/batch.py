@@ -13,6 +13,13 @@ class ScheduledChunk:
     num_tokens: int
 
     @property
+    def num_scored(self) -> int:
+        """Leading tokens of the chunk whose logits give the logprob of a later prompt token."""
+        if not self.request.wants_prompt_logprobs:
+            return 0
+        return min(self.num_tokens, self.request.num_prompt_tokens - 1 - self.request.num_computed_tokens)
+
+    @property
     def reaches_end(self) -> bool:
         """True when the chunk computes the last known token, whose logits give the next one."""
         return self.request.num_computed_tokens + self.num_tokens == self.request.num_tokens
@@ -27,4 +34,4 @@ class Batch:
     @property
     def sampled_requests(self) -> list[Request]:
         """The requests that get a token from this step, in batch order."""
-        return [chunk.request for chunk in self.chunks if chunk.reaches_end]
+        return [c.request for c in self.chunks if c.reaches_end and c.request.wants_token]

@@ -1,9 +1,10 @@
 """Engine: the synchronous heart. Token ids in, token ids out; no thread, no text, no HTTP."""
 
+import itertools
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from engine.batch import Batch
 from engine.errors import RequestError
 from engine.kv_cache.block_hash import hash_root
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.outputs import FinishReason, GenerationRequest
+from engine.outputs import FinishReason, GenerationRequest, TokenLogprobs
 from engine.request import Request
 from engine.sampling.sampler import SamplerOutput
 from engine.scheduler import Scheduler
@@ -26,11 +27,12 @@ class StepRunner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StepToken:
-    """The token that a step chose for a request, which may have finished with it."""
+class StepOutput:
+    """What a step brought for a request, which may have finished with it."""
 
     request: Request
-    token_id: int
+    token_ids: tuple[int, ...]  # none for a request that only scores its prompt
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per token, if asked for
 
 
 class Engine:
@@ -77,7 +79,12 @@ class Engine:
                 param="max_tokens" if num_prompt_tokens < self.max_model_len else "prompt",
             )
         _check_token_ids("prompt", generation.prompt_token_ids, self.vocab_size)
-        _check_token_ids("stop_token_ids", tuple(generation.params.stop_token_ids), self.vocab_size)
+        params = generation.params
+        _check_token_ids("stop_token_ids", params.stop_token_ids, self.vocab_size)
+        _check_token_ids("logit_bias", params.logit_bias, self.vocab_size)
+        _check_token_ids("allowed_token_ids", params.allowed_token_ids or (), self.vocab_size)
+        for sequence in params.banned_sequences:
+            _check_token_ids("bad_words", sequence, self.vocab_size)
 
     def add_request(self, generation: GenerationRequest) -> Request:
         """Put a request into the queue; raises RequestError as validate() does."""
@@ -115,15 +122,24 @@ class Engine:
         """True while a request waits or runs."""
         return bool(self.scheduler.waiting or self.scheduler.running)
 
-    def step(self) -> list[StepToken]:
+    def step(self) -> list[StepOutput]:
         """Schedule, execute, update: advance every request of one batch."""
         self._step_started = time.monotonic()
         batch = self.scheduler.schedule()
-        token_ids = self.runner.execute(batch).token_ids if batch.chunks else ()
-        requests = self.scheduler.update(batch, token_ids)
+        output = self.runner.execute(batch)
+        requests = self.scheduler.update(batch, output.token_ids)
         self._count(requests)
         self._step_started = None
-        return [StepToken(r, token_id) for r, token_id in zip(requests, token_ids, strict=True)]
+        return [
+            StepOutput(
+                request,
+                () if token_id is None else (token_id,),
+                () if logprobs is None else (logprobs,),
+            )
+            for request, token_id, logprobs in itertools.zip_longest(
+                requests, output.token_ids, output.logprobs
+            )
+        ]
 
     def stats(self) -> EngineStats:
         """Return a snapshot; safe to call from any thread, also during a step."""
@@ -149,15 +165,15 @@ class Engine:
 
     def _count(self, requests: Sequence[Request]) -> None:
         self._num_steps += 1
-        self._generation_tokens += len(requests)
         for request in requests:
-            if request.num_output_tokens == 1:
+            self._generation_tokens += request.num_output_tokens > 0
+            if request.num_output_tokens <= 1:
                 self._prompt_tokens += request.num_prompt_tokens
             if request.finish_reason is not None:
                 self._finished[request.finish_reason] += 1
 
 
-def _check_token_ids(param: str, token_ids: Sequence[int], vocab_size: int) -> None:
+def _check_token_ids(param: str, token_ids: Collection[int], vocab_size: int) -> None:
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
         raise RequestError(f"{param}: token id {wrong} is not between 0 and {vocab_size - 1}", param=param)

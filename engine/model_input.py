@@ -32,7 +32,7 @@ def build_model_input(batch: Batch, *, block_size: int, device: torch.device) ->
         request, first = chunk.request, chunk.request.num_computed_tokens
         spans.append(QuerySpan(len(token_ids), chunk.num_tokens, first, request.block_ids))
         token_ids.extend(request.token_ids[first : first + chunk.num_tokens])
-        if chunk.reaches_end:
+        if chunk.reaches_end and request.wants_token:
             logits_rows.append(len(token_ids) - 1)
         span_positions = np.arange(first, first + chunk.num_tokens)
         positions.append(span_positions)

@@ -1,12 +1,16 @@
 """ModelRunner: owns model, KV storage and sampler; runs one step's tensors through them."""
 
 import torch
+from torch import Tensor
 
 from engine.batch import Batch
 from engine.kv_cache.kv_storage import KVStorage
 from engine.model.registry import Model
 from engine.model_input import build_model_input
+from engine.sampling.logprobs import token_logprobs
 from engine.sampling.sampler import Sampler, SamplerOutput
+
+_SCORED_ROWS = 64  # prompt tokens scored at once: bounds the logits held to this many rows
 
 
 class ModelRunner:
@@ -29,7 +33,25 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> SamplerOutput:
-        """Run a batch and choose a token for each request that reached its end."""
+        """Run a batch, score prompts that want it, and choose a token for each sampled request."""
         model_input = build_model_input(batch, block_size=self.block_size, device=self.device)
-        logits = self.model(model_input, self.kv_storage)
-        return self.sampler(logits, batch.sampled_requests)
+        hidden = self.model(model_input, self.kv_storage)
+        self._score_prompts(batch, hidden)
+        requests = batch.sampled_requests
+        if not requests:
+            return SamplerOutput((), ())
+        return self.sampler(self.model.compute_logits(hidden[model_input.logits_rows]), requests)
+
+    def _score_prompts(self, batch: Batch, hidden: Tensor) -> None:
+        start = 0
+        for chunk in batch.chunks:
+            request, first = chunk.request, chunk.request.num_computed_tokens
+            num_known = len(request.prompt_logprobs)  # more than `first` when it was preempted
+            for offset in range(max(0, num_known - first), chunk.num_scored, _SCORED_ROWS):
+                count = min(_SCORED_ROWS, chunk.num_scored - offset)
+                rows = hidden[start + offset : start + offset + count]
+                targets = request.token_ids[first + offset + 1 : first + offset + 1 + count]
+                logits = self.model.compute_logits(rows)[:, : self.sampler.vocab_size]
+                num_top = [request.params.prompt_logprobs or 0] * count
+                request.prompt_logprobs.extend(token_logprobs(logits, targets, num_top))
+            start += chunk.num_tokens

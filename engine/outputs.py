@@ -28,12 +28,23 @@ class GenerationRequest:
     cache_salt: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural-log probability of a token that stands in the text, and of the likeliest in its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first, as many as asked for
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestOutput:
     """What one step brought for one request; exactly one output per request has a finish reason."""
 
     index: int  # place of the request in the list given to AsyncEngine.generate
     new_token_ids: tuple[int, ...]  # an end or stop token that ended the request is the last one
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token, if asked for
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # once, on the first output, from the 2nd token
     num_cached_tokens: int  # prompt tokens taken from the prefix cache when the request first ran
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that caused finish reason `stop`

@@ -1,11 +1,15 @@
 """Request: the only mutable state of one generation."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
+
+from torch import Tensor
 
 from engine.kv_cache.block import Block
-from engine.outputs import FinishReason
+from engine.outputs import FinishReason, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
 
@@ -15,6 +19,20 @@ class RequestStatus(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+class GrammarState(Protocol):
+    """Where an answer stands in its grammar (engine/sampling/grammar.py)."""
+
+    def mask_logits(self, logits: Tensor) -> None:
+        """Remove, in place, the tokens of one row [vocab_size] that the grammar does not allow next."""
+
+    def accept(self, token_id: int) -> None:
+        """Advance by a token that was allowed."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True when nothing but an end token may follow."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -45,10 +63,32 @@ class Request:
     block_ids: list[int] = field(default_factory=list)  # ids of block_table, kept for the model input
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of token_ids
     num_published_blocks: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second prompt token on
+    answer_counts: Counter[int] = field(default_factory=Counter)  # kept only for penalties
+    grammar_state: GrammarState | None = None
 
     def __post_init__(self) -> None:
         """Start with the prompt as the tokens to compute."""
         self.token_ids = list(self.prompt_token_ids)
+
+    def append(self, token_id: int) -> None:
+        """Add a token to the answer."""
+        self.token_ids.append(token_id)
+        if self.params.has_penalties:
+            self.answer_counts[token_id] += 1
+        if self.grammar_state is not None:
+            self.grammar_state.accept(token_id)
+
+    @property
+    def wants_token(self) -> bool:
+        """False for a request that only scores its prompt."""
+        return self.num_tokens < self.max_total_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True until every prompt token has its logprob."""
+        wanted = self.params.prompt_logprobs is not None
+        return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -43,17 +43,23 @@ class Scheduler:
         return Batch(tuple(chunks))
 
     def update(self, batch: Batch, token_ids: Sequence[int]) -> list[Request]:
-        """Take in a step's result: one token per sampled request, in order; return those requests."""
+        """Take in a step's result, a token per sampled request, in order.
+
+        Returns the requests that advanced or ended: the sampled ones, then those that only wanted scores.
+        """
         sampled = batch.sampled_requests
+        scored = [c.request for c in batch.chunks if c.reaches_end and not c.request.wants_token]
         for chunk in batch.chunks:
             chunk.request.num_computed_tokens += chunk.num_tokens
             self.kv_cache_manager.publish_computed_blocks(chunk.request)
         for request, token_id in zip(sampled, token_ids, strict=True):
-            request.token_ids.append(token_id)
+            request.append(token_id)
             reason = finish_reason_after(request, token_id)
             if reason is not None:
                 self.finish(request, reason)
-        return sampled
+        for request in scored:
+            self.finish(request, FinishReason.LENGTH)
+        return sampled + scored
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in whatever state it is; a finished one stays as it is."""
@@ -127,8 +133,10 @@ class Scheduler:
 
 def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:
     """Tell whether the request ends with the token just appended; a stop wins over the length."""
+    if request.grammar_state is not None and request.grammar_state.is_complete:
+        return FinishReason.STOP
     if token_id in request.stop_token_ids and request.num_output_tokens > request.params.min_tokens:
         return FinishReason.STOP
-    if request.num_tokens >= request.max_total_tokens:
+    if not request.wants_token:
         return FinishReason.LENGTH
     return None

@@ -23,7 +23,7 @@ FORBIDDEN_IMPORTS = {
 }
 # Lower layers of the engine never import higher ones; modules not listed are leaves.
 ENGINE_LAYERS = [
-    {"errors", "outputs", "sampling_params", "stats", "info", "config"},
+    {"errors", "grammar_spec", "outputs", "sampling_params", "stats", "info", "config"},
     {"request", "batch", "attention_tiles", "model_input", "kv_cache", "checkpoint"},
     {"model", "sampling", "speculative", "kernels"},
     {"model_runner", "scheduler"},

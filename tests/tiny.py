@@ -127,7 +127,8 @@ class ScriptedRunner:
 
     def execute(self, batch: Batch) -> SamplerOutput:
         self.batches.append([(chunk.request.request_id, chunk.num_tokens) for chunk in batch.chunks])
-        return SamplerOutput(tuple(self.next_token(r.token_ids) for r in batch.sampled_requests))
+        tokens = tuple(self.next_token(r.token_ids) for r in batch.sampled_requests)
+        return SamplerOutput(tokens, (None,) * len(tokens))
 
 
 def scripted_engine(

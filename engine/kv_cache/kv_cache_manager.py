@@ -28,9 +28,10 @@ class KVCacheManager:
     def find_cached_blocks(self, request: Request) -> list[Block]:
         """Return the longest published prefix of the request, without taking it.
 
-        The last token is never covered: its logits are wanted, so it is always recomputed.
+        The last token is never covered: its logits are wanted, so it is always recomputed. A request that
+        wants the logprobs of its prompt needs all of its logits and takes nothing.
         """
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or request.wants_prompt_logprobs:
             return []
         self._extend_hashes(request)
         found: list[Block] = []
@@ -43,6 +44,8 @@ class KVCacheManager:
 
     def is_prefix_in_flight(self, request: Request, num_cached_blocks: int) -> bool:
         """Tell whether another request is computing the block that this one would compute first."""
+        if request.wants_prompt_logprobs:
+            return False
         hashes = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
         if num_cached_blocks >= len(hashes):
             return False

@@ -81,12 +81,16 @@ class GPT2:
         )
 
     def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
-        """Return logits [num_sampled, vocab_size] of the rows asked for."""
+        """Return the last hidden states [num_tokens, hidden_size] and write this step's keys and values."""
         x = F.embedding(model_input.token_ids, self.embed_tokens)
         x = x + F.embedding(model_input.positions, self.embed_positions)
         for layer, layer_kv in zip(self.layers, kv_storage.layers, strict=True):
             x = layer(x, layer_kv, model_input)
-        return self.lm_head(self.norm(x[model_input.logits_rows]))
+        return x
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states [num_rows, hidden_size] to logits [num_rows, vocab_size]."""
+        return self.lm_head(self.norm(hidden))
 
 
 def take_layer_norm(weights: Weights, name: str, config: ModelConfig) -> LayerNorm:

@@ -19,7 +19,10 @@ class Model(Protocol):
     config: ModelConfig
 
     def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
-        """Return logits [num_sampled, vocab_size] and write this step's keys and values."""
+        """Return hidden states [num_tokens, hidden_size] and write this step's keys and values."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Map hidden states [num_rows, hidden_size] to logits [num_rows, vocab_size]."""
 
 
 def build_model(config: ModelConfig, weights: Weights, *, max_positions: int) -> Model:

@@ -3,8 +3,6 @@
 A removed token has the logit -inf. Every row has parameters of its own and is treated alone.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,14 +13,6 @@ _SUM_PART = 256
 
 HEAD_SIZE = 1024
 """How many of the largest logits are put in order before the whole row is: nearly always enough."""
-
-
-def ban_tokens(logits: Tensor, banned: Sequence[frozenset[int]]) -> Tensor:
-    """Remove each row's banned tokens, in place."""
-    for row, token_ids in enumerate(banned):
-        if token_ids:
-            logits[row, list(token_ids)] = _NEVER
-    return logits
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -86,3 +76,20 @@ def apply_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
     """Remove tokens less likely than min_p times the likeliest; min_p float32 [num_rows] in [0, 1]."""
     threshold = logits.amax(dim=-1) + min_p.log()
     return logits.masked_fill(logits < threshold.unsqueeze(1), _NEVER)
+
+
+def apply_typical_p(logits: Tensor, typical_p: Tensor) -> Tensor:
+    """Keep the tokens whose surprise is nearest the row's entropy, the fewest whose share reaches typical_p.
+
+    typical_p float32 [num_rows] in (0, 1]; 1 keeps everything; ties stay together (arXiv 2202.00666).
+    """
+    logprobs = logits.log_softmax(dim=-1)
+    probabilities = logprobs.exp()
+    entropy = -_sum_rows((probabilities * logprobs).nan_to_num(0.0)).unsqueeze(1)
+    distance = (-logprobs - entropy).abs()  # inf for removed tokens: they come last
+    ordered, order = distance.sort(dim=-1)
+    mass = probabilities.gather(1, order).cumsum(dim=-1)
+    num_below = (mass < typical_p.unsqueeze(1)).sum(dim=-1, keepdim=True)
+    limit = ordered.gather(1, num_below.clamp(max=logits.shape[1] - 1))
+    removed = (distance > limit) & (typical_p < 1.0).unsqueeze(1)
+    return logits.masked_fill(removed, _NEVER)

@@ -6,23 +6,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.outputs import TokenLogprobs
 from engine.request import Request
 from engine.sampling.logits_processors import (
     apply_min_p,
     apply_temperature,
     apply_top_k_top_p,
-    ban_tokens,
+    apply_typical_p,
 )
+from engine.sampling.logprobs import token_logprobs
 from engine.sampling.noise import gumbel_noise, noise_key
-
-_NO_TOKENS: frozenset[int] = frozenset()
+from engine.sampling.row_processors import needs_processing, process_row
+from engine.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """What a step chose."""
+    """What a step chose, for each sampled request in batch order."""
 
-    token_ids: tuple[int, ...]  # one per sampled request, in batch order
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...]
 
 
 class Sampler:
@@ -37,36 +40,65 @@ class Sampler:
 
     def __call__(self, logits: Tensor, requests: Sequence[Request]) -> SamplerOutput:
         """Choose a token for each request from its row of [num_requests, >= vocab_size]."""
-        logits = logits[:, : self.vocab_size].float()
-        logits = ban_tokens(logits, [banned_tokens(request) for request in requests])
-        token_ids = logits.argmax(dim=-1)
+        raw = logits[:, : self.vocab_size].float()
+        processed = raw
+        if any(needs_processing(request) for request in requests):
+            processed = raw.clone()
+            for row, request in zip(processed, requests, strict=True):
+                process_row(row, request)
+        tokens = processed.argmax(dim=-1)
+        filtered = processed
         sampled = [row for row, request in enumerate(requests) if not request.params.is_greedy]
         if sampled:
             rows = torch.tensor(sampled, device=logits.device)
-            token_ids[rows] = self._sample(logits[rows], [requests[row] for row in sampled])
-        return SamplerOutput(tuple(token_ids.tolist()))
-
-    def _sample(self, logits: Tensor, requests: Sequence[Request]) -> Tensor:
-        device = logits.device
-        params = [request.params for request in requests]
-        temperature = torch.tensor([p.temperature for p in params], dtype=torch.float32, device=device)
-        logits = apply_temperature(logits, temperature)
-        if any(p.top_k > 0 or p.top_p < 1.0 for p in params):
-            top_k = torch.tensor([self._effective_top_k(p.top_k) for p in params], device=device)
-            top_p = torch.tensor([p.top_p for p in params], dtype=torch.float32, device=device)
-            logits = apply_top_k_top_p(logits, top_k, top_p)
-        if any(p.min_p > 0.0 for p in params):
-            min_p = torch.tensor([p.min_p for p in params], dtype=torch.float32, device=device)
-            logits = apply_min_p(logits, min_p)
-        keys = [noise_key(request.seed, request.choice, request.num_tokens) for request in requests]
-        return (logits + gumbel_noise(keys, logits.shape[1], device=device)).argmax(dim=-1)
-
-    def _effective_top_k(self, top_k: int) -> int:
-        return min(top_k, self.vocab_size) if top_k > 0 else self.vocab_size
+            chosen = [requests[row] for row in sampled]
+            survivors = apply_filters(processed[rows], [request.params for request in chosen])
+            tokens[rows] = draw(survivors, chosen)
+            if any(request.params.processed_logprobs for request in chosen):
+                filtered = processed.index_copy(0, rows, survivors)
+        token_ids = tokens.tolist()
+        return SamplerOutput(tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, requests))
 
 
-def banned_tokens(request: Request) -> frozenset[int]:
-    """Return the tokens that may not come now: stop tokens before min_tokens is reached."""
-    if request.num_output_tokens < request.params.min_tokens:
-        return request.stop_token_ids
-    return _NO_TOKENS
+def apply_filters(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Apply temperature, top-k, top-p, min-p and typical-p to rows [num_rows, vocab_size], none greedy."""
+    vocab_size, device = logits.shape[1], logits.device
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(p, name) for p in params], dtype=torch.float32, device=device)
+
+    logits = apply_temperature(logits, column("temperature"))
+    if any(p.top_k > 0 or p.top_p < 1.0 for p in params):
+        top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
+        logits = apply_top_k_top_p(logits, torch.tensor(top_k, device=device), column("top_p"))
+    if any(p.min_p > 0.0 for p in params):
+        logits = apply_min_p(logits, column("min_p"))
+    rows = [row for row, p in enumerate(params) if p.typical_p < 1.0]
+    if rows:
+        logits[rows] = apply_typical_p(logits[rows], column("typical_p")[rows])
+    return logits
+
+
+def draw(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """Sample a token from each row, with the noise of the request's next position."""
+    keys = [noise_key(request.seed, request.choice, request.num_tokens) for request in requests]
+    return gumbel_noise(keys, logits.shape[1], device=logits.device).add_(logits).argmax(dim=-1)
+
+
+def chosen_logprobs(
+    raw: Tensor, processed: Tensor, token_ids: Sequence[int], requests: Sequence[Request]
+) -> tuple[TokenLogprobs | None, ...]:
+    """Return the logprobs of the chosen tokens, None for requests that want none."""
+    results: list[TokenLogprobs | None] = [None] * len(requests)
+    for logits, is_processed in ((raw, False), (processed, True)):
+        rows = [
+            row
+            for row, request in enumerate(requests)
+            if request.params.logprobs is not None and request.params.processed_logprobs is is_processed
+        ]
+        if rows:
+            num_top = [requests[row].params.logprobs or 0 for row in rows]
+            found = token_logprobs(logits[rows], [token_ids[row] for row in rows], num_top)
+            for row, logprobs in zip(rows, found, strict=True):
+                results[row] = logprobs
+    return tuple(results)

@@ -61,6 +61,10 @@ class Bridge:
         return answers, reasons
 
 
+async def count(stream):
+    return len([output async for output in stream])
+
+
 def run(scenario, **settings):
     async def main():
         async with Bridge(**settings) as bridge:
@@ -110,7 +114,7 @@ def test_t53_a_full_queue_refuses_at_once_and_says_when_to_come_back():
         streams[0].abort()
         b.bridge.generate([generation([9])]).abort()
         b.gate.open.set()
-        assert [len([o async for o in stream]) for stream in streams] == [0, 2, 2, 2]
+        assert [await count(stream) for stream in streams] == [0, 2, 2, 2]
 
     run(scenario, max_num_seqs=2, max_waiting=2)
 
@@ -141,7 +145,7 @@ def test_aborting_before_the_engine_saw_the_request_is_fine():
         early.abort()
         b.gate.open.set()
         assert [o async for o in early] == []
-        assert len([o async for o in blocker]) == 2
+        assert await count(blocker) == 2
 
     run(scenario)
 
@@ -183,7 +187,7 @@ def test_drain_lets_open_requests_finish_and_takes_no_new_ones():
         with pytest.raises(EngineUnavailableError, match="shutting down"):
             b.bridge.generate([generation([1])])
         b.gate.open.set()
-        assert len([o async for o in stream]) == 5
+        assert await count(stream) == 5
         assert await draining
 
     run(scenario)
@@ -244,6 +248,6 @@ def test_stats_answer_during_a_long_step():
         assert stats.num_requests_running == 1
         assert stats.seconds_since_step > 0
         b.gate.open.set()
-        assert len([o async for o in stream]) == 1
+        assert await count(stream) == 1
 
     run(scenario)

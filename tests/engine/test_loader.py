@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,8 +92,7 @@ def test_blocks_are_bounded_by_memory_and_by_use():
 
 def test_kv_memory_is_not_taken_before_it_is_used():
     def resident():
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     before = resident()
     storage = KVStorage(
@@ -121,7 +121,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(config):
     wrong = InMemoryTensor(torch.zeros(3, 4))
     with pytest.raises(CheckpointError, match=rf"'{name}' has shape \(3, 4\), expected \(96, 160\)"):
         build_engine(replace(checkpoint, tensors={**checkpoint.tensors, name: wrong}), settings)
-    with pytest.raises(CheckpointError, match="the model has no place for layers.9.attn.q_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"the model has no place for layers\.9\.attn\.q_proj\.weight"):
         build_engine(
             replace(checkpoint, tensors={**checkpoint.tensors, "layers.9.attn.q_proj.weight": wrong}),
             settings,

@@ -121,10 +121,8 @@ def our_logits(engine, token_ids, chunk):
             request.num_computed_tokens = first
             part = ScheduledChunk(request, min(chunk, len(token_ids) - first))
             model_input = build_model_input(Batch((part,)), block_size=16, device=torch.device("cpu"))
-            every_row = type(model_input)(
-                **vars(model_input) | {"logits_rows": torch.arange(part.num_tokens)}
-            )
-            rows.append(engine.runner.model(every_row, engine.runner.kv_storage))
+            hidden = engine.runner.model(model_input, engine.runner.kv_storage)
+            rows.append(engine.runner.model.compute_logits(hidden))
     return torch.cat(rows)
 
 

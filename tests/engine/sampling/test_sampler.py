@@ -157,5 +157,6 @@ def test_stop_tokens_cannot_come_before_min_tokens():
     logits = torch.tensor([[0.0, 9.0, 1.0]])
     early = request(temperature=0.0, min_tokens=2, stop=(1,))
     assert Sampler(vocab_size=3)(logits.clone(), [early]).token_ids == (2,)
-    early.token_ids += [2, 2]
+    early.append(2)
+    early.append(2)
     assert Sampler(vocab_size=3)(logits.clone(), [early]).token_ids == (1,)

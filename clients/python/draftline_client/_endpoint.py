@@ -1,0 +1,102 @@
+"""Where the server is, and what every request to it carries."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+
+import httpx
+
+from draftline_client._calls import Call
+from draftline_client._version import __version__
+from draftline_client.options import NotGiven, Timeout
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8000"
+DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=60.0, pool=600.0)
+# A connection is dropped before the server's usual 5 s of idleness end, so that a request is rarely sent
+# into one that is just being closed: such a generation could not be retried safely.
+LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=4.0)
+# A proxy from the environment cannot reach this machine's own loopback addresses.
+UNPROXIED: Mapping[str, None] = {"all://localhost": None, "all://127.0.0.1": None, "all://[::1]": None}
+
+_NOT_IN_HEADER = re.compile(r"[^\t\x20-\x7e]")
+_NOT_IN_KEY = re.compile(r"[^\x21-\x7e]")
+
+
+class Endpoint:
+    """Builds requests; its repr and its errors never show the API key.
+
+    None for `base_url` or `api_key` reads DRAFTLINE_BASE_URL or DRAFTLINE_API_KEY; an empty key sends none.
+    Raises ValueError for a URL, key or header that cannot be used.
+    """
+
+    def __init__(self, *, base_url: str | None, api_key: str | None, timeout: Timeout) -> None:
+        if base_url is None:
+            base_url = os.environ.get("DRAFTLINE_BASE_URL") or DEFAULT_BASE_URL
+        if api_key is None:
+            api_key = os.environ.get("DRAFTLINE_API_KEY", "")
+        self.base_url = _checked_base_url(base_url)
+        self._timeout = timeout
+        self._headers = _own_headers(api_key)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base_url!r})"
+
+    def build_request(self, http: httpx.Client | httpx.AsyncClient, call: Call[object]) -> httpx.Request:
+        """Build the request of `call` with the defaults of the HTTP client."""
+        headers = self._headers.copy()
+        if call.is_stream:
+            # A compressing proxy would hold events back to fill its window.
+            headers.update({"Accept": "text/event-stream", "Accept-Encoding": "identity"})
+        if call.content is not None:
+            headers["Content-Type"] = "application/json"
+        headers.update(_checked_headers(call.extra_headers))
+        return http.build_request(
+            call.method,
+            self._url(call.path),
+            content=call.content,
+            headers=headers,
+            timeout=self._timeout if isinstance(call.timeout, NotGiven) else call.timeout,
+        )
+
+    def _url(self, path: str) -> httpx.URL:
+        return self.base_url.copy_with(raw_path=self.base_url.raw_path.rstrip(b"/") + path.encode())
+
+
+def _checked_base_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"base_url is not a URL: {error}") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError(f"base_url must begin with http:// or https:// and a host, got {url!r}")
+    if url.query or url.fragment:
+        raise ValueError(f"base_url must have neither query nor fragment, got {url!r}")
+    # The paths of the API bring their own version; other clients want it in the URL, so it is often there.
+    return url.copy_with(path=url.path.rstrip("/").removesuffix("/v1") or "/")
+
+
+def _own_headers(api_key: str) -> httpx.Headers:
+    headers = httpx.Headers(
+        {
+            "Accept": "application/json",
+            "User-Agent": f"draftline-client/{__version__} python/{platform.python_version()}",
+        }
+    )
+    if match := _NOT_IN_KEY.search(api_key):
+        raise ValueError(
+            f"api_key holds a character that cannot stand in a header, at position {match.start()}; "
+            "is it a line end from the file the key was read from?"
+        )
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    return headers
+
+
+def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in headers.items():
+        if _NOT_IN_HEADER.search(value):  # said here without the value, which may be a key
+            raise ValueError(f"extra_headers: the value of {name!r} holds a character no header may hold")
+    return headers

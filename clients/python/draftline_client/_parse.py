@@ -1,0 +1,243 @@
+"""Reply records from JSON objects: one function per record."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from draftline_client._fields import Fields
+from draftline_client.types import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    ChatMessage,
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+    CompletionTokensDetails,
+    Delta,
+    Model,
+    ModelList,
+    PromptTokensDetails,
+    ReplyWarning,
+    Tokenization,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+
+
+class _Head(TypedDict):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+    warnings: tuple[ReplyWarning, ...]
+    request_id: str | None
+
+
+def _parse_head(fields: Fields) -> _Head:
+    return {
+        "id": fields.string("id"),
+        "created": fields.integer("created"),
+        "model": fields.string("model"),
+        "system_fingerprint": fields.optional_string("system_fingerprint"),
+        "warnings": fields.optional_records("warnings", _parse_warning),
+        "request_id": fields.request_id,
+    }
+
+
+def parse_completion(fields: Fields) -> Completion:
+    """Read the reply of POST /v1/completions."""
+    return Completion(
+        **_parse_head(fields),
+        choices=fields.records("choices", _parse_completion_choice),
+        usage=fields.record("usage", _parse_usage),
+        extra=fields.extra(),
+    )
+
+
+def parse_completion_chunk(fields: Fields) -> CompletionChunk:
+    """Read one event of a streamed POST /v1/completions."""
+    return CompletionChunk(
+        **_parse_head(fields),
+        choices=fields.records("choices", _parse_completion_choice),
+        usage=fields.optional_record("usage", _parse_usage),
+        extra=fields.extra(),
+    )
+
+
+def parse_chat_completion(fields: Fields) -> ChatCompletion:
+    """Read the reply of POST /v1/chat/completions."""
+    return ChatCompletion(
+        **_parse_head(fields),
+        choices=fields.records("choices", _parse_chat_choice),
+        usage=fields.record("usage", _parse_usage),
+        prompt_token_ids=fields.optional_integers("prompt_token_ids"),
+        extra=fields.extra(),
+    )
+
+
+def parse_chat_completion_chunk(fields: Fields) -> ChatCompletionChunk:
+    """Read one event of a streamed POST /v1/chat/completions."""
+    return ChatCompletionChunk(
+        **_parse_head(fields),
+        choices=fields.records("choices", _parse_chat_chunk_choice),
+        usage=fields.optional_record("usage", _parse_usage),
+        prompt_token_ids=fields.optional_integers("prompt_token_ids"),
+        extra=fields.extra(),
+    )
+
+
+def parse_model(fields: Fields) -> Model:
+    """Read the reply of GET /v1/models/{id}."""
+    return Model(
+        id=fields.string("id"),
+        created=fields.integer("created"),
+        owned_by=fields.string("owned_by"),
+        max_model_len=fields.optional_integer("max_model_len"),
+        extra=fields.extra(),
+    )
+
+
+def parse_model_list(fields: Fields) -> ModelList:
+    """Read the reply of GET /v1/models."""
+    return ModelList(data=fields.records("data", parse_model), extra=fields.extra())
+
+
+def parse_tokenization(fields: Fields) -> Tokenization:
+    """Read the reply of POST /tokenize."""
+    return Tokenization(
+        token_ids=fields.integers("tokens"),
+        count=fields.integer("count"),
+        max_model_len=fields.integer("max_model_len"),
+        token_strs=fields.optional_strings("token_strs"),
+        extra=fields.extra(),
+    )
+
+
+def parse_text(fields: Fields) -> str:
+    """Read the reply of POST /detokenize."""
+    return fields.string("prompt")
+
+
+def parse_version(fields: Fields) -> str:
+    """Read the reply of GET /version."""
+    return fields.string("version")
+
+
+def _parse_warning(fields: Fields) -> ReplyWarning:
+    return ReplyWarning(
+        message=fields.string("message"),
+        param=fields.optional_string("param"),
+        type=fields.optional_string("type"),
+        extra=fields.extra(),
+    )
+
+
+def _parse_usage(fields: Fields) -> Usage:
+    return Usage(
+        prompt_tokens=fields.integer("prompt_tokens"),
+        completion_tokens=fields.integer("completion_tokens"),
+        total_tokens=fields.integer("total_tokens"),
+        prompt_tokens_details=fields.optional_record("prompt_tokens_details", _parse_prompt_details),
+        completion_tokens_details=fields.optional_record(
+            "completion_tokens_details", _parse_completion_details
+        ),
+        extra=fields.extra(),
+    )
+
+
+def _parse_prompt_details(fields: Fields) -> PromptTokensDetails:
+    return PromptTokensDetails(cached_tokens=fields.optional_integer("cached_tokens"), extra=fields.extra())
+
+
+def _parse_completion_details(fields: Fields) -> CompletionTokensDetails:
+    return CompletionTokensDetails(
+        accepted_prediction_tokens=fields.optional_integer("accepted_prediction_tokens"),
+        rejected_prediction_tokens=fields.optional_integer("rejected_prediction_tokens"),
+        extra=fields.extra(),
+    )
+
+
+def _parse_completion_choice(fields: Fields) -> CompletionChoice:
+    return CompletionChoice(
+        index=fields.integer("index"),
+        text=fields.string("text"),
+        finish_reason=fields.optional_string("finish_reason"),
+        logprobs=fields.optional_record("logprobs", _parse_completion_logprobs),
+        seed=fields.optional_integer("seed"),
+        token_ids=fields.optional_integers("token_ids"),
+        prompt_token_ids=fields.optional_integers("prompt_token_ids"),
+        extra=fields.extra(),
+    )
+
+
+def _parse_completion_logprobs(fields: Fields) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        tokens=fields.strings("tokens"),
+        token_logprobs=fields.optional_numbers("token_logprobs"),
+        top_logprobs=fields.optional_mappings("top_logprobs"),
+        text_offset=fields.optional_integers("text_offset"),
+        extra=fields.extra(),
+    )
+
+
+def _parse_chat_choice(fields: Fields) -> ChatChoice:
+    return ChatChoice(
+        index=fields.integer("index"),
+        message=fields.record("message", _parse_message),
+        finish_reason=fields.optional_string("finish_reason"),
+        logprobs=fields.optional_record("logprobs", _parse_chat_logprobs),
+        seed=fields.optional_integer("seed"),
+        token_ids=fields.optional_integers("token_ids"),
+        extra=fields.extra(),
+    )
+
+
+def _parse_chat_chunk_choice(fields: Fields) -> ChatChunkChoice:
+    return ChatChunkChoice(
+        index=fields.integer("index"),
+        delta=fields.record("delta", _parse_delta),
+        finish_reason=fields.optional_string("finish_reason"),
+        logprobs=fields.optional_record("logprobs", _parse_chat_logprobs),
+        seed=fields.optional_integer("seed"),
+        token_ids=fields.optional_integers("token_ids"),
+        extra=fields.extra(),
+    )
+
+
+def _parse_message(fields: Fields) -> ChatMessage:
+    role, content = fields.string("role"), fields.optional_string("content")
+    return ChatMessage(role=role, content=content, extra=fields.extra())
+
+
+def _parse_delta(fields: Fields) -> Delta:
+    role, content = fields.optional_string("role"), fields.optional_string("content")
+    return Delta(role=role, content=content, extra=fields.extra())
+
+
+def _parse_chat_logprobs(fields: Fields) -> ChatLogprobs:
+    content = fields.optional_records("content", _parse_token_logprob)
+    return ChatLogprobs(content=content, extra=fields.extra())
+
+
+def _parse_token_logprob(fields: Fields) -> TokenLogprob:
+    return TokenLogprob(
+        token=fields.string("token"),
+        logprob=fields.number("logprob"),
+        bytes=fields.optional_integers("bytes"),
+        top_logprobs=fields.optional_records("top_logprobs", _parse_top_logprob),
+        extra=fields.extra(),
+    )
+
+
+def _parse_top_logprob(fields: Fields) -> TopLogprob:
+    return TopLogprob(
+        token=fields.string("token"),
+        logprob=fields.number("logprob"),
+        bytes=fields.optional_integers("bytes"),
+        extra=fields.extra(),
+    )
