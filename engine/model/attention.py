@@ -14,8 +14,10 @@ from torch import Tensor
 from engine.attention_tiles import CHUNK, TileGroup
 from engine.kv_cache.kv_storage import LayerKV
 
-# Matmul kernels for fewer rows than this sum in another order (MKL, float32): pad up to it.
+# Matmul kernels for fewer rows than this sum in another order (MKL, float32): pad up to it. A single
+# matrix goes through other kernels than a batch of them, which need more.
 _MIN_ROWS = 4
+_MIN_ROWS_OF_ONE_MATRIX = 16
 
 
 def paged_attention(query: Tensor, layer_kv: LayerKV, groups: Sequence[TileGroup], *, scale: float) -> Tensor:
@@ -34,7 +36,8 @@ def _attend(query: Tensor, layer_kv: LayerKV, group: TileGroup, scale: float, ou
     num_tiles, width = group.rows.shape
     num_pairs = len(group.pair_tiles)
     heads_per_kv = query.shape[1] // num_kv_heads
-    num_rows = max(width * heads_per_kv, _MIN_ROWS)
+    min_rows = _MIN_ROWS if num_kv_heads * num_pairs > 1 else _MIN_ROWS_OF_ONE_MATRIX
+    num_rows = max(width * heads_per_kv, min_rows)
 
     # [num_tiles, width, num_kv_heads, heads_per_kv, head_dim] -> [num_kv_heads, num_tiles, rows, head_dim]
     tiles = query[group.rows].view(num_tiles, width, num_kv_heads, heads_per_kv, head_dim)
@@ -75,6 +78,7 @@ def _merge(partials: Tensor, maxima: Tensor, sums: Tensor, tiles_per_chunk: tupl
     total_sum = torch.zeros_like(sums[:, :num_tiles])
     for start, count in zip(starts, tiles_per_chunk, strict=True):
         factor = torch.exp(maxima[:, start : start + count] - highest[:, :count])
-        total[:, :count].addcmul_(factor, partials[:, start : start + count])
-        total_sum[:, :count].addcmul_(factor, sums[:, start : start + count])
+        # Not addcmul: whether it rounds once or twice depends on an element's place in the tensor.
+        total[:, :count] += factor * partials[:, start : start + count]
+        total_sum[:, :count] += factor * sums[:, start : start + count]
     return total / total_sum

@@ -8,8 +8,9 @@ logits = lm_head(norm(x))
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import Activation, ModelConfig
+from engine.config import ModelConfig
 from engine.kv_cache.kv_storage import KVStorage, LayerKV
+from engine.model.activation import activate
 from engine.model.attention import paged_attention
 from engine.model.linear import Linear, take_linear
 from engine.model.norm import LayerNorm
@@ -41,11 +42,11 @@ class GPT2MLP:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.up_proj = take_linear(weights, (f"{prefix}.up_proj",), hidden, (inner,), bias=bias)
         self.down_proj = take_linear(weights, (f"{prefix}.down_proj",), inner, (hidden,), bias=bias)
-        self.approximation = "tanh" if config.activation is Activation.GELU_TANH else "none"
+        self.activation = config.activation
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [num_tokens, hidden_size] to the same."""
-        return self.down_proj(F.gelu(self.up_proj(x), approximate=self.approximation))
+        return self.down_proj(activate(self.up_proj(x), self.activation))
 
 
 class GPT2Layer:

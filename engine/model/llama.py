@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.kv_cache.kv_storage import KVStorage, LayerKV
+from engine.model.activation import activate
 from engine.model.attention import paged_attention
 from engine.model.linear import Linear, take_linear
 from engine.model.norm import RMSNorm
@@ -61,6 +62,7 @@ class SwiGLU:
 
     def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
+        self.activation = config.activation
         names = (f"{prefix}.gate_proj", f"{prefix}.up_proj")
         self.gate_up_proj = take_linear(weights, names, hidden, (inner, inner), bias=config.mlp_bias)
         self.down_proj = take_linear(
@@ -70,7 +72,7 @@ class SwiGLU:
     def __call__(self, x: Tensor) -> Tensor:
         """Map [num_tokens, hidden_size] to the same."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(activate(gate, self.activation) * up)
 
 
 class LlamaLayer:

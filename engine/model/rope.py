@@ -36,7 +36,7 @@ class Rope:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate [num_tokens, num_heads, head_dim]; dimension i is paired with i + head_dim / 2."""
     left, right = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((-right, left), dim=-1), sin)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:

@@ -86,10 +86,10 @@ def test_bfloat16_stays_within_its_precision():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", [(9, 3), (12, 12)])
-def test_a_row_has_the_same_bits_alone_in_a_batch_and_in_any_chunk(dtype, heads):
+@pytest.mark.parametrize(("heads", "head_dim"), [((9, 3), 64), ((12, 12), 64), ((5, 1), 16), ((1, 1), 8)])
+def test_a_row_has_the_same_bits_alone_in_a_batch_and_in_any_chunk(dtype, heads, head_dim):
     lengths = [300, 1, 129, 128, 257, 40, 290, 16]
-    sequences = Sequences(lengths, num_heads=heads[0], num_kv_heads=heads[1], head_dim=64, dtype=dtype)
+    sequences = Sequences(lengths, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim, dtype=dtype)
     alone = {
         (i, position): sequences.paged([(i, position, 1)])[0][0]
         for i, n in enumerate(lengths)
