@@ -1,0 +1,7 @@
+"""TextError: text that no tokenizer can take."""
+
+from engine.errors import RequestError
+
+
+class TextError(RequestError):
+    """Text that cannot become token ids; the message never repeats the text, only where it fails."""
