@@ -1,0 +1,1 @@
+"""The HTTP endpoints and the shapes of their bodies."""

@@ -1,0 +1,188 @@
+"""One generation: engine outputs to text, stop strings, latencies, and the abort at the end of it all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from engine.async_engine import OutputStream
+from engine.errors import EngineUnavailableError
+from engine.outputs import FinishReason, RequestOutput
+from server.admission import ServiceRate
+from server.api.preparation import Preparation, TextOptions
+from server.api.usage import Usage
+from server.metrics import ServerMetrics
+from server.text import Detokenizer, Tokenizer
+
+
+@dataclass(slots=True, kw_only=True)
+class TextDelta:
+    """What one step added to one choice; `finish_reason` is set once, on its last delta."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+class ChoiceText:
+    """The text of one choice as it grows: detokenised, cut at the first stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, options: TextOptions) -> None:
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self._options = options
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special_tokens)
+        self._matcher = options.new_matcher()
+
+    def push(self, output: RequestOutput) -> TextDelta:
+        """Add an output of the engine; a stop string ends the choice at the token that completed it."""
+        token_ids = output.new_token_ids
+        num_before = self.num_tokens
+        visible = len(token_ids)
+        if output.stop_token_id is not None and not self._options.include_stop:
+            visible -= 1  # the token that ended the request is counted, not shown
+        if self._matcher is None:
+            self.num_tokens += len(token_ids)
+            text = self._detokenizer.push(token_ids[:visible])
+        else:
+            text = self._push_until_stop(token_ids, visible)
+        if self.finish_reason is None and output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+            text += self._flush()
+        return TextDelta(
+            index=output.index,
+            text=text,
+            token_ids=token_ids[: self.num_tokens - num_before],
+            finish_reason=self.finish_reason,
+        )
+
+    def _push_until_stop(self, token_ids: Sequence[int], visible: int) -> str:
+        parts = []
+        for place, token_id in enumerate(token_ids):
+            self.num_tokens += 1
+            if place < visible:
+                parts.append(self._match(self._detokenizer.push((token_id,))))
+            if self.finish_reason is not None:
+                break
+        return "".join(parts)
+
+    def _match(self, text: str) -> str:
+        # What comes before min_tokens is not searched, so that no stop string ends the answer there.
+        if self._matcher is None or self.num_tokens < self._options.min_tokens:
+            return text
+        match = self._matcher.push(text)
+        if match.stopped:
+            self.finish_reason = FinishReason.STOP
+        return match.text
+
+    def _flush(self) -> str:
+        text = self._detokenizer.flush()
+        if self._matcher is None:
+            return text
+        match = self._matcher.push(text)
+        if match.stopped:
+            self.finish_reason = FinishReason.STOP
+            return match.text
+        return match.text + self._matcher.flush()
+
+
+class Generation:
+    """The open requests of one HTTP request; leaving its `with` block frees them in the engine.
+
+    Choices are numbered prompt by prompt: choice i belongs to prompt i // n.
+    """
+
+    def __init__(
+        self,
+        stream: OutputStream,
+        preparation: Preparation,
+        *,
+        tokenizer: Tokenizer,
+        metrics: ServerMetrics,
+        rate: ServiceRate,
+        arrived: float,
+    ) -> None:
+        self._stream = stream
+        self._preparation = preparation
+        self._metrics = metrics
+        self._rate = rate
+        self._arrived = arrived
+        num_choices = len(preparation.requests)
+        self._choices = [ChoiceText(tokenizer, preparation.options) for _ in range(num_choices)]
+        self._last_token_times = [0.0] * num_choices  # 0: no token yet
+        self._num_open = num_choices
+        self._cached_tokens = [0] * len(preparation.prompts)
+
+    def __enter__(self) -> "Generation":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Free whatever still runs."""
+        self._stream.abort()
+        for _ in range(self._num_open):
+            self._metrics.count_finished(FinishReason.ABORT)
+        self._num_open = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """True once every choice has its finish reason."""
+        return self._num_open == 0
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts up to now."""
+        return Usage(
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in self._preparation.prompts),
+            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            cached_tokens=sum(self._cached_tokens),
+        )
+
+    async def next_deltas(self) -> list[TextDelta]:
+        """Wait for the engine, then return all that it has brought meanwhile.
+
+        Raises EngineUnavailableError when the engine or the server ends before the choices do.
+        """
+        try:
+            first = await self._stream.__anext__()
+        except StopAsyncIteration:
+            raise EngineUnavailableError("the answer was cut short") from None
+        now = self._metrics.clock()
+        deltas = []
+        for output in (first, *self._stream.get_ready()):
+            choice = self._choices[output.index]
+            if choice.finish_reason is None:
+                deltas.append(self._absorb(choice, output, now))
+        return deltas
+
+    def _absorb(self, choice: ChoiceText, output: RequestOutput, now: float) -> TextDelta:
+        if output.finish_reason is FinishReason.ABORT:
+            raise EngineUnavailableError("the request was aborted by the server")
+        self._observe(output, now)
+        delta = choice.push(output)
+        if delta.finish_reason is not None:
+            if output.finish_reason is None:  # a stop string, of which the engine knows nothing
+                self._stream.abort(output.index)
+            self._num_open -= 1
+            self._metrics.count_finished(delta.finish_reason)
+            self._metrics.e2e_request_latency.observe(now - self._arrived)
+            self._rate.record()
+        return delta
+
+    def _observe(self, output: RequestOutput, now: float) -> None:
+        previous = self._last_token_times[output.index]
+        self._last_token_times[output.index] = now
+        if previous:
+            count = len(output.new_token_ids)
+            if count:
+                self._metrics.inter_token_latency.observe((now - previous) / count, count)
+            return
+        self._metrics.time_to_first_token.observe(now - self._arrived)
+        self._metrics.request_queue_time.observe(output.queue_seconds)
+        prompt, choice = divmod(output.index, self._preparation.n)
+        if choice == 0:
+            self._cached_tokens[prompt] = output.num_cached_tokens

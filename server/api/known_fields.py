@@ -1,0 +1,91 @@
+"""Fields that are known but have no effect here: refused unless they ask for nothing, or warned about."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from engine.errors import RequestError
+from server.api.errors import describe, shorten
+from server.api.limits import MAX_SHOWN_CHARS, MAX_WARNINGS
+
+NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "best_of": (1,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "priority": (0,),
+    "speculation": (),
+    "return_provenance": (False,),
+    "cache_explain": (False,),
+    "deadline_ms": (),
+}
+"""Known fields that are not honoured yet, and the values of each that ask for nothing; null always does."""
+
+NO_EFFECT: Mapping[str, str] = {
+    "metadata": "metadata is not stored",
+    "prompt_cache_key": "the prefix cache needs no key; cache_salt separates tenants",
+    "prompt_cache_retention": "the prefix cache keeps what fits",
+    "safety_identifier": "nobody reads it here",
+}
+"""Known fields that change nothing in the answer; each is a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldWarning:
+    """One entry of `warnings[]`."""
+
+    param: str
+    message: str
+
+
+def refuse_unsupported(fields: Mapping[str, object], supported: Iterable[str]) -> None:
+    """Raise RequestError for a field that asks for something which this server cannot do yet."""
+    for name in fields.keys() & (NOT_SUPPORTED.keys() - set(supported)):
+        value = fields[name]
+        if value is not None and not _asks_nothing(value, NOT_SUPPORTED[name]):
+            raise RequestError(f"{name} is not supported yet, got {describe(value)}", param=name)
+
+
+def warnings_about(names: Iterable[str], supported: Iterable[str]) -> tuple[FieldWarning, ...]:
+    """Return the warnings for fields that are not `supported`, at most MAX_WARNINGS of them."""
+    known = {*supported, *NOT_SUPPORTED, *NO_EFFECT}
+    ignored = sorted(set(names) - known.difference(NO_EFFECT))
+    warnings = [_warning(name, known) for name in ignored[:MAX_WARNINGS]]
+    if len(ignored) > MAX_WARNINGS:
+        more = len(ignored) - MAX_WARNINGS + 1
+        warnings[-1] = FieldWarning(param="...", message=f"{more} more fields had no effect")
+    return tuple(warnings)
+
+
+def _asks_nothing(value: object, no_ops: tuple[object, ...]) -> bool:
+    # `True == 1` and `False == 0` in Python, not in JSON.
+    return any(value == no_op and isinstance(value, bool) == isinstance(no_op, bool) for no_op in no_ops)
+
+
+def _warning(name: str, known: set[str]) -> FieldWarning:
+    if name in NO_EFFECT:
+        return FieldWarning(param=name, message=f"{name} had no effect: {NO_EFFECT[name]}")
+    message = f"{shorten(name)} is unknown and had no effect"
+    close = get_close_matches(name[:MAX_SHOWN_CHARS], known, n=1, cutoff=0.75)
+    if close:
+        message += f"; did you mean {close[0]}?"
+    return FieldWarning(param=shorten(name), message=message)

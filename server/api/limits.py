@@ -1,0 +1,20 @@
+"""Bounds on what one HTTP request may ask for; ranges of sampling fields live in SamplingParams."""
+
+MAX_CHOICES = 128
+"""Answers that one request may ask for: number of prompts times `n`."""
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 256
+MAX_STOP_TOKEN_IDS = 256
+MAX_MESSAGES = 4096
+MAX_CACHE_SALT_CHARS = 256
+MAX_USER_CHARS = 1024
+
+MAX_WARNINGS = 16
+"""Entries of `warnings[]`; the last one says how many more there were."""
+
+MAX_SHOWN_CHARS = 80
+"""Characters of a value or name sent by the client that an error may repeat."""
+
+INLINE_BYTES = 4096
+"""Parsing, templates and tokenisation of more than this run on a thread: about 1 ms of event loop."""

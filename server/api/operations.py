@@ -1,0 +1,109 @@
+"""What operators and tools ask for: health, readiness, metrics, models, tokens, version."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.errors import RequestError
+from server.api.body import run_sized
+from server.api.encoding import json_response
+from server.api.preparation import check_token_ids, encode_text, render_chat
+from server.api.requests import check_model_name, read_request, server_state
+from server.api.schemas import DetokenizeRequest, TokenizeRequest
+from server.serving import Phase, ServedModel, not_ready
+
+
+def installed_version() -> str:
+    """Return the version of the installed distribution, "0+unknown" in a bare source tree."""
+    try:
+        return version("draftline")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+async def health(request: Request) -> Response:
+    """Say that the process is alive: 200 also while loading, busy or draining, 503 once the engine died."""
+    phase = server_state(request).phase
+    return json_response({"status": phase.value}, 503 if phase is Phase.DEAD else 200)
+
+
+async def ready(request: Request) -> Response:
+    """Say whether to send requests here: 503 while loading, draining, stalled or dead."""
+    phase = server_state(request).phase
+    if phase is Phase.READY:
+        return json_response({"status": phase.value})
+    raise not_ready(phase)
+
+
+async def metrics(request: Request) -> Response:
+    """Return the metrics in Prometheus's text format, or OpenMetrics if asked for."""
+    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    body = encoder(server_state(request).metrics.registry)
+    return Response(body, headers={"content-type": content_type})
+
+
+async def list_models(request: Request) -> Response:
+    """List the one model that is served."""
+    model = server_state(request).loaded_model()
+    return json_response({"object": "list", "data": [_model_card(model)]})
+
+
+async def retrieve_model(request: Request) -> Response:
+    """Describe the served model."""
+    model = server_state(request).loaded_model()
+    check_model_name(request.path_params["model"], model)
+    return json_response(_model_card(model))
+
+
+async def show_version(request: Request) -> Response:  # noqa: ARG001 - the signature of an endpoint
+    """Return the server's version."""
+    return json_response({"version": installed_version()})
+
+
+async def tokenize(request: Request) -> Response:
+    """Return the token ids of a text or of a rendered conversation."""
+    parsed = await read_request(request, TokenizeRequest)
+    model, body = server_state(request).loaded_model(), parsed.body
+    size = len(body.prompt or "") + sum(len(message.content) for message in body.messages or ())
+    token_ids = await run_sized(size, _tokenize, body, model)
+    reply: dict[str, object] = {
+        "count": len(token_ids),
+        "max_model_len": model.engine.max_model_len,
+        "tokens": token_ids,
+    }
+    if body.return_token_strs:
+        reply["token_strs"] = [model.tokenizer.decode([token_id]) for token_id in token_ids]
+    return json_response(reply)
+
+
+async def detokenize(request: Request) -> Response:
+    """Return the text of token ids."""
+    parsed = await read_request(request, DetokenizeRequest)
+    model, body = server_state(request).loaded_model(), parsed.body
+    check_token_ids(body.tokens, model.engine.vocab_size, param="tokens")
+    skip = body.skip_special_tokens
+    text = await run_sized(
+        len(body.tokens), lambda: model.tokenizer.decode(body.tokens, skip_special_tokens=skip)
+    )
+    return json_response({"prompt": text})
+
+
+def _tokenize(body: TokenizeRequest, model: ServedModel) -> tuple[int, ...]:
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("give either prompt or messages", param="prompt")
+    if body.messages is None:
+        return encode_text(body.prompt or "", model, param="prompt", add_bos=body.add_special_tokens)
+    text = render_chat(body.messages, model, add_generation_prompt=body.add_generation_prompt)
+    return encode_text(text, model, param="messages", add_bos=bool(body.add_special_tokens))
+
+
+def _model_card(model: ServedModel) -> dict[str, object]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "draftline",
+        "max_model_len": model.engine.max_model_len,
+    }

@@ -1,0 +1,75 @@
+"""What every answer to a generation has in common, streamed or whole."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.outputs import FinishReason
+from server.api.generation import Generation
+from server.api.known_fields import FieldWarning
+from server.serving import ServedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyHeader:
+    """The members of a reply that do not change while it is generated."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    warnings: tuple[FieldWarning, ...]
+
+    @classmethod
+    def create(cls, prefix: str, model: ServedModel, warnings: tuple[FieldWarning, ...]) -> "ReplyHeader":
+        """Make the header of a new reply; its id begins with `prefix`."""
+        return cls(
+            id=f"{prefix}-{secrets.token_hex(16)}",
+            created=int(time.time()),
+            model=model.name,
+            system_fingerprint=model.system_fingerprint,
+            warnings=warnings,
+        )
+
+    def to_json(self, kind: str) -> dict[str, object]:
+        """Return the members, in OpenAI's order; `kind` is the `object`."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
+
+    def warnings_to_json(self) -> dict[str, object]:
+        """Return the member `warnings`, or nothing when there are none."""
+        if not self.warnings:
+            return {}
+        return {"warnings": [{"param": w.param, "message": w.message} for w in self.warnings]}
+
+
+@dataclass(kw_only=True)
+class WholeChoice:
+    """One choice of a reply that is not streamed."""
+
+    parts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(self.parts)
+
+
+async def collect(generation: Generation, num_choices: int) -> Sequence[WholeChoice]:
+    """Run a generation to its end and return its choices; raises EngineUnavailableError."""
+    choices = [WholeChoice() for _ in range(num_choices)]
+    while not generation.is_finished:
+        for delta in await generation.next_deltas():
+            choice = choices[delta.index]
+            choice.parts.append(delta.text)
+            choice.token_ids.extend(delta.token_ids)
+            choice.finish_reason = delta.finish_reason
+    return choices

@@ -1,0 +1,197 @@
+"""Bodies of the requests: types are checked here, ranges by SamplingParams and the parsers of fields."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+
+from engine.errors import RequestError
+from server.api.errors import ApiError, describe, shorten
+from server.api.fields import (
+    ROLES,
+    ChatMessage,
+    Prompt,
+    StreamOptions,
+    parse_messages,
+    parse_prompt,
+    parse_stop,
+    parse_stop_token_ids,
+    parse_stream_options,
+    parse_token_ids,
+)
+from server.api.known_fields import FieldWarning, refuse_unsupported, warnings_about
+from server.api.limits import MAX_CACHE_SALT_CHARS, MAX_USER_CHARS
+
+_IDS = {"type": "array", "items": {"type": "integer"}}
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_PROMPT_SCHEMA = {"anyOf": [{"type": "string"}, _STRINGS, _IDS, {"type": "array", "items": _IDS}]}
+_TEXT_PARTS = {
+    "type": "array",
+    "items": {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}},
+}
+_MESSAGES_SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {
+            "role": {"enum": list(ROLES)},
+            "content": {"anyOf": [{"type": "string"}, _TEXT_PARTS]},
+            "name": {"type": "string"},
+            "tool_call_id": {"type": "string"},
+        },
+    },
+}
+
+PromptField = Annotated[tuple[Prompt, ...], PlainValidator(parse_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+MessagesField = Annotated[
+    tuple[ChatMessage, ...], PlainValidator(parse_messages), WithJsonSchema(_MESSAGES_SCHEMA)
+]
+StopField = Annotated[
+    tuple[str, ...], PlainValidator(parse_stop), WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS]})
+]
+StopTokenIdsField = Annotated[frozenset[int], PlainValidator(parse_stop_token_ids), WithJsonSchema(_IDS)]
+StreamOptionsField = Annotated[
+    StreamOptions,
+    PlainValidator(parse_stream_options),
+    WithJsonSchema({"type": "object", "properties": {"include_usage": {"type": "boolean"}}}),
+]
+TokenIdsField = Annotated[tuple[int, ...], PlainValidator(parse_token_ids), WithJsonSchema(_IDS)]
+
+
+class Body(BaseModel):
+    """A body without lenience: 1.0 and "1" are no integers, 1 is no boolean, null is the default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, description="The served model; may be left out.")
+
+
+class GenerationBody(Body):
+    """What completions and chat have in common."""
+
+    max_tokens: int | None = Field(None, description="Tokens to generate at most, at least 1.")
+    min_tokens: int = Field(0, description="Tokens before which nothing ends the answer.")
+    temperature: float | None = Field(None, description="0 (greedy) to 2; the model's own default, else 1.")
+    top_p: float | None = Field(None, description="Above 0 up to 1; the model's own default, else 1.")
+    top_k: int | None = Field(None, description="-1 and 0 switch it off; the model's own default, else off.")
+    min_p: float = Field(0.0, description="0 (off) to 1, relative to the most likely token.")
+    n: int = Field(1, description="Answers for each prompt.")
+    seed: int | None = Field(None, description="-2**63 to 2**63-1; drawn and reported when left out.")
+    stop: StopField = Field((), description="Up to 16 strings that end the answer.")
+    stop_token_ids: StopTokenIdsField = Field(frozenset(), description="Token ids that end the answer.")
+    include_stop_str_in_output: bool = Field(False, description="Keep what ended the answer in its text.")
+    ignore_eos: bool = Field(False, description="Go on after the model's own end tokens.")
+    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+    stream: bool = Field(False, description="Answer in server-sent events.")
+    stream_options: StreamOptionsField | None = Field(None, description="Streams only.")
+    cache_salt: str | None = Field(
+        None, max_length=MAX_CACHE_SALT_CHARS, description="Shares cached prefixes only with equal salts."
+    )
+    user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
+    return_token_ids: bool = Field(False, description="Return the ids of prompt and answer too.")
+
+
+class CompletionRequest(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: PromptField = Field(description="Text or token ids, one prompt or a list of them.")
+    echo: bool = Field(False, description="Put the prompt before the answer.")
+
+
+class ChatCompletionRequest(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: MessagesField = Field(description="The conversation; content is text or a list of text parts.")
+    max_completion_tokens: int | None = Field(None, description="OpenAI's newer name of max_tokens.")
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize: a prompt or messages, not both."""
+
+    prompt: str | None = Field(None, description="Text to encode as it stands.")
+    messages: MessagesField | None = Field(None, description="A conversation to render and encode.")
+    add_special_tokens: bool | None = Field(None, description="Begin with the begin token or not.")
+    add_generation_prompt: bool = Field(True, description="End the rendered messages where an answer starts.")
+    return_token_strs: bool = Field(False, description="Return the text of each token too.")
+
+
+class DetokenizeRequest(Body):
+    """POST /detokenize."""
+
+    tokens: TokenIdsField = Field(description="Token ids to decode.")
+    skip_special_tokens: bool = Field(False, description="Leave special tokens out.")
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedBody(Generic[BodyT]):
+    """A checked body, and what in it had no effect."""
+
+    body: BodyT
+    warnings: tuple[FieldWarning, ...]
+
+
+def parse_body(schema: type[BodyT], fields: Mapping[str, object], *, strict: bool) -> ParsedBody[BodyT]:
+    """Check `fields` against `schema`; with `strict`, a warning is an error.
+
+    Raises RequestError naming the field, its value and the limit.
+    """
+    supported = schema.model_fields.keys()
+    if issubclass(schema, GenerationBody):
+        refuse_unsupported(_without_equal_best_of(fields), supported)
+    known = {name: value for name, value in fields.items() if name in supported and value is not None}
+    try:
+        body = schema.model_validate(known)
+    except ValidationError as error:
+        raise _request_error(error) from None
+    unknown = [name for name, value in fields.items() if name not in supported and value is not None]
+    warnings = warnings_about([*unknown, *_unknown_nested(body)], supported)
+    if strict and warnings:
+        raise ApiError(400, f"X-Strict: {warnings[0].message}", param=warnings[0].param, code="strict")
+    return ParsedBody(body=body, warnings=warnings)
+
+
+def _unknown_nested(body: Body) -> list[str]:
+    names: list[str] = []
+    if isinstance(body, ChatCompletionRequest | TokenizeRequest):
+        names += [key for message in body.messages or () for key in message.unknown_keys]
+    if isinstance(body, GenerationBody) and body.stream_options is not None:
+        names += body.stream_options.unknown_keys
+    return names
+
+
+def _without_equal_best_of(fields: Mapping[str, object]) -> Mapping[str, object]:
+    # best_of answers to choose n from: with as many as n there is nothing to choose.
+    if type(fields.get("best_of")) is int and fields["best_of"] == fields.get("n", 1):
+        return {name: value for name, value in fields.items() if name != "best_of"}
+    return fields
+
+
+_EXPECTED = {
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "model_type": "must be an object",
+    "missing": "is required",
+    "extra_forbidden": "is unknown",
+}
+
+
+def _request_error(error: ValidationError) -> RequestError:
+    """Name the field, the value and the limit of the first of pydantic's errors."""
+    first = error.errors(include_url=False, include_context=True)[0]
+    where = shorten(".".join(str(part) for part in first["loc"]))
+    expected = _EXPECTED.get(first["type"])
+    if first["type"] == "string_too_long":
+        length, limit = len(first["input"]), first["ctx"]["max_length"]
+        expected = f"must have at most {limit} characters, got {length}"
+    elif expected is None:
+        expected = f"is not valid: {first['msg'].lower()}"
+    shown = "" if first["type"] in ("missing", "string_too_long") else f", got {describe(first['input'])}"
+    return RequestError(f"{where} {expected}{shown}", param=where)

@@ -1,0 +1,167 @@
+"""The `draftline` command: serve, chat, models. torch is imported only after the arguments are read."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from engine.errors import DraftlineError
+from server.settings import ChatSettings, ServeSettings, parse_settings, unknown_variables
+
+if TYPE_CHECKING:
+    from server.serving import ServedModel
+
+Command = Callable[[Sequence[str]], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, or 2 after one line about what is wrong."""
+    parsed, rest = _parser().parse_known_args(arguments)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in unknown_variables(os.environ):
+        errors.print(f"[yellow]warning:[/yellow] {escape(line)}")
+    try:
+        _COMMANDS[parsed.command](rest)
+    except DraftlineError as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="draftline",
+        description="An inference server for GPT-style language models.",
+        epilog="`draftline COMMAND --help` lists the flags of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"draftline {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_line in (
+        ("serve", "serve a model over the OpenAI HTTP API"),
+        ("chat", "talk to a model in the terminal"),
+        ("models", "list the models that have a name"),
+    ):
+        commands.add_parser(name, help=help_line, add_help=False)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("draftline")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def serve(arguments: Sequence[str]) -> None:
+    """Load a model and serve it until a signal."""
+    settings = parse_settings(ServeSettings, arguments, program="draftline serve")
+    keys = settings.all_keys()
+    from server.admission import Admission
+    from server.api.limits import MAX_CHOICES
+    from server.app import create_app
+    from server.auth import KeyRing
+    from server.http_server import listen, run_server
+    from server.logs import configure_logging
+    from server.metrics import ServerMetrics
+    from server.serving import RequestLimits, ServerState
+
+    configure_logging(settings.log_format)
+    max_open = settings.max_num_seqs + settings.max_queue
+    state = ServerState(
+        admission=Admission(max_open=max_open),
+        metrics=ServerMetrics(),
+        limits=RequestLimits(max_body_size=settings.max_body_size, max_choices=min(MAX_CHOICES, max_open)),
+    )
+    app = create_app(state, keys=KeyRing(keys), cors_origins=settings.cors_origin)
+    listener = listen(settings.host, settings.port)
+    url = _url(settings.host, listener.getsockname()[1])
+    console = Console(highlight=False)
+    console.print(f"loading {escape(settings.model)}; {url}/ready says when it is there")
+
+    def load() -> "ServedModel":
+        from server.loading import load_served_model
+
+        model = load_served_model(settings)
+        print_banner(console, model, url, needs_key=bool(keys))
+        return model
+
+    run_server(app, state, listener, shutdown_timeout=settings.shutdown_timeout, load=load)
+    if state.model is None:
+        # The loader thread is inside torch still, which a normal exit would tear down under it.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def print_banner(console: Console, model: "ServedModel", url: str, *, needs_key: bool) -> None:
+    """Print what is served, on what, how much fits, and a line to try it."""
+    console.print(f"[bold]{escape(model.name)}[/bold]  {escape(model.description)}")
+    info = model.engine.info
+    if info is not None:
+        num_tokens = info.num_kv_blocks * info.block_size
+        console.print(
+            f"device    {escape(info.device)}, {info.dtype}, {info.num_threads} threads, "
+            f"weights {_mebibytes(info.weight_bytes)}"
+        )
+        console.print(
+            f"KV cache  {_mebibytes(info.kv_cache_bytes)}: {num_tokens:,} tokens, or "
+            f"{num_tokens / info.max_model_len:.1f} requests of {info.max_model_len:,} tokens at once"
+        )
+    console.print(f"serving   {url}/v1  (docs: {url}/docs)")
+    key = '-H "Authorization: Bearer $KEY" ' if needs_key else ""
+    console.print("\n[dim]try:[/dim]")
+    console.print(
+        f"curl -N {url}/v1/completions {key}-H 'Content-Type: application/json' "
+        '-d \'{"prompt": "The capital of France is", "max_tokens": 32, "stream": true}\'\n',
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def chat(arguments: Sequence[str]) -> None:
+    """Talk to a model in the terminal."""
+    settings = parse_settings(ChatSettings, arguments, program="draftline chat")
+    from server.loading import load_served_model
+    from server.terminal_chat import TerminalChat
+
+    console = Console()
+    with console.status(f"loading {escape(settings.model)}"):
+        model = load_served_model(settings)
+    try:
+        TerminalChat(model, settings, console).run()
+    finally:
+        model.engine.close()
+
+
+def models(arguments: Sequence[str]) -> None:
+    """Print the models that have a name."""
+    argparse.ArgumentParser("draftline models", description="List the models that have a name.").parse_args(
+        arguments
+    )
+    from rich.table import Table
+
+    from engine.checkpoint import list_models
+
+    table = Table("name", "size", "licence", "on disk", "what it is")
+    for model in list_models():
+        on_disk = str(model.path) if model.is_cached else "no: fetched when it is first used"
+        table.add_row(model.name, _mebibytes(model.num_bytes), model.licence, on_disk, model.description)
+    Console().print(table)
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+_COMMANDS: Mapping[str, Command] = {"serve": serve, "chat": chat, "models": models}

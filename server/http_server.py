@@ -1,0 +1,155 @@
+"""Listening, loading while the port is open, and leaving in good order on a signal."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from engine.errors import ConfigError, DraftlineError
+from server.serving import ServedModel, ServerState
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_MIN_GRACE = 1
+"""Seconds that answers already complete get to reach their clients, however little time is left."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket listening on `host` and `port` (0: any free one); raises ConfigError."""
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def run_server(
+    app: ASGIApp,
+    state: ServerState,
+    listener: socket.socket,
+    *,
+    shutdown_timeout: float,
+    load: Callable[[], ServedModel] | None = None,
+) -> None:
+    """Serve until a signal, then finish what is open within `shutdown_timeout` seconds.
+
+    With `load`, the port answers while a thread loads the model. Raises what `load` raised. A second
+    signal ends the process at once.
+    """
+    server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout, load=load)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        if state.model is not None:
+            state.model.engine.close()
+    if server.load_error is not None:
+        raise server.load_error
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that answers 503 while the streams that are open come to their end."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        state: ServerState,
+        *,
+        shutdown_timeout: float,
+        load: Callable[[], ServedModel] | None = None,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none"
+            )
+        )
+        self.load_error: Exception | None = None
+        self._state = state
+        self._shutdown_timeout = shutdown_timeout
+        self._load = load
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until stop() or a signal."""
+        if self._load is not None:
+            threading.Thread(
+                target=self._load_in_thread,
+                args=(self._load, asyncio.get_running_loop()),
+                name="loader",
+                daemon=True,  # a signal need not wait for it
+            ).start()
+        await super().serve(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on the first signal and leave at once on the second; uvicorn's own would cut streams."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._handle_signal, number)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Begin to drain; must be called on the event loop."""
+        self._state.start_draining()
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    def _handle_signal(self, number: int) -> None:
+        if self._draining is not None:
+            sys.stderr.write("second signal: leaving at once\n")
+            sys.stderr.flush()
+            os._exit(128 + number)
+        logger.info("shutting down: open requests have %g s to finish", self._shutdown_timeout)
+        self.stop()
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._shutdown_timeout
+        if self._state.model is not None:
+            # The port stays open meanwhile: /ready and /metrics answer, new work gets a 503.
+            finished = await self._state.model.engine.drain(self._shutdown_timeout)
+            if not finished:
+                logger.warning("some requests did not finish in time and were aborted")
+        # What remains is sending; idle keep-alive connections are closed at once.
+        self.config.timeout_graceful_shutdown = max(math.ceil(deadline - loop.time()), _MIN_GRACE)
+        self.should_exit = True
+
+    def _load_in_thread(self, load: Callable[[], ServedModel], loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            model = load()
+        except DraftlineError as error:
+            self._call_on_loop(loop, self._fail, error)
+        except Exception as error:
+            logger.exception("loading the model failed")
+            self._call_on_loop(loop, self._fail, error)
+        else:
+            self._call_on_loop(loop, self._state.publish, model)
+
+    def _fail(self, error: Exception) -> None:
+        self.load_error = error
+        self.should_exit = True
+
+    @staticmethod
+    def _call_on_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server is gone already
+            loop.call_soon_threadsafe(callback, *args)

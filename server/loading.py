@@ -1,0 +1,79 @@
+"""From settings to a served model: checkpoint, engine, tokenizer and chat template."""
+
+from collections import Counter
+from dataclasses import replace
+from hashlib import blake2b
+from math import prod
+
+from engine.checkpoint import Checkpoint, TokenizerData, load_checkpoint
+from engine.config import EngineConfig
+from engine.loader import load_engine
+from server.serving import ServedModel
+from server.settings import ModelSettings, ServeSettings
+from server.text import ChatTemplate, Tokenizer
+
+
+def load_served_model(settings: ModelSettings) -> ServedModel:
+    """Load the model that `settings` name and start its engine; raises DraftlineError."""
+    config = _engine_config(settings)
+    checkpoint = load_checkpoint(settings.model)
+    name = settings.served_model_name if isinstance(settings, ServeSettings) else None
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    engine = load_engine(checkpoint, config)
+    return ServedModel(
+        name=name or checkpoint.name,
+        description=_describe(checkpoint),
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=_chat_template(checkpoint.tokenizer),
+        max_token_bytes=max((len(token.encode()) for token in checkpoint.tokenizer.tokens), default=1),
+        developer_role="developer" if "developer" in (checkpoint.tokenizer.chat_template or "") else "system",
+        generation_defaults=checkpoint.generation_defaults,
+        system_fingerprint=_system_fingerprint(checkpoint, engine.info.dtype if engine.info else ""),
+    )
+
+
+def _engine_config(settings: ModelSettings) -> EngineConfig:
+    config = EngineConfig(
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        block_size=settings.block_size,
+        kv_cache_memory=settings.kv_cache_memory,
+    )
+    if not isinstance(settings, ServeSettings):
+        return replace(config, max_num_seqs=1)
+    return replace(
+        config,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        enable_prefix_caching=not settings.no_prefix_caching,
+        max_waiting=settings.max_queue,
+    )
+
+
+def _describe(checkpoint: Checkpoint) -> str:
+    num_parameters = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    formats = Counter(tensor.format for tensor in checkpoint.tensors.values())
+    stored = formats.most_common(1)[0][0] if formats else "nothing"
+    return f"{checkpoint.config.architecture}, {num_parameters / 1e6:,.1f}M parameters, stored as {stored}"
+
+
+def _chat_template(data: TokenizerData) -> ChatTemplate | None:
+    if data.chat_template is None:
+        return None
+    return ChatTemplate(
+        data.chat_template,
+        bos_token=_token_text(data, data.bos_token_id),
+        eos_token=_token_text(data, data.eos_token_id),
+    )
+
+
+def _token_text(data: TokenizerData, token_id: int | None) -> str:
+    return "" if token_id is None else data.tokens[token_id]
+
+
+def _system_fingerprint(checkpoint: Checkpoint, dtype: str) -> str:
+    """Name the weights and their precision: what else could change an answer is in the request."""
+    digest = blake2b(checkpoint.fingerprint + dtype.encode(), digest_size=6).hexdigest()
+    return f"fp_{digest}"

@@ -1,0 +1,157 @@
+"""Prometheus metrics: latencies observed by the server, counters read from the engine when scraped."""
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.outputs import FinishReason
+from engine.stats import EngineStats
+
+_BUCKETS = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3),
+    *(0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0),
+)
+
+
+class LatencyHistogram:
+    """Seconds in buckets; one bisection per observation, no lock: only the event loop writes."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._counts = [0] * (len(_BUCKETS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float, count: int = 1) -> None:
+        """Record `count` events of `seconds` each."""
+        self._counts[bisect_left(_BUCKETS, seconds)] += count
+        self._sum += seconds * count
+
+    def family(self, model_name: str) -> Metric:
+        """Return the histogram in Prometheus's cumulative form."""
+        cumulative = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*_BUCKETS, "+Inf"), self._counts, strict=True):
+            cumulative += count
+            buckets.append((str(bound), cumulative))
+        family = HistogramMetricFamily(self._name, self._documentation, labels=["model_name"])
+        family.add_metric([model_name], buckets, self._sum)
+        return family
+
+
+class ServerMetrics(Collector):
+    """Everything on /metrics; written on the event loop, collected there too.
+
+    Latencies and finish reasons count choices: a request for three answers is three of each.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.registry = CollectorRegistry()
+        self.clock = clock
+        self.time_to_first_token = LatencyHistogram(
+            "draftline_time_to_first_token_seconds", "From the arrival of the request to its first token."
+        )
+        self.inter_token_latency = LatencyHistogram(
+            "draftline_inter_token_latency_seconds", "Between one token and the next of the same choice."
+        )
+        self.e2e_request_latency = LatencyHistogram(
+            "draftline_e2e_request_latency_seconds", "From the arrival of the request to its last token."
+        )
+        self.request_queue_time = LatencyHistogram(
+            "draftline_request_queue_time_seconds", "From submission to the first step that ran the choice."
+        )
+        self.num_disconnected = 0
+        self._finished: Counter[FinishReason] = Counter()
+        self._responses: Counter[tuple[str, int]] = Counter()
+        self._model_name = ""
+        self._stats: Callable[[], EngineStats] | None = None
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def publish(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+        """Report the engine behind `stats` under `model_name` from now on."""
+        self._model_name = model_name
+        self._stats = stats
+
+    def count_finished(self, reason: FinishReason) -> None:
+        """Count one choice that ended."""
+        self._finished[reason] += 1
+
+    def count_response(self, endpoint: str, status: int) -> None:
+        """Count one HTTP answer; `endpoint` is a route's template, never a path from the client."""
+        self._responses[endpoint, status] += 1
+
+    def describe(self) -> list[Metric]:
+        """Name nothing: collecting at registration would find no model."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        yield from self._server_metrics()
+        if self._stats is not None:
+            yield from _engine_metrics(self._stats(), self._model_name)
+
+    def _server_metrics(self) -> Iterator[Metric]:
+        for histogram in (
+            self.time_to_first_token,
+            self.inter_token_latency,
+            self.e2e_request_latency,
+            self.request_queue_time,
+        ):
+            yield histogram.family(self._model_name)
+        success = CounterMetricFamily(
+            "draftline_request_success",
+            "Choices that ended, by reason.",
+            labels=["model_name", "finished_reason"],
+        )
+        for reason in FinishReason:
+            success.add_metric([self._model_name, reason.value], self._finished[reason])
+        yield success
+        yield _counter(
+            "draftline_requests_disconnected",
+            "Requests whose client left before the answer was complete.",
+            self.num_disconnected,
+            self._model_name,
+        )
+        responses = CounterMetricFamily(
+            "draftline_http_responses", "HTTP answers.", labels=["endpoint", "status"]
+        )
+        for (endpoint, status), count in self._responses.items():
+            responses.add_metric([endpoint, str(status)], count)
+        yield responses
+
+
+def _engine_metrics(stats: EngineStats, model_name: str) -> Iterator[Metric]:
+    for name, documentation, gauge in (
+        ("num_requests_running", "Choices that run.", stats.num_requests_running),
+        ("num_requests_waiting", "Choices that wait for a place.", stats.num_requests_waiting),
+        ("kv_cache_usage_perc", "Share of the KV blocks that are held, from 0 to 1.", stats.kv_cache_usage),
+        ("engine_step_seconds", "How long the present step has been running.", stats.seconds_since_step),
+    ):
+        yield _gauge(f"draftline_{name}", documentation, gauge, model_name)
+    for name, documentation, counter in (
+        ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
+        ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
+        ("num_preemptions", "Times a running choice lost its blocks.", stats.num_preemptions),
+        ("prompt_tokens", "Prompt tokens of choices that started.", stats.prompt_tokens),
+        ("generation_tokens", "Tokens generated.", stats.generation_tokens),
+        ("engine_steps", "Steps of the engine.", stats.num_steps),
+    ):
+        yield _counter(f"draftline_{name}", documentation, counter, model_name)
+
+
+def _gauge(name: str, documentation: str, value: float, model_name: str) -> Metric:
+    family = GaugeMetricFamily(name, documentation, labels=["model_name"])
+    family.add_metric([model_name], value)
+    return family
+
+
+def _counter(name: str, documentation: str, value: float, model_name: str) -> Metric:
+    family = CounterMetricFamily(name, documentation, labels=["model_name"])
+    family.add_metric([model_name], value)
+    return family

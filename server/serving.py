@@ -1,0 +1,114 @@
+"""What the endpoints share: the served model, and whether the server takes work."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from server.admission import Admission
+from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
+from server.api.limits import MAX_CHOICES
+from server.metrics import ServerMetrics
+from server.text import ChatTemplate, Tokenizer
+
+if TYPE_CHECKING:
+    from engine.async_engine import AsyncEngine
+
+STALL_SECONDS = 60.0
+"""A step that runs longer than this is stuck: the slowest prefill chunk on a CPU takes a few seconds."""
+
+
+class Phase(str, Enum):
+    """What /ready says; only `ready` is 200."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STALLED = "stalled"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A loaded model with all that the endpoints need to serve it."""
+
+    name: str
+    engine: "AsyncEngine"
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    max_token_bytes: int  # bytes of the longest token: a longer text has more tokens than this says
+    description: str = ""  # architecture and size, for people
+    developer_role: str = "system"  # what the template is given for the role developer
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)
+    system_fingerprint: str = "fp_0"
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestLimits:
+    """Bounds on one request that the operator can set."""
+
+    max_body_size: int = 4 * 2**20  # bytes
+    max_choices: int = MAX_CHOICES  # number of prompts times n
+
+
+class ServerState:
+    """The mutable part of the server: its model once loaded, and whether it drains."""
+
+    def __init__(self, *, admission: Admission, metrics: ServerMetrics, limits: RequestLimits) -> None:
+        self.admission = admission
+        self.metrics = metrics
+        self.limits = limits
+        self.model: ServedModel | None = None
+        self._is_draining = False
+
+    def publish(self, model: ServedModel) -> None:
+        """Begin to serve `model`."""
+        self.model = model
+        self.metrics.publish(model.name, model.engine.stats)
+
+    def start_draining(self) -> None:
+        """Refuse new work from now on."""
+        self._is_draining = True
+
+    @property
+    def phase(self) -> Phase:
+        """What the server is doing."""
+        if self.model is not None and self.model.engine.is_dead:
+            return Phase.DEAD
+        if self._is_draining:
+            return Phase.DRAINING
+        if self.model is None:
+            return Phase.LOADING
+        if self.model.engine.stats().seconds_since_step > STALL_SECONDS:
+            return Phase.STALLED
+        return Phase.READY
+
+    def loaded_model(self) -> ServedModel:
+        """Return the model; raises ApiError 503 while it loads."""
+        if self.model is None:
+            raise not_ready(Phase.LOADING)
+        return self.model
+
+    def generating_model(self) -> ServedModel:
+        """Return the model for new work; raises ApiError 503 while loading or draining.
+
+        A dead engine refuses by itself; a stalled one may yet go on.
+        """
+        if self._is_draining:
+            raise not_ready(Phase.DRAINING)
+        return self.loaded_model()
+
+
+def not_ready(phase: Phase) -> ApiError:
+    """Return the 503 of a phase."""
+    return unavailable(_WHY_NOT_READY[phase], code=phase.value)
+
+
+_WHY_NOT_READY = {
+    Phase.LOADING: "the model is still loading",
+    Phase.DRAINING: "the server is shutting down",
+    Phase.STALLED: "a step of the engine does not end",
+    Phase.DEAD: ENGINE_IS_DEAD,
+}

@@ -1,0 +1,228 @@
+"""Settings of the commands: each is a flag, a DRAFTLINE_ environment variable and a default, defined once."""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    FilePath,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
+
+from engine.errors import ConfigError
+
+ENV_PREFIX = "DRAFTLINE_"
+DEFAULT_MODEL = "smollm2-135m-instruct"  # the engine's; its registry imports torch, --help must not
+CACHE_VARIABLE = "DRAFTLINE_CACHE_DIR"  # read by the engine
+
+_MIN_KEY_CHARS = 8
+_KUBERNETES_VARIABLE = re.compile(r"DRAFTLINE_(SERVICE|PORT)_")  # set for a Service named draftline
+
+
+def _split(value: object) -> object:
+    """Split the text of an environment variable at commas; a flag that is repeated comes as a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _check_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    for key in keys:
+        check_key(key.get_secret_value())
+    return keys
+
+
+def check_key(key: str) -> None:
+    """Raise ValueError for a key that an Authorization header cannot carry or anybody could guess."""
+    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", key):  # RFC 6750's b64token
+        raise ValueError("a key may have letters, digits and ._~+/=- only")
+    if len(key) < _MIN_KEY_CHARS:
+        raise ValueError(f"a key must have at least {_MIN_KEY_CHARS} characters, got {len(key)}")
+
+
+Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_keys)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+MemorySize = Annotated[ByteSize, Field(gt=0)]
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Says what a value is rather than its Python type, and no default that says nothing."""
+
+    _METAVARS: ClassVar = {
+        "ByteSize": "SIZE",
+        "Path": "FILE",
+        "float": "NUMBER",
+        "int": "NUMBER",
+        "str": "TEXT",
+        "tuple[SecretStr,...]": "KEY",
+        "tuple[str,...]": "ORIGIN",
+    }
+
+    def add_usage(self, _usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage("%(prog)s [--flag VALUE ...]", actions, groups, prefix)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        action.metavar = self._METAVARS.get(str(action.metavar), action.metavar)
+        action.help = re.sub(r" \(default: (None|False|\(\))\)", "", action.help or "")
+        super().add_argument(action)
+
+
+class ModelSettings(BaseSettings):
+    """Which model to load, and where."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags="toggle",
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    model: str = Field(
+        DEFAULT_MODEL, description="a name of `draftline models`, a file or a folder, or hf:ORG/REPO"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and activations"
+    )
+    max_model_len: PositiveInt | None = Field(
+        None, description="tokens of prompt and answer together; the model's own limit if not given"
+    )
+    kv_cache_memory: MemorySize | None = Field(
+        None, description="for keys and values, as 512MiB or 2GiB; chosen from what is free if not given"
+    )
+    block_size: PositiveInt = Field(16, description="tokens in a block of the KV cache")
+
+
+class ChatSettings(ModelSettings):
+    """Talk to a model in the terminal.
+
+    Each flag is also an environment variable: --max-tokens is DRAFTLINE_MAX_TOKENS.
+    """
+
+    system: str | None = Field(None, description="system message")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 is greedy; the model's default if not given"
+    )
+    top_p: float | None = Field(None, gt=0, le=1, description="the model's default if not given")
+    top_k: int | None = Field(None, ge=-1, description="the model's default if not given")
+    seed: int | None = Field(None, description="drawn for each answer if not given")
+    max_tokens: PositiveInt | None = Field(None, description="of one answer; what fits if not given")
+
+
+class ServeSettings(ModelSettings):
+    """Serve a model over the OpenAI HTTP API.
+
+    Each flag is also an environment variable: --max-queue is DRAFTLINE_MAX_QUEUE.
+    """
+
+    served_model_name: str | None = Field(
+        None, min_length=1, max_length=256, description="name of the model in the API; its own if not given"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="0 takes any free one")
+    max_num_seqs: PositiveInt = Field(32, description="answers that are generated at the same time")
+    max_num_batched_tokens: PositiveInt = Field(512, description="tokens of one step, prompts included")
+    no_prefix_caching: bool = Field(False, description="compute every prompt from its beginning")
+    api_key: Keys = Field(
+        (), description="a key that clients must send; repeatable; none: everybody may enter"
+    )
+    api_key_file: FilePath | None = Field(
+        None, description="file of further keys, one a line; # begins a comment"
+    )
+    max_queue: PositiveInt = Field(256, description="answers that may wait; one more is refused with 429")
+    max_body_size: MemorySize = Field(
+        "4MiB", validate_default=True, description="of a request; a larger one is refused"
+    )
+    shutdown_timeout: float = Field(
+        30.0, ge=0, le=86400, description="seconds that open requests get to finish after SIGTERM"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="of the log on the standard error")
+    cors_origin: Origins = Field(
+        (), description="origin whose pages may call the API; repeatable; none by default"
+    )
+
+    def all_keys(self) -> tuple[str, ...]:
+        """Return the keys of the flags and of the file; raises ConfigError."""
+        keys = [key.get_secret_value() for key in self.api_key]
+        if self.api_key_file is not None:
+            keys += _read_keys(self.api_key_file)
+        return tuple(keys)
+
+
+SettingsT = TypeVar("SettingsT", bound=ModelSettings)
+
+
+def parse_settings(schema: type[SettingsT], arguments: Sequence[str], *, program: str) -> SettingsT:
+    """Read settings from flags, then the environment; raises ConfigError with one line for a bad value.
+
+    Exits like argparse for --help and for flags that do not exist.
+    """
+    try:
+        source: CliSettingsSource[SettingsT] = CliSettingsSource(
+            schema,
+            cli_prog_name=program,
+            cli_show_env_vars=False,
+            formatter_class=_HelpFormatter,
+        )
+        return CliApp.run(schema, cli_args=list(arguments), cli_settings_source=source)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a line for each DRAFTLINE_ variable that no setting reads."""
+    schemas = (ServeSettings, ChatSettings)
+    known = {
+        CACHE_VARIABLE,
+        *(ENV_PREFIX + name.upper() for schema in schemas for name in schema.model_fields),
+    }
+    lines = []
+    for name in sorted(environment):
+        is_ours = name.upper().startswith(ENV_PREFIX) and not _KUBERNETES_VARIABLE.match(name)
+        if is_ours and name.upper() not in known:
+            close = get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            lines.append(f"the environment variable {name} has no effect{hint}")
+    return lines
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    variable = ENV_PREFIX + name.upper()
+    message = first["msg"].removeprefix("Value error, ")
+    is_secret = name.startswith("api_key")
+    shown = "" if is_secret else f", got {str(first['input'])[:80]!r}"
+    hint = ""
+    if os.environ.get(variable, "").startswith("tcp://"):
+        hint = " (set by Kubernetes for a Service named draftline: set enableServiceLinks: false)"
+    flag = "--" + name.replace("_", "-")
+    return f"{flag} ({variable}): {message[:1].lower()}{message[1:]}{shown}{hint}"
+
+
+def _read_keys(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file: cannot read {path}: {error}") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    try:
+        for key in keys:
+            check_key(key)
+    except ValueError as error:
+        raise ConfigError(f"--api-key-file: {path}: {error}") from None
+    if not keys:
+        raise ConfigError(f"--api-key-file: {path} has no key in it")
+    return keys

@@ -1,0 +1,100 @@
+"""A real server on a real socket around a fake engine, and how to read its streams."""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from server.admission import Admission
+from server.app import create_app
+from server.auth import KeyRing
+from server.http_server import DrainingServer, listen
+from server.metrics import ServerMetrics
+from server.serving import RequestLimits, ServedModel, ServerState
+from server.text import ChatTemplate, Tokenizer
+from tests.fakes import CHAT_TEMPLATE, FakeEngine, byte_tokenizer_data
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A real server on a real socket, in a thread of its own."""
+
+    url: str
+    client: httpx.Client
+    engine: FakeEngine
+    state: ServerState
+    server: DrainingServer
+    loop: asyncio.AbstractEventLoop
+
+    def stop(self) -> None:
+        """Begin to drain, as a signal would."""
+        self.loop.call_soon_threadsafe(self.server.stop)
+
+
+def served_model(
+    engine: FakeEngine, *, name: str = "fake", chat_template: str | None = CHAT_TEMPLATE
+) -> ServedModel:
+    """A model of the byte vocabulary behind a fake engine."""
+    return ServedModel(
+        name=name,
+        engine=engine,
+        tokenizer=Tokenizer(byte_tokenizer_data()),
+        chat_template=None
+        if chat_template is None
+        else ChatTemplate(chat_template, bos_token="", eos_token=""),
+        max_token_bytes=13,
+        system_fingerprint="fp_fake",
+    )
+
+
+@contextlib.contextmanager
+def serving(
+    engine: FakeEngine,
+    *,
+    keys: Sequence[str] = (),
+    max_open: int = 1000,
+    limits: RequestLimits | None = None,
+    shutdown_timeout: float = 10.0,
+    cors_origins: Sequence[str] = (),
+    chat_template: str | None = CHAT_TEMPLATE,
+    is_loading: bool = False,
+) -> Iterator[RunningServer]:
+    """Serve `engine` on a free port of 127.0.0.1 while the block runs."""
+    state = ServerState(
+        admission=Admission(max_open=max_open), metrics=ServerMetrics(), limits=limits or RequestLimits()
+    )
+    if not is_loading:
+        state.publish(served_model(engine, chat_template=chat_template))
+    app = create_app(state, keys=KeyRing(keys), cors_origins=cors_origins)
+    server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout)
+    listener = listen("127.0.0.1", 0)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(sockets=[listener]),))
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    client = httpx.Client(base_url=url, verify=False, timeout=30)  # its own certificates cost 20 ms
+    running = RunningServer(url=url, client=client, engine=engine, state=state, server=server, loop=loop)
+    try:
+        with client:
+            yield running
+    finally:
+        engine.release()
+        if thread.is_alive():
+            running.stop()
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+        loop.close()
+
+
+def sse_data(text: str) -> list[dict[str, Any]]:
+    """Return the JSON of the events of a stream that ended well: [DONE] is last and nothing follows it."""
+    *events, done, rest = text.split("\n\n")
+    assert done == "data: [DONE]"
+    assert rest == ""
+    assert all(event.startswith("data: ") for event in events)
+    return [json.loads(event.removeprefix("data: ")) for event in events]
