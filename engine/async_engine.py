@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from engine.engine import Engine, StepOutput
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
+from engine.grammar_spec import GrammarSpec
 from engine.info import EngineInfo
 from engine.outputs import FinishReason, GenerationRequest, RequestOutput
 from engine.request import Request
@@ -157,6 +158,13 @@ class AsyncEngine:
         self._streams[stream.stream_id] = stream
         self._inbox.put(_Add(stream, tuple(requests)))
         return stream
+
+    def compile_grammar(self, spec: GrammarSpec) -> None:
+        """Compile a grammar before a request needs it, so that no step waits for it.
+
+        Blocks, perhaps for seconds: call it from a worker thread. Raises RequestError.
+        """
+        self._engine.compile_grammar(spec)
 
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters, without waiting for the engine."""

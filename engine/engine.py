@@ -10,10 +10,11 @@ from typing import Protocol
 
 from engine.batch import Batch
 from engine.errors import RequestError
+from engine.grammar_spec import GrammarSpec
 from engine.kv_cache.block_hash import hash_root
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.outputs import FinishReason, GenerationRequest, TokenLogprobs
-from engine.request import Request
+from engine.request import GrammarState, Request
 from engine.sampling.sampler import SamplerOutput
 from engine.scheduler import Scheduler
 from engine.stats import EngineStats
@@ -24,6 +25,20 @@ class StepRunner(Protocol):
 
     def execute(self, batch: Batch) -> SamplerOutput:
         """Run a batch and choose a token for each request that reached its end."""
+
+
+class CompiledGrammar(Protocol):
+    """A grammar that answers can be started in."""
+
+    def start(self) -> GrammarState:
+        """Return the state before the first token."""
+
+
+class GrammarSource(Protocol):
+    """What the engine needs of a grammar compiler (engine/sampling/grammar.py)."""
+
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Return the grammar, from a cache if it was compiled before; raises RequestError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,7 @@ class Engine:
         eos_token_ids: frozenset[int],
         fingerprint: bytes = b"",
         kv_dtype: str = "",
+        grammar_source: GrammarSource | None = None,
     ) -> None:
         self.runner = runner
         self.kv_cache_manager = kv_cache_manager
@@ -61,6 +77,7 @@ class Engine:
         self.eos_token_ids = eos_token_ids
         self._fingerprint = fingerprint
         self._kv_dtype = kv_dtype
+        self._grammar_source = grammar_source
         self._secret = secrets.token_bytes(32)
         self._next_request_id = 0
         self._finished: Counter[FinishReason] = Counter()
@@ -107,9 +124,17 @@ class Engine:
             else params.stop_token_ids | self.eos_token_ids,
             max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
         )
+        if params.grammar is not None:
+            request.grammar_state = self.compile_grammar(params.grammar).start()
         self._next_request_id += 1
         self.scheduler.add(request)
         return request
+
+    def compile_grammar(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Compile a grammar or find it compiled, which any thread may do; raises RequestError."""
+        if self._grammar_source is None:
+            raise RequestError("this model cannot constrain its answers", param="response_format")
+        return self._grammar_source.compile(spec)
 
     def abort(self, request: Request) -> None:
         """End a request in whatever state it is and free its blocks; finished ones stay as they are."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import tiktoken
 
 from engine.checkpoint import TokenizerData
+from engine.checkpoint.vocabulary import NUM_BYTES, printable_bytes
 from engine.errors import CheckpointError
 from server.text.merge_table import MergeTable
 from server.text.pre_tokenizer import PreTokenizer
-from server.text.vocabulary import NUM_BYTES, printable_bytes
 
 _logger = logging.getLogger(__name__)
 

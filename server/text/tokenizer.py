@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from engine.checkpoint import TokenizerData
+from engine.checkpoint.vocabulary import token_bytes
 from engine.errors import CheckpointError
 from server.text.added_tokens import AddedTokens
 from server.text.byte_pair_encoder import BytePairEncoder
 from server.text.character_encoder import CharacterEncoder
 from server.text.errors import TextError
-from server.text.vocabulary import token_bytes
 
 
 class Tokenizer:

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.checkpoint import TokenizerData
+from engine.checkpoint.vocabulary import printable_bytes
 from server.text import Detokenizer, Tokenizer
-from server.text.vocabulary import printable_bytes
 
 BYTES = tuple(sorted(printable_bytes(), key=printable_bytes().__getitem__))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from engine.checkpoint import TokenizerData
+from engine.checkpoint.checkpoint import TokenizerData
 from engine.errors import CheckpointError
 
 NUM_BYTES = 256
