@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from engine.request import Request
 from engine.sampling.logits_processors import apply_min_p, apply_temperature, apply_top_k_top_p
-from engine.sampling.sampler import Sampler
+from engine.sampling.noise import gumbel_noise, noise_key
+from engine.sampling.row_processors import needs_processing, process_row
+from engine.sampling.sampler import Sampler, apply_filters
 from engine.sampling_params import SamplingParams
 
 
@@ -93,32 +95,72 @@ SETTINGS = [
     {"top_k": 3},
     {"top_p": 0.7},
     {"min_p": 0.2},
+    {"typical_p": 0.5},
     {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "min_p": 0.05},
+    {"logit_bias": {0: -1.5, 7: 6.0}, "allowed_token_ids": frozenset({0, 2, 3, 5, 7})},
+    {"repetition_penalty": 1.4, "frequency_penalty": 0.4, "presence_penalty": -0.5},
 ]
+LOGITS = [2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0, -6.0]
+PROMPT, ANSWER = [1, 1, 4], [0, 6, 0]  # what the penalties see
+
+
+def exact_weights(params):
+    """The distribution that the chain should give, by plain arithmetic."""
+    full = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | params
+    logits = list(LOGITS)
+    for i in range(len(logits)):
+        if i in PROMPT + ANSWER:
+            penalty = params.get("repetition_penalty", 1.0)
+            logits[i] = logits[i] / penalty if logits[i] > 0 else logits[i] * penalty
+        logits[i] -= params.get("frequency_penalty", 0.0) * ANSWER.count(i)
+        logits[i] -= params.get("presence_penalty", 0.0) * (i in ANSWER)
+        logits[i] += params.get("logit_bias", {}).get(i, 0.0)
+    scaled = [x / full["temperature"] for x in logits]
+    kept = naive_kept(scaled, top_k=full["top_k"], top_p=full["top_p"], min_p=full["min_p"])
+    if "typical_p" in params:
+        kept = naive_typical(scaled, params["typical_p"])
+    kept &= params.get("allowed_token_ids", set(range(len(logits))))
+    weights = torch.tensor([math.exp(x) if i in kept else 0.0 for i, x in enumerate(scaled)])
+    return weights / weights.sum()
+
+
+def naive_typical(logits, share):
+    total = sum(math.exp(x) for x in logits)
+    surprise = [math.log(total) - x for x in logits]
+    entropy = sum(math.exp(-s) * s for s in surprise)
+    kept, mass = set(), 0.0
+    for i in sorted(range(len(logits)), key=lambda i: abs(surprise[i] - entropy)):
+        if mass >= share:
+            break
+        kept.add(i)
+        mass += math.exp(-surprise[i])
+    return kept
 
 
 @pytest.mark.parametrize("seed", [0, 1, -(2**40)])
 @pytest.mark.parametrize("params", SETTINGS, ids=str)
 def test_draws_follow_the_exact_distribution(params, seed):
-    """Chi-square of 20,000 positions against the exact softmax; the bound is about five sigma."""
-    logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0, -6.0])
-    num_draws, sampler = 20_000, Sampler(vocab_size=8)
+    """Chi-square of 100,000 positions against the exact softmax; the bound is about five sigma."""
+    num_draws, at_once, sampler = 100_000, 5_000, Sampler(vocab_size=8)
     counts = torch.zeros(8)
-    for start in range(0, num_draws, 4_000):
-        requests = [request(seed=seed, num_tokens=0, **params) for _ in range(4_000)]
-        for i, r in enumerate(requests):
-            r.token_ids = range(start + i)  # only its length, the position, is read
-        counts += torch.bincount(
-            torch.tensor(sampler(logits.repeat(4_000, 1), requests).token_ids), minlength=8
-        )
-    full = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | params
-    scaled = (logits / full["temperature"]).tolist()
-    kept = naive_kept(scaled, top_k=full["top_k"], top_p=full["top_p"], min_p=full["min_p"])
-    weights = torch.tensor([math.exp(x) if i in kept else 0.0 for i, x in enumerate(scaled)])
-    expected = weights / weights.sum() * num_draws
+    drawn = request(seed=seed, num_tokens=0, **params)
+    logits = torch.tensor([LOGITS])
+    for token_id in ANSWER:
+        drawn.append(token_id)
+    drawn.token_ids[:0] = PROMPT
+    row = logits.clone()
+    if needs_processing(drawn):
+        process_row(row[0], drawn)
+    assert sampler(logits, [drawn]).token_ids[0] in range(8)
+    survivors = apply_filters(row, [drawn.params])
+    for start in range(0, num_draws, at_once):
+        keys = [noise_key(seed, 0, start + i) for i in range(at_once)]
+        tokens = (gumbel_noise(keys, 8, device=torch.device("cpu")) + survivors).argmax(dim=-1)
+        counts += torch.bincount(tokens, minlength=8)
+    expected = exact_weights(params) * num_draws
     assert counts[expected == 0].sum() == 0
     chi_square = ((counts - expected) ** 2 / expected)[expected > 0].sum().item()
-    freedom = len(kept) - 1
+    freedom = int((expected > 0).sum()) - 1
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom) + 10
 
 
