@@ -27,18 +27,29 @@ class QuerySpan:
 
 @dataclass(frozen=True)
 class TileGroup:
-    """Tiles of one width, and their pairs sorted by chunk number, then tile.
+    """Tiles of one width, and their (tile, chunk) pairs sorted by chunk number, then tile.
 
     Tiles are sorted by their number of chunks, descending: the tiles that have a chunk number j are
     then the first `tiles_per_chunk[j]`, and merging needs slices only.
     """
 
     tile_width: int
-    rows: Tensor  # [num_tiles, tile_width] row of each query token
+    rows: Tensor | slice  # row of each query token, tile by tile; a slice where they are consecutive
     block_ids: Tensor  # [num_pairs * blocks_per_chunk]
     pair_tiles: Tensor  # [num_pairs]
-    hidden: Tensor  # [num_pairs, tile_width, CHUNK] bool: the key is after the query
+    first_masked_pair: int  # pairs before it see all of their keys
+    hidden: Tensor  # [num_pairs - first_masked_pair, tile_width, CHUNK] bool: the key is after the query
     tiles_per_chunk: tuple[int, ...]
+
+    @property
+    def num_tiles(self) -> int:
+        """Number of tiles; each has a first chunk."""
+        return self.tiles_per_chunk[0]
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of (tile, chunk) pairs."""
+        return sum(self.tiles_per_chunk)
 
 
 def build_tile_groups(
@@ -78,18 +89,26 @@ def _build_group(tiles: Sequence[QuerySpan], width: int, block_size: int, device
     block_ids = tables.reshape(len(tiles), counts[0], blocks_per_chunk)[pair_tiles, chunk_numbers]
 
     offsets = np.arange(width)
-    rows = np.array([tile.start for tile in tiles])[:, None] + offsets
     positions = np.array([tile.first_position for tile in tiles])[:, None] + offsets
     key_positions = chunk_numbers[:, None] * CHUNK + np.arange(CHUNK)
     hidden = key_positions[:, None, :] > positions[pair_tiles][:, :, None]
+    first_masked_pair = int(hidden.any(axis=(1, 2)).argmax()) if hidden.any() else len(pairs)
     return TileGroup(
         tile_width=width,
-        rows=torch.from_numpy(rows).to(device),
+        rows=_rows(np.array([tile.start for tile in tiles])[:, None] + offsets, device),
         block_ids=torch.from_numpy(block_ids.reshape(-1)).to(device),
         pair_tiles=torch.from_numpy(pair_tiles).to(device),
-        hidden=torch.from_numpy(hidden).to(device),
+        first_masked_pair=first_masked_pair,
+        hidden=torch.from_numpy(hidden[first_masked_pair:]).to(device),
         tiles_per_chunk=tuple(tiles_per_chunk),
     )
+
+
+def _rows(rows: np.ndarray, device: torch.device) -> Tensor | slice:
+    flat = rows.reshape(-1)
+    if (np.diff(flat) == 1).all():
+        return slice(int(flat[0]), int(flat[-1]) + 1)
+    return torch.from_numpy(flat).to(device)
 
 
 def _num_chunks(tile: QuerySpan) -> int:

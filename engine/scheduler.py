@@ -40,7 +40,7 @@ class Scheduler:
         budget, preempted = self._schedule_running(chunks, self.max_num_batched_tokens)
         if not preempted:
             self._schedule_waiting(chunks, budget)
-        return Batch(tuple(chunks))
+        return Batch(tuple(sorted(chunks, key=_layout_key)))
 
     def update(self, batch: Batch, token_ids: Sequence[int]) -> list[Request]:
         """Take in a step's result, a token per sampled request, in order.
@@ -129,6 +129,11 @@ class Scheduler:
         request.status = RequestStatus.WAITING
         self.waiting.appendleft(request)
         self.num_preemptions += 1
+
+
+def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int]:
+    """Single tokens first, longest context first: their rows are then consecutive for attention."""
+    return chunk.num_tokens > 1, -chunk.request.num_computed_tokens
 
 
 def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from engine.checkpoint.checkpoint import TokenizerData
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
-from engine.outputs import FinishReason, GenerationRequest, RequestOutput
+from engine.grammar_spec import GrammarSpec
+from engine.outputs import FinishReason, GenerationRequest, RequestOutput, TokenLogprobs
 from engine.stats import EngineStats
 
 CHAT_TEMPLATE = (
@@ -77,6 +78,25 @@ def cut(script: Script, max_tokens: int) -> Script:
     return replace(script, steps=tuple(steps))
 
 
+def fake_logprobs(token_id: int, position: int, num_top: int) -> TokenLogprobs:
+    """Say something of a token that depends on it and its position in prompt and answer alone.
+
+    The likeliest tokens are the ones after it, so the token itself is never among them.
+    """
+    logprob = -2.0 - (token_id * 7 + position * 3) % 40 / 8
+    top = tuple(((token_id + 1 + rank) % 256, -0.5 - rank / 16) for rank in range(num_top))
+    return TokenLogprobs(token_id, logprob, top)
+
+
+def fake_prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprobs, ...] | None:
+    """Score a prompt from its second token on, if it asks for that."""
+    num_top = request.params.prompt_logprobs
+    if num_top is None:
+        return None
+    scored = list(enumerate(request.prompt_token_ids))[1:]
+    return tuple(fake_logprobs(token_id, position, num_top) for position, token_id in scored)
+
+
 class FakeStream:
     """An OutputStream fed by a FakeEngine."""
 
@@ -131,6 +151,17 @@ class _Running:
     index: int
     steps: deque[tuple[int, ...]]
     script: Script
+    request: GenerationRequest
+    num_tokens: int = 0  # of the answer
+
+    def score(self, token_ids: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
+        """Return the logprobs of the next tokens, if asked for."""
+        start = len(self.request.prompt_token_ids) + self.num_tokens
+        self.num_tokens += len(token_ids)
+        num_top = self.request.params.logprobs
+        if num_top is None:
+            return ()
+        return tuple(fake_logprobs(token_id, start + i, num_top) for i, token_id in enumerate(token_ids))
 
 
 class FakeEngine:
@@ -149,8 +180,10 @@ class FakeEngine:
         max_model_len: int = 4096,
         vocab_size: int = 259,
         max_open: int = 1000,
+        compile_grammar: Callable[[GrammarSpec], None] = lambda _: None,
     ) -> None:
         self.script = script
+        self.compile_grammar = compile_grammar  # called on a worker thread
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.max_open = max_open
@@ -190,7 +223,9 @@ class FakeEngine:
             self._num_prompt_tokens += len(request.prompt_token_ids)
             self._num_cached_tokens += script.num_cached_tokens
             self._running.append(
-                _Running(stream=stream, index=index, steps=deque(script.steps), script=script)
+                _Running(
+                    stream=stream, index=index, steps=deque(script.steps), script=script, request=request
+                )
             )
         self.requests.extend(requests)
         self._notify()
@@ -296,10 +331,13 @@ class FakeEngine:
             token_ids = running.steps.popleft() if running.steps else ()
             is_last = not running.steps
             script = running.script
+            is_first = running.num_tokens == 0
             running.stream.deliver(
                 RequestOutput(
                     index=running.index,
                     new_token_ids=token_ids,
+                    logprobs=running.score(token_ids),
+                    prompt_logprobs=fake_prompt_logprobs(running.request) if is_first else None,
                     num_cached_tokens=script.num_cached_tokens,
                     finish_reason=script.finish_reason if is_last else None,
                     stop_token_id=script.stop_token_id if is_last else None,

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.attention_tiles import CHUNK, TileGroup
 from engine.kv_cache.kv_storage import LayerKV
 
-# Matmul kernels for fewer rows than this sum in another order (MKL, float32): pad up to it. A single
-# matrix goes through other kernels than a batch of them, which need more.
+# MKL's float32 kernels for fewer rows than this sum in another order: pad up to it. A single matrix goes
+# through other kernels than a batch of them, which need more. oneDNN's bfloat16 kernels need none.
 _MIN_ROWS = 4
 _MIN_ROWS_OF_ONE_MATRIX = 16
+_LOWEST = -1e30
 
 
 def paged_attention(query: Tensor, layer_kv: LayerKV, groups: Sequence[TileGroup], *, scale: float) -> Tensor:
@@ -33,52 +35,63 @@ def paged_attention(query: Tensor, layer_kv: LayerKV, groups: Sequence[TileGroup
 
 def _attend(query: Tensor, layer_kv: LayerKV, group: TileGroup, scale: float, output: Tensor) -> None:
     num_kv_heads, _, _, head_dim = layer_kv.keys.shape
-    num_tiles, width = group.rows.shape
-    num_pairs = len(group.pair_tiles)
     heads_per_kv = query.shape[1] // num_kv_heads
-    min_rows = _MIN_ROWS if num_kv_heads * num_pairs > 1 else _MIN_ROWS_OF_ONE_MATRIX
-    num_rows = max(width * heads_per_kv, min_rows)
-
-    # [num_tiles, width, num_kv_heads, heads_per_kv, head_dim] -> [num_kv_heads, num_tiles, rows, head_dim]
-    tiles = query[group.rows].view(num_tiles, width, num_kv_heads, heads_per_kv, head_dim)
-    tiles = tiles.permute(2, 0, 1, 3, 4)
-    tiles = tiles.flatten(2, 3) * scale
-    if num_rows > width * heads_per_kv:
-        tiles = torch.nn.functional.pad(tiles, (0, 0, 0, num_rows - width * heads_per_kv))
-    pair_queries = tiles[:, group.pair_tiles].flatten(0, 1)  # [kv_heads * pairs, rows, head_dim]
+    num_real_rows = group.tile_width * heads_per_kv
+    queries = query[group.rows].view(group.num_tiles, group.tile_width, num_kv_heads, heads_per_kv, head_dim)
+    queries = queries.permute(2, 0, 1, 3, 4).reshape(num_kv_heads, group.num_tiles, num_real_rows, head_dim)
+    queries = _pad_rows(queries * scale, num_kv_heads * group.num_pairs)
+    if group.num_pairs > group.num_tiles:
+        queries = queries.index_select(1, group.pair_tiles)
     keys = layer_kv.keys.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
     values = layer_kv.values.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
 
-    scores = torch.bmm(pair_queries, keys.transpose(1, 2)).float()
-    scores = scores.view(num_kv_heads, num_pairs, num_rows, CHUNK)
-    real = scores[:, :, : width * heads_per_kv]
-    real = real.view(num_kv_heads, num_pairs, width, heads_per_kv, CHUNK)
-    real.masked_fill_(group.hidden[None, :, :, None, :], float("-inf"))
+    scores = torch.bmm(queries.flatten(0, 1), keys.transpose(1, 2)).float()
+    scores = scores.view(num_kv_heads, group.num_pairs, -1, CHUNK)
+    _hide_later_keys(scores[:, group.first_masked_pair :, :num_real_rows], group)
     maxima = scores.amax(dim=-1, keepdim=True)
-    weights = torch.exp(scores.sub_(maxima.clamp(min=-1e30)))
+    if group.tile_width > 1:
+        maxima.clamp_(min=_LOWEST)  # a row of a tile may see nothing of its last chunk
+    weights = scores.sub_(maxima).exp_()
     sums = weights.sum(dim=-1, keepdim=True)
-    partials = torch.bmm(weights.flatten(0, 1).to(values.dtype), values).float()
-    partials = partials.view(num_kv_heads, num_pairs, num_rows, head_dim)
+    partials = torch.bmm(weights.flatten(0, 1).to(values.dtype), values)
+    partials = partials.view(num_kv_heads, group.num_pairs, -1, head_dim)
 
-    merged = _merge(partials, maxima, sums, group.tiles_per_chunk)[:, :, : width * heads_per_kv]
-    merged = merged.reshape(num_kv_heads, num_tiles, width, heads_per_kv, head_dim).permute(1, 2, 0, 3, 4)
-    output[group.rows.flatten()] = merged.reshape(num_tiles * width, -1, head_dim).to(output.dtype)
+    merged = _merge(torch.cat((partials, sums), dim=-1), maxima, group)[:, :, :num_real_rows]
+    merged = merged.reshape(num_kv_heads, group.num_tiles, group.tile_width, heads_per_kv, head_dim)
+    output[group.rows] = merged.permute(1, 2, 0, 3, 4).reshape(-1, *output.shape[1:]).to(output.dtype)
 
 
-def _merge(partials: Tensor, maxima: Tensor, sums: Tensor, tiles_per_chunk: tuple[int, ...]) -> Tensor:
-    """Combine partial softmaxes [kv_heads, pairs, rows, ...] into [kv_heads, tiles, rows, head_dim]."""
-    num_tiles = tiles_per_chunk[0]
-    if len(tiles_per_chunk) == 1:
-        return partials / sums
-    starts = list(accumulate((0, *tiles_per_chunk[:-1])))
-    highest = maxima[:, :num_tiles].clone()
-    for start, count in zip(starts[1:], tiles_per_chunk[1:], strict=True):
-        torch.maximum(highest[:, :count], maxima[:, start : start + count], out=highest[:, :count])
-    total = torch.zeros_like(partials[:, :num_tiles])
-    total_sum = torch.zeros_like(sums[:, :num_tiles])
-    for start, count in zip(starts, tiles_per_chunk, strict=True):
-        factor = torch.exp(maxima[:, start : start + count] - highest[:, :count])
-        # Not addcmul: whether it rounds once or twice depends on an element's place in the tensor.
-        total[:, :count] += factor * partials[:, start : start + count]
-        total_sum[:, :count] += factor * sums[:, start : start + count]
-    return total / total_sum
+def _pad_rows(queries: Tensor, num_matrices: int) -> Tensor:
+    """Pad the rows of [kv_heads, num_tiles, rows, head_dim] to what the matmul kernels want."""
+    if queries.dtype is not torch.float32:
+        return queries
+    min_rows = _MIN_ROWS if num_matrices > 1 else _MIN_ROWS_OF_ONE_MATRIX
+    num_missing = min_rows - queries.shape[2]
+    return F.pad(queries, (0, 0, 0, num_missing)) if num_missing > 0 else queries
+
+
+def _hide_later_keys(scores: Tensor, group: TileGroup) -> None:
+    """Mask, in place, the scores [kv_heads, pairs, rows, CHUNK] of the pairs from the first masked one."""
+    width = group.tile_width
+    by_token = scores.view(*scores.shape[:2], width, scores.shape[2] // width, CHUNK)
+    by_token.masked_fill_(group.hidden[None, :, :, None, :], float("-inf"))
+
+
+def _merge(partials: Tensor, maxima: Tensor, group: TileGroup) -> Tensor:
+    """Combine partial softmaxes into whole ones.
+
+    partials [kv_heads, num_pairs, rows, head_dim + 1] have the sum of weights in the last column; maxima
+    [kv_heads, num_pairs, rows, 1]. Returns [kv_heads, num_tiles, rows, head_dim].
+    """
+    if group.num_pairs > group.num_tiles:
+        starts = list(accumulate(group.tiles_per_chunk))[:-1]
+        later = list(zip(starts, group.tiles_per_chunk[1:], strict=True))
+        highest = maxima[:, : group.num_tiles].clone()
+        for start, count in later:
+            highest[:, :count] = torch.maximum(highest[:, :count], maxima[:, start : start + count])
+        # Products and sums apart, no addcmul: whether that rounds once or twice depends on the place.
+        partials = partials * torch.exp(maxima - highest.index_select(1, group.pair_tiles))
+        for start, count in later:
+            partials[:, :count] += partials[:, start : start + count]
+        partials = partials[:, : group.num_tiles]
+    return partials[..., :-1] / partials[..., -1:]

@@ -30,7 +30,7 @@ class Linear:
             return F.linear(x, self.weight, self.bias)
         num_rows = x.shape[0]
         if num_rows < _MIN_ROWS:
-            x = F.pad(x, (0, 0, 0, _MIN_ROWS - num_rows))
+            x = torch.cat((x,) * _MIN_ROWS) if num_rows else x.new_zeros(_MIN_ROWS, self.in_features)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y[:num_rows]
 

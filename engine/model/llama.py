@@ -43,16 +43,16 @@ class LlamaAttention:
             self.k_norm = RMSNorm(weights.take(f"{prefix}.k_norm.weight", config.head_dim), eps=eps)
 
     def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, layer_kv: LayerKV, model_input: ModelInput
+        self, x: Tensor, cos: Tensor, signed_sin: Tensor, layer_kv: LayerKV, model_input: ModelInput
     ) -> Tensor:
         """Map [num_tokens, hidden_size] to the same, writing this step's keys and values."""
         qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # [num_tokens, q+k+v heads, head_dim]
         q_and_k, v = qkv.tensor_split((self.num_heads + self.num_kv_heads,), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = q_and_k.tensor_split((self.num_heads,), dim=1)
-            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+            q, k = rotate(self.q_norm(q), cos, signed_sin), rotate(self.k_norm(k), cos, signed_sin)
         else:
-            q, k = rotate(q_and_k, cos, sin).tensor_split((self.num_heads,), dim=1)
+            q, k = rotate(q_and_k, cos, signed_sin).tensor_split((self.num_heads,), dim=1)
         layer_kv.write(model_input.slot_mapping, k, v)
         return self.o_proj(paged_attention(q, layer_kv, model_input.tile_groups, scale=self.scale))
 
@@ -86,10 +86,10 @@ class LlamaLayer:
         self.mlp = SwiGLU(config, weights, f"{prefix}.mlp")
 
     def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, layer_kv: LayerKV, model_input: ModelInput
+        self, x: Tensor, cos: Tensor, signed_sin: Tensor, layer_kv: LayerKV, model_input: ModelInput
     ) -> Tensor:
         """Map [num_tokens, hidden_size] to the same."""
-        x = x + self.attn(self.attn_norm(x), cos, sin, layer_kv, model_input)
+        x = x + self.attn(self.attn_norm(x), cos, signed_sin, layer_kv, model_input)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -118,9 +118,9 @@ class Llama:
     def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
         """Return the last hidden states [num_tokens, hidden_size] and write this step's keys and values."""
         x = F.embedding(model_input.token_ids, self.embed_tokens)
-        cos, sin = self.rope.at(model_input.positions)
+        cos, signed_sin = self.rope.at(model_input.positions)
         for layer, layer_kv in zip(self.layers, kv_storage.layers, strict=True):
-            x = layer(x, cos, sin, layer_kv, model_input)
+            x = layer(x, cos, signed_sin, layer_kv, model_input)
         return x
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -25,18 +25,19 @@ class Rope:
         positions = torch.arange(max_positions, dtype=torch.float32)
         angles = torch.outer(positions, inverse_frequencies(config, head_dim).float()).repeat(1, 2)
         factor = attention_factor(config)
+        sin = angles.sin() * factor
+        sin[:, : head_dim // 2].neg_()  # rotate() then needs no negation
         self.cos = (angles.cos() * factor).to(device=device, dtype=dtype)  # [max_positions, head_dim]
-        self.sin = (angles.sin() * factor).to(device=device, dtype=dtype)
+        self.signed_sin = sin.to(device=device, dtype=dtype)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, each [num_tokens, 1, head_dim], once per step for all layers."""
-        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        """Return cos and signed sin, each [num_tokens, 1, head_dim], once per step for all layers."""
+        return self.cos[positions].unsqueeze(1), self.signed_sin[positions].unsqueeze(1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotate [num_tokens, num_heads, head_dim]; dimension i is paired with i + head_dim / 2."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * signed_sin
 
 
 def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:

@@ -37,13 +37,17 @@ class RunningServer:
 
 
 def served_model(
-    engine: FakeEngine, *, name: str = "fake", chat_template: str | None = CHAT_TEMPLATE
+    engine: FakeEngine,
+    *,
+    name: str = "fake",
+    chat_template: str | None = CHAT_TEMPLATE,
+    tokenizer: Tokenizer | None = None,
 ) -> ServedModel:
     """A model of the byte vocabulary behind a fake engine."""
     return ServedModel(
         name=name,
         engine=engine,
-        tokenizer=Tokenizer(byte_tokenizer_data()),
+        tokenizer=tokenizer or Tokenizer(byte_tokenizer_data()),
         chat_template=None
         if chat_template is None
         else ChatTemplate(chat_template, bos_token="", eos_token=""),
@@ -62,6 +66,7 @@ def serving(
     shutdown_timeout: float = 10.0,
     cors_origins: Sequence[str] = (),
     chat_template: str | None = CHAT_TEMPLATE,
+    tokenizer: Tokenizer | None = None,
     is_loading: bool = False,
 ) -> Iterator[RunningServer]:
     """Serve `engine` on a free port of 127.0.0.1 while the block runs."""
@@ -69,23 +74,41 @@ def serving(
         admission=Admission(max_open=max_open), metrics=ServerMetrics(), limits=limits or RequestLimits()
     )
     if not is_loading:
-        state.publish(served_model(engine, chat_template=chat_template))
+        state.publish(served_model(engine, chat_template=chat_template, tokenizer=tokenizer))
     app = create_app(state, keys=KeyRing(keys), cors_origins=cors_origins)
     server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout)
+    with running(server) as (url, client, loop):
+        try:
+            yield RunningServer(url=url, client=client, engine=engine, state=state, server=server, loop=loop)
+        finally:
+            engine.release()
+
+
+@contextlib.contextmanager
+def serving_model(model: ServedModel) -> Iterator[httpx.Client]:
+    """Serve a real model on a free port of 127.0.0.1 while the block runs; its engine stays open."""
+    state = ServerState(admission=Admission(max_open=1000), metrics=ServerMetrics(), limits=RequestLimits())
+    state.publish(model)
+    server = DrainingServer(create_app(state, keys=KeyRing(())), state, shutdown_timeout=10.0)
+    with running(server) as (_, client, _):
+        yield client
+
+
+@contextlib.contextmanager
+def running(server: DrainingServer) -> Iterator[tuple[str, httpx.Client, asyncio.AbstractEventLoop]]:
+    """Run a server in a thread while the block runs, then drain it."""
     listener = listen("127.0.0.1", 0)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(sockets=[listener]),))
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     client = httpx.Client(base_url=url, verify=False, timeout=30)  # its own certificates cost 20 ms
-    running = RunningServer(url=url, client=client, engine=engine, state=state, server=server, loop=loop)
     try:
         with client:
-            yield running
+            yield url, client, loop
     finally:
-        engine.release()
         if thread.is_alive():
-            running.stop()
+            loop.call_soon_threadsafe(server.stop)
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"
         loop.close()
