@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.engine import Engine, StepOutput
+from engine.engine import CompiledGrammar, Engine, StepOutput
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.grammar_spec import GrammarSpec
 from engine.info import EngineInfo
@@ -97,6 +97,7 @@ class OutputStream:
 class _Add:
     stream: OutputStream
     generations: tuple[GenerationRequest, ...]
+    grammars: tuple[CompiledGrammar | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +155,10 @@ class AsyncEngine:
         for generation in requests:
             self._engine.validate(generation)
         self._check_queue(len(requests))
+        grammars = tuple(self._compiled(generation) for generation in requests)
         stream = OutputStream(self, next(self._stream_ids), len(requests))
         self._streams[stream.stream_id] = stream
-        self._inbox.put(_Add(stream, tuple(requests)))
+        self._inbox.put(_Add(stream, tuple(requests), grammars))
         return stream
 
     def compile_grammar(self, spec: GrammarSpec) -> None:
@@ -193,11 +195,17 @@ class AsyncEngine:
         self._inbox.put(_Close())
         self._thread.join()
         self._fail_streams()
+        self._engine.close()
 
     def stream_aborted(self, stream: OutputStream, indices: Iterable[int]) -> None:
         """Tell the engine that nobody waits for these requests any more; called by the stream."""
         self._inbox.put(_Abort(stream, frozenset(indices)))
         self._forget_if_ended(stream)
+
+    def _compiled(self, generation: GenerationRequest) -> CompiledGrammar | None:
+        """Find the grammar that compile_grammar() compiled; the engine thread must never do that work."""
+        spec = generation.params.grammar
+        return None if spec is None else self._engine.compile_grammar(spec)
 
     def _check_queue(self, num_requests: int) -> None:
         num_open = self._num_open()
@@ -271,8 +279,9 @@ class AsyncEngine:
                 self._abort(message)
 
     def _add(self, message: _Add) -> None:
-        for index, generation in enumerate(message.generations):
-            request = self._engine.add_request(generation)
+        pairs = zip(message.generations, message.grammars, strict=True)
+        for index, (generation, grammar) in enumerate(pairs):
+            request = self._engine.add_request(generation, grammar=grammar)
             self._requests[message.stream.stream_id, index] = request
             self._targets[request.request_id] = (message.stream, index)
 

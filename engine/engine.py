@@ -16,6 +16,7 @@ from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.outputs import FinishReason, GenerationRequest, TokenLogprobs
 from engine.request import GrammarState, Request
 from engine.sampling.sampler import SamplerOutput
+from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler
 from engine.stats import EngineStats
 
@@ -36,6 +37,9 @@ class CompiledGrammar(Protocol):
 
 class GrammarSource(Protocol):
     """What the engine needs of a grammar compiler (engine/sampling/grammar.py)."""
+
+    def close(self) -> None:
+        """Release what compiling holds."""
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """Return the grammar, from a cache if it was compiled before; raises RequestError."""
@@ -103,8 +107,13 @@ class Engine:
         for sequence in params.banned_sequences:
             _check_token_ids("bad_words", sequence, self.vocab_size)
 
-    def add_request(self, generation: GenerationRequest) -> Request:
-        """Put a request into the queue; raises RequestError as validate() does."""
+    def add_request(
+        self, generation: GenerationRequest, *, grammar: CompiledGrammar | None = None
+    ) -> Request:
+        """Put a request into the queue; raises RequestError as validate() does.
+
+        `grammar` is the compiled form of params.grammar; without it this compiles, which takes a while.
+        """
         self.validate(generation)
         params = generation.params
         request = Request(
@@ -119,13 +128,11 @@ class Engine:
                 kv_dtype=self._kv_dtype,
                 cache_salt=generation.cache_salt,
             ),
-            stop_token_ids=params.stop_token_ids
-            if params.ignore_eos
-            else params.stop_token_ids | self.eos_token_ids,
+            stop_token_ids=self._stop_token_ids(params),
             max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
         )
         if params.grammar is not None:
-            request.grammar_state = self.compile_grammar(params.grammar).start()
+            request.grammar_state = (grammar or self.compile_grammar(params.grammar)).start()
         self._next_request_id += 1
         self.scheduler.add(request)
         return request
@@ -166,6 +173,11 @@ class Engine:
             )
         ]
 
+    def close(self) -> None:
+        """Release what is not memory of this process."""
+        if self._grammar_source is not None:
+            self._grammar_source.close()
+
     def stats(self) -> EngineStats:
         """Return a snapshot; safe to call from any thread, also during a step."""
         started = self._step_started
@@ -187,6 +199,12 @@ class Engine:
     def check_invariants(self) -> None:
         """Check the bookkeeping of blocks; raises AssertionError."""
         self.kv_cache_manager.check_invariants([*self.scheduler.running, *self.scheduler.waiting])
+
+    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        # A grammar allows an end token only where the answer is whole: then it must end.
+        if params.ignore_eos and params.grammar is None:
+            return params.stop_token_ids
+        return params.stop_token_ids | self.eos_token_ids
 
     def _count(self, requests: Sequence[Request]) -> None:
         self._num_steps += 1

@@ -8,6 +8,7 @@ import torch
 from engine.async_engine import AsyncEngine
 from engine.attention_tiles import CHUNK
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.vocabulary import token_bytes
 from engine.config import EngineConfig, ModelConfig
 from engine.engine import Engine
 from engine.errors import ConfigError
@@ -24,6 +25,7 @@ from engine.machine import choose_device, choose_dtype, choose_num_threads, devi
 from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
 from engine.model_runner import ModelRunner
+from engine.sampling.grammar import GrammarCompiler
 from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,11 @@ def _assemble(
         eos_token_ids=checkpoint.stop_token_ids,
         fingerprint=checkpoint.fingerprint,
         kv_dtype=info.dtype,
+        grammar_source=GrammarCompiler(
+            token_bytes(checkpoint.tokenizer)[:vocab_size],
+            end_token_ids=checkpoint.stop_token_ids,
+            special_token_ids=checkpoint.tokenizer.special_token_ids,
+        ),
     )
 
 

@@ -34,6 +34,10 @@ class GrammarState(Protocol):
     def is_complete(self) -> bool:
         """True when nothing but an end token may follow."""
 
+    @property
+    def error(self) -> str | None:
+        """Why the grammar could not be followed to its end; then `is_complete` is true as well."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request:

@@ -1,5 +1,6 @@
 """Scheduler: which tokens of which requests run in the next step, and what its result means."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from engine.batch import Batch, ScheduledChunk
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.outputs import FinishReason
 from engine.request import Request, RequestStatus
+
+logger = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -138,8 +141,12 @@ def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int]:
 
 def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:
     """Tell whether the request ends with the token just appended; a stop wins over the length."""
-    if request.grammar_state is not None and request.grammar_state.is_complete:
-        return FinishReason.STOP
+    state = request.grammar_state
+    if state is not None and state.is_complete:
+        if state.error is None:
+            return FinishReason.STOP
+        logger.warning("an answer was cut short: %s", state.error)
+        return FinishReason.LENGTH
     if token_id in request.stop_token_ids and request.num_output_tokens > request.params.min_tokens:
         return FinishReason.STOP
     if not request.wants_token:

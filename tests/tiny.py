@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.batch import Batch
 from engine.checkpoint.checkpoint import Checkpoint, TokenizerData
 from engine.config import Activation, EngineConfig, ModelConfig, RopeConfig
-from engine.engine import Engine
+from engine.engine import Engine, GrammarSource
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.loader import LoadedEngine, build_engine
@@ -141,6 +141,7 @@ def scripted_engine(
     max_model_len: int = 128,
     enable_prefix_caching: bool = True,
     eos_token_ids: frozenset[int] = frozenset(),
+    grammar_source: GrammarSource | None = None,
 ) -> Engine:
     """An engine whose bookkeeping is real and whose model is a script."""
     manager = KVCacheManager(
@@ -154,6 +155,7 @@ def scripted_engine(
         max_num_batched_tokens=max_num_batched_tokens,
         vocab_size=100,
         eos_token_ids=eos_token_ids,
+        grammar_source=grammar_source,
     )
 
 

@@ -3,6 +3,8 @@
 A removed token has the logit -inf. Every row has parameters of its own and is treated alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,7 @@ _NEVER = float("-inf")
 
 _SUM_PART = 256
 
-HEAD_SIZE = 1024
+HEAD_SIZES = (256, 4096)
 """How many of the largest logits are put in order before the whole row is: nearly always enough."""
 
 
@@ -20,24 +22,27 @@ def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     return logits / temperature.unsqueeze(1)
 
 
-def apply_top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor, *, head_size: int = HEAD_SIZE) -> Tensor:
+def apply_top_k_top_p(
+    logits: Tensor, top_k: Tensor, top_p: Tensor, *, head_sizes: Sequence[int] = HEAD_SIZES
+) -> Tensor:
     """Keep the top_k likeliest tokens, then of those the fewest whose share reaches top_p.
 
     top_k int64 [num_rows] from 1 to vocab_size, top_p float32 [num_rows] in (0, 1]; vocab_size and 1
     keep everything. The likeliest token always stays. Tokens tied with the last one kept all stay, so that
     the kept set is a matter of values and never of the order in which a sort left equals.
 
-    Only the `head_size` largest logits are put in order, and the whole row where these do not settle it;
-    the result is the same to the bit for every head_size.
+    Only the largest logits are put in order, in the rows that need it more and more of them until they
+    settle it; the result is the same to the bit for all `head_sizes`.
     """
-    head_size = min(head_size, logits.shape[1])
-    threshold, is_settled = _threshold_from_head(logits, top_k, top_p, head_size)
-    unsettled = (~is_settled).nonzero().flatten()
-    if len(unsettled):
-        whole, _ = _threshold_from_head(
-            logits[unsettled], top_k[unsettled], top_p[unsettled], logits.shape[1]
-        )
-        threshold[unsettled] = whole
+    vocab_size = logits.shape[1]
+    threshold = torch.full_like(logits[:, 0], _NEVER)
+    rows = ((top_k < vocab_size) | (top_p < 1.0)).nonzero().flatten()
+    for head_size in (*(size for size in head_sizes if size < vocab_size), vocab_size):
+        if len(rows) == 0:
+            break
+        found, is_settled = _threshold_from_head(logits[rows], top_k[rows], top_p[rows], head_size)
+        threshold[rows] = found
+        rows = rows[~is_settled]
     return logits.masked_fill(logits < threshold.unsqueeze(1), _NEVER)
 
 

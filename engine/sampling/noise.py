@@ -47,7 +47,7 @@ def gumbel_from_bits(bits: Tensor) -> Tensor:
     is 0 or 1, and both tails keep full precision, since u near 1 is held as the negative number u - 1.
     """
     offset = bits.to(torch.float32).add_(0.5).mul_(2.0**-32)  # u if not negative, else u - 1
-    log_u = torch.where(offset > 0, offset.log(), offset.log1p())
+    log_u = torch.where(offset > 0, offset.abs().log_(), offset.log1p())  # abs: log is slow where it is NaN
     return log_u.neg_().log_().neg_()
 
 

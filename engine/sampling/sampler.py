@@ -73,9 +73,9 @@ def apply_filters(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
         logits = apply_top_k_top_p(logits, torch.tensor(top_k, device=device), column("top_p"))
     if any(p.min_p > 0.0 for p in params):
         logits = apply_min_p(logits, column("min_p"))
-    rows = [row for row, p in enumerate(params) if p.typical_p < 1.0]
-    if rows:
-        logits[rows] = apply_typical_p(logits[rows], column("typical_p")[rows])
+    if any(p.typical_p < 1.0 for p in params):
+        rows = (column("typical_p") < 1.0).nonzero().flatten()  # it sorts whole rows: only those that ask
+        logits = logits.index_copy(0, rows, apply_typical_p(logits[rows], column("typical_p")[rows]))
     return logits
 
 

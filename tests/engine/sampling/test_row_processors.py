@@ -103,6 +103,7 @@ class OnlyToken:
     """A grammar that allows one token."""
 
     is_complete = False
+    error = None
 
     def __init__(self, token_id):
         self.token_id = token_id

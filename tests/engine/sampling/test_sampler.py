@@ -69,9 +69,9 @@ def test_ordering_a_head_gives_the_bits_of_ordering_all(spread):
     logits = (torch.randn(40, 3_000, generator=generator) * spread).to(torch.bfloat16).float()  # many ties
     top_k = torch.tensor([1, 2, 7, 8, 9, 100, 2_999, 3_000]).repeat(5)
     top_p = torch.tensor([0.001, 0.3, 0.9, 0.999, 1.0]).repeat_interleave(8)
-    whole = apply_top_k_top_p(logits, top_k, top_p, head_size=3_000)
-    for head_size in (1, 8, 300, 1024):
-        assert torch.equal(apply_top_k_top_p(logits, top_k, top_p, head_size=head_size), whole)
+    whole = apply_top_k_top_p(logits, top_k, top_p, head_sizes=())
+    for head_sizes in ((1,), (8, 300), (300,), (1024, 2048), (5_000,)):
+        assert torch.equal(apply_top_k_top_p(logits, top_k, top_p, head_sizes=head_sizes), whole)
 
 
 def test_a_row_keeps_the_same_tokens_alone_and_among_others():
