@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from server.admission import Admission
 from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
+from server.api.grammars import GrammarDoor
 from server.api.limits import MAX_CHOICES
 from server.metrics import ServerMetrics
 from server.text import ChatTemplate, Tokenizer
@@ -60,6 +61,7 @@ class ServerState:
         self.admission = admission
         self.metrics = metrics
         self.limits = limits
+        self.grammars = GrammarDoor()
         self.model: ServedModel | None = None
         self._is_draining = False
 

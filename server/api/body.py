@@ -44,18 +44,26 @@ def parse_json_object(body: bytes) -> JsonObject:
     """
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise _bad_json("it is nested too deeply") from None
+        value = load_json(text)
     except UnicodeDecodeError as error:
         raise _bad_json(f"byte {error.start} is not UTF-8") from None
-    except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
-        raise _bad_json(shorten(str(error))) from None
+    except ValueError as error:
+        raise _bad_json(str(error)) from None
     if not isinstance(value, dict):
         raise _bad_json("the top level must be an object")
     if "\\ud" in text or "\\uD" in text:
         _check_surrogates(value)
     return value
+
+
+def load_json(text: str) -> object:
+    """Parse JSON without NaN and duplicate keys; raises ValueError with a short reason."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
+        raise ValueError(shorten(str(error))) from None
 
 
 def _check_content_type(request: Request) -> None:
@@ -93,7 +101,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
     members = dict(pairs)
     if len(members) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ApiError(400, f"the body has the key {shorten(twice)} twice", code="invalid_json")
+        raise ValueError(f"a key comes twice: {shorten(twice)}")
     return members
 
 

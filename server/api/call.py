@@ -1,22 +1,25 @@
 """What completions and chat do alike: read, check, prepare, submit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from server.api.body import read_body, run_sized
+from server.api.encoding import json_response
 from server.api.errors import ApiError
 from server.api.generation import Generation
 from server.api.preparation import Preparation
-from server.api.reply import ReplyHeader, WholeChoice, collect
+from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import is_strict, parse_request, server_state
 from server.api.schemas import GenerationBody, ParsedBody
 from server.api.sse import while_connected
 from server.auth import cache_salt
 from server.middleware import request_context
 from server.serving import ServedModel
+from server.text import Tokenizer
 
 BodyT = TypeVar("BodyT", bound=GenerationBody)
 _BodyT_contra = TypeVar("_BodyT_contra", bound=GenerationBody, contravariant=True)
@@ -39,16 +42,12 @@ class Call(Generic[BodyT]):
     preparation: Preparation
     generation: Generation
     header: ReplyHeader
+    tokenizer: Tokenizer
 
     @property
     def wants_usage(self) -> bool:
         """True when the stream is to end with a usage chunk."""
         return self.body.stream_options is not None and self.body.stream_options.include_usage
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each choice."""
-        return [prompt.seed for prompt in self.preparation.prompts for _ in range(self.preparation.n)]
 
 
 async def open_call(
@@ -73,6 +72,8 @@ async def open_call(
     with state.admission.preparing(model.engine.stats()):
         raw = await read_body(request, max_size=state.limits.max_body_size)
         parsed, preparation = await run_sized(len(raw), read, raw)
+        if preparation.grammar is not None:
+            await state.grammars.compile(model.engine, preparation.grammar)
         stream = state.generating_model().engine.generate(preparation.requests)
     return Call(
         body=parsed.body,
@@ -86,14 +87,28 @@ async def open_call(
             arrived=context.started,
         ),
         header=ReplyHeader.create(id_prefix, model, parsed.warnings),
+        tokenizer=model.tokenizer,
     )
 
 
-async def run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoice]:
-    """Run the call and return its choices; raises ClientDisconnect as soon as nobody waits for them."""
+async def answer_whole(
+    request: Request, call: Call[BodyT], reply: Callable[[Call[BodyT], Sequence[WholeChoice]], object]
+) -> Response:
+    """Run the call and answer with what `reply` makes of its choices.
+
+    Raises ClientDisconnect as soon as nobody waits for them.
+    """
+    choices = await _run_to_end(request, call)
+    size = sum(choice.size for choice in choices)
+    return await run_sized(size, lambda: json_response(reply(call, choices)))
+
+
+async def _run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoice]:
+    num_choices = len(call.preparation.requests)
     with call.generation as generation:
-        work = collect(generation, len(call.preparation.requests))
         try:
-            return await while_connected(request.receive, work)
+            choices = await while_connected(request.receive, collect(generation, num_choices))
         finally:
             request_context(request).note_usage(generation.usage)
+    means = [generation.mean_logprob(index) for index in range(num_choices)]
+    return best_choices(choices, call.preparation, means)

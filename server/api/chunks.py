@@ -1,14 +1,16 @@
 """Chunks of a stream from templates: everything but the text is rendered once a request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.outputs import FinishReason
+from engine.outputs import FinishReason, TokenLogprobs
 from server.api.encoding import encode_string, to_json
-from server.api.generation import TextDelta
+from server.api.text_delta import TextDelta
+from server.api.token_scores import ScoredToken
 from server.api.usage import Usage
 
 DONE = b"data: [DONE]\n\n"
+_BYTES_PER_PROMPT_TOKEN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,16 @@ def event(data: object) -> bytes:
     return b"data: " + to_json(data) + b"\n\n"
 
 
+def _no_logprobs(_tokens: Sequence[ScoredToken]) -> None:
+    return None
+
+
 class ChunkWriter:
     """Writes the events of one stream.
 
     `members` are the top-level members of every chunk, `opening` the events before any text, `seeds`
-    those of the choices; a choice reports its seed as it ends.
+    those of the choices; a choice reports its seed as it ends. `logprobs` turns scores into the member of
+    that name, `prompt_event` a choice and its prompt's scores into an event before its text.
     """
 
     def __init__(
@@ -45,16 +52,21 @@ class ChunkWriter:
         seeds: Sequence[int],
         with_usage: bool,
         with_token_ids: bool,
+        logprobs: Callable[[Sequence[ScoredToken]], object] = _no_logprobs,
+        prompt_event: Callable[[int, Sequence[TokenLogprobs]], bytes] | None = None,
     ) -> None:
         self.opening = opening
         self._members = members
         self._seeds = seeds
         self._with_usage = with_usage
         self._with_token_ids = with_token_ids
+        self._logprobs = logprobs
+        self._prompt_event = prompt_event
         head = "data: " + to_json(members).decode()[:-1] + ',"choices":[{"index":'
         before_text = f",{shape.before_text}"
         self._before_text = [f"{head}{index}{before_text}" for index in range(len(seeds))]
-        self._after_text = f'{shape.after_text},"logprobs":null,"finish_reason":null'
+        self._before_logprobs = f'{shape.after_text},"logprobs":'
+        self._after_text = f'{self._before_logprobs}null,"finish_reason":null'
         self._before_end = [f"{head}{index},{shape.empty}" for index in range(len(seeds))]
 
     def delta(self, delta: TextDelta) -> bytes:
@@ -63,18 +75,35 @@ class ChunkWriter:
         if self._with_token_ids and delta.token_ids:
             ids = f',"token_ids":{list(delta.token_ids)}'
         chunks = ""
-        if delta.text or ids:
+        if delta.text or ids or delta.logprobs:
             text = encode_string(delta.text)
-            chunks = f"{self._before_text[delta.index]}{text}{self._after_text}{ids}}}]}}\n\n"
+            after_text = self._scored(delta) if delta.logprobs else self._after_text
+            chunks = f"{self._before_text[delta.index]}{text}{after_text}{ids}}}]}}\n\n"
         if delta.finish_reason is not None:
             chunks += self._end(delta.index, delta.finish_reason)
+        if delta.prompt_logprobs is not None and self._prompt_event is not None:
+            return self._prompt_event(delta.index, delta.prompt_logprobs) + chunks.encode()
         return chunks.encode()
+
+    def deltas(self, deltas: Sequence[TextDelta]) -> bytes:
+        """Return the events of several deltas."""
+        return b"".join([self.delta(delta) for delta in deltas])
+
+    def size(self, deltas: Sequence[TextDelta]) -> int:
+        """Return about how many bytes the scores of prompts take, 0 without any."""
+        if self._prompt_event is None:
+            return 0
+        return sum(_BYTES_PER_PROMPT_TOKEN * len(delta.prompt_logprobs or ()) for delta in deltas)
 
     def closing(self, usage: Usage) -> bytes:
         """Return the events after the last choice has finished."""
         if not self._with_usage:
             return DONE
         return event({**self._members, "choices": [], "usage": usage.to_json()}) + DONE
+
+    def _scored(self, delta: TextDelta) -> str:
+        logprobs = to_json(self._logprobs(delta.logprobs)).decode()
+        return f'{self._before_logprobs}{logprobs},"finish_reason":null'
 
     def _end(self, index: int, reason: FinishReason) -> str:
         # Apart from the last text: some clients drop the text of a chunk that has a finish reason.

@@ -1,11 +1,17 @@
-"""Parsers of the fields that JSON schema types alone cannot express: prompts, messages, stops."""
+"""Parsers of the fields that JSON schema types alone cannot express: prompts, messages, stops, biases."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.errors import RequestError
 from server.api.errors import describe, shorten
 from server.api.limits import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORD_CHARS,
+    MAX_BAD_WORDS,
     MAX_CHOICES,
+    MAX_LOGIT_BIAS,
     MAX_MESSAGES,
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
@@ -16,6 +22,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_call_id"})
 _UNSUPPORTED_MESSAGE_KEYS = ("tool_calls", "function_call", "audio", "refusal")
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
+_MAX_BIAS = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,30 +88,31 @@ def parse_prompt(value: object) -> tuple[Prompt, ...]:
 def parse_stop(value: object) -> tuple[str, ...]:
     """Read one stop string or a list of them."""
     strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list):
-        raise _wrong("stop", "a string or a list of strings", value)
-    if len(strings) > MAX_STOP_STRINGS:
-        raise RequestError(f"stop has {len(strings)} strings, the limit is {MAX_STOP_STRINGS}", param="stop")
-    for string in strings:
-        if not isinstance(string, str):
-            raise _wrong("stop", "a string or a list of strings", string)
-        if not 1 <= len(string) <= MAX_STOP_STRING_CHARS:
-            raise RequestError(
-                f"a stop string must have 1 to {MAX_STOP_STRING_CHARS} characters, got {len(string)}",
-                param="stop",
-            )
-    return tuple(strings)
+    return _strings(strings, "stop", max_strings=MAX_STOP_STRINGS, max_chars=MAX_STOP_STRING_CHARS)
+
+
+def parse_bad_words(value: object) -> tuple[str, ...]:
+    """Read a list of strings, possibly empty."""
+    return _strings(value, "bad_words", max_strings=MAX_BAD_WORDS, max_chars=MAX_BAD_WORD_CHARS)
 
 
 def parse_stop_token_ids(value: object) -> frozenset[int]:
     """Read a list of token ids, possibly empty."""
-    if value == []:
-        return frozenset()
-    if isinstance(value, list) and len(value) > MAX_STOP_TOKEN_IDS:
-        raise RequestError(
-            f"stop_token_ids has {len(value)} ids, the limit is {MAX_STOP_TOKEN_IDS}", param="stop_token_ids"
-        )
-    return frozenset(_token_ids(value, "stop_token_ids"))
+    return frozenset() if value == [] else _token_id_set(value, "stop_token_ids", MAX_STOP_TOKEN_IDS)
+
+
+def parse_allowed_token_ids(value: object) -> frozenset[int]:
+    """Read a list of at least one token id."""
+    return _token_id_set(value, "allowed_token_ids", MAX_ALLOWED_TOKEN_IDS)
+
+
+def parse_logit_bias(value: object) -> Mapping[int, float]:
+    """Read OpenAI's object of token ids, which JSON makes strings, and numbers from -100 to 100."""
+    if not isinstance(value, dict):
+        raise _wrong("logit_bias", "an object of token ids and numbers", value)
+    if len(value) > MAX_LOGIT_BIAS:
+        raise _too_many("logit_bias", len(value), "tokens", MAX_LOGIT_BIAS)
+    return {_bias_token_id(key): _bias(key, bias) for key, bias in value.items()}
 
 
 def parse_token_ids(value: object) -> tuple[int, ...]:
@@ -132,6 +141,24 @@ def parse_stream_options(value: object) -> StreamOptions:
     unknown = (key for key, option in value.items() if key != "include_usage" and option)
     return StreamOptions(
         include_usage=include_usage is True, unknown_keys=tuple(f"stream_options.{key}" for key in unknown)
+    )
+
+
+def _bias_token_id(key: str) -> int:
+    if not _TOKEN_ID.fullmatch(key):
+        raise RequestError(
+            f"the keys of logit_bias must be token ids, got {describe(key)}", param="logit_bias"
+        )
+    return int(key)
+
+
+def _bias(key: str, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and -_MAX_BIAS <= value <= _MAX_BIAS:
+        return float(value)
+    raise RequestError(
+        f"logit_bias of token {key} must be a number between {-_MAX_BIAS:g} and {_MAX_BIAS:g}, "
+        f"got {describe(value)}",
+        param="logit_bias",
     )
 
 
@@ -198,6 +225,28 @@ def _text_prompt(value: str, where: str) -> Prompt:
     return Prompt(text=value)
 
 
+def _strings(value: object, where: str, *, max_strings: int, max_chars: int) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _wrong(where, "a list of strings", value)
+    if len(value) > max_strings:
+        raise _too_many(where, len(value), "strings", max_strings)
+    for string in value:
+        if not isinstance(string, str):
+            raise _wrong(where, "a list of strings", string)
+        if not 1 <= len(string) <= max_chars:
+            raise RequestError(
+                f"each string of {where} must have 1 to {max_chars} characters, got {len(string)}",
+                param=where,
+            )
+    return tuple(value)
+
+
+def _token_id_set(value: object, where: str, limit: int) -> frozenset[int]:
+    if isinstance(value, list) and len(value) > limit:
+        raise _too_many(where, len(value), "ids", limit)
+    return frozenset(_token_ids(value, where))
+
+
 def _token_ids(value: object, where: str) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise _wrong(where, "a list of token ids", value)
@@ -207,6 +256,10 @@ def _token_ids(value: object, where: str) -> tuple[int, ...]:
         if type(token_id) is not int:  # a bool is an int to isinstance
             raise _wrong(f"{where}[{i}]", "a token id", token_id)
     return tuple(value)
+
+
+def _too_many(where: str, count: int, things: str, limit: int) -> RequestError:
+    return RequestError(f"{where} has {count} {things}, the limit is {limit}", param=where)
 
 
 def _wrong(where: str, expected: str, value: object) -> RequestError:

@@ -1,7 +1,6 @@
 """One generation: engine outputs to text, stop strings, latencies, and the abort at the end of it all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 from engine.async_engine import OutputStream
@@ -9,30 +8,33 @@ from engine.errors import EngineUnavailableError
 from engine.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.preparation import Preparation, TextOptions
+from server.api.prompt_scores import PromptScores
+from server.api.text_delta import TextDelta
+from server.api.token_scores import ScoredText
 from server.api.usage import Usage
 from server.metrics import ServerMetrics
 from server.text import Detokenizer, Tokenizer
 
 
-@dataclass(slots=True, kw_only=True)
-class TextDelta:
-    """What one step added to one choice; `finish_reason` is set once, on its last delta."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-
-
 class ChoiceText:
-    """The text of one choice as it grows: detokenised, cut at the first stop string."""
+    """The text of one choice as it grows: detokenised, cut at the first stop string.
 
-    def __init__(self, tokenizer: Tokenizer, options: TextOptions) -> None:
+    With `scored`, the tokens' logprobs come along, cut at the same token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: TextOptions, scored: ScoredText | None = None) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self._options = options
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special_tokens)
         self._matcher = options.new_matcher()
+        self._scored = scored
+        self._sum_logprobs = 0.0
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the tokens that were generated, hidden ones too; 0 before there are any or without logprobs."""
+        return self._sum_logprobs / max(1, self.num_tokens)
 
     def push(self, output: RequestOutput) -> TextDelta:
         """Add an output of the engine; a stop string ends the choice at the token that completed it."""
@@ -49,12 +51,19 @@ class ChoiceText:
         if self.finish_reason is None and output.finish_reason is not None:
             self.finish_reason = output.finish_reason
             text += self._flush()
-        return TextDelta(
+        num_new = self.num_tokens - num_before
+        delta = TextDelta(
             index=output.index,
             text=text,
-            token_ids=token_ids[: self.num_tokens - num_before],
+            token_ids=token_ids[:num_new],
             finish_reason=self.finish_reason,
         )
+        if output.logprobs:
+            self._sum_logprobs += sum([score.logprob for score in output.logprobs[:num_new]])
+        if self._scored is not None:
+            self._scored.push(output.logprobs[: min(num_new, visible)])
+            delta.logprobs = self._scored.release(len(text), is_last=self.finish_reason is not None)
+        return delta
 
     def _push_until_stop(self, token_ids: Sequence[int], visible: int) -> str:
         parts = []
@@ -108,7 +117,11 @@ class Generation:
         self._rate = rate
         self._arrived = arrived
         num_choices = len(preparation.requests)
-        self._choices = [ChoiceText(tokenizer, preparation.options) for _ in range(num_choices)]
+        self._choices = [
+            ChoiceText(tokenizer, preparation.options, _scored_text(preparation, index, tokenizer))
+            for index in range(num_choices)
+        ]
+        self._prompt_scores = PromptScores(preparation.n) if preparation.logprobs.scores_prompt else None
         self._last_token_times = [0.0] * num_choices  # 0: no token yet
         self._num_open = num_choices
         self._cached_tokens = [0] * len(preparation.prompts)
@@ -142,8 +155,12 @@ class Generation:
             cached_tokens=sum(self._cached_tokens),
         )
 
+    def mean_logprob(self, index: int) -> float:
+        """Return the mean logprob of a choice's tokens; needs logprobs from the engine."""
+        return self._choices[index].mean_logprob
+
     async def next_deltas(self) -> list[TextDelta]:
-        """Wait for the engine, then return all that it has brought meanwhile.
+        """Wait for the engine, then return all that it has brought meanwhile, which may say nothing yet.
 
         Raises EngineUnavailableError when the engine or the server ends before the choices do.
         """
@@ -156,7 +173,11 @@ class Generation:
         for output in (first, *self._stream.get_ready()):
             choice = self._choices[output.index]
             if choice.finish_reason is None:
-                deltas.append(self._absorb(choice, output, now))
+                delta = self._absorb(choice, output, now)
+                if self._prompt_scores is None:
+                    deltas.append(delta)
+                else:
+                    deltas += self._prompt_scores.join(delta, output.prompt_logprobs)
         return deltas
 
     def _absorb(self, choice: ChoiceText, output: RequestOutput, now: float) -> TextDelta:
@@ -186,3 +207,12 @@ class Generation:
         prompt, choice = divmod(output.index, self._preparation.n)
         if choice == 0:
             self._cached_tokens[prompt] = output.num_cached_tokens
+
+
+def _scored_text(preparation: Preparation, index: int, tokenizer: Tokenizer) -> ScoredText | None:
+    """Return the scores of one choice, whose text follows the echo of its prompt; None if not asked for."""
+    if preparation.logprobs.answer is None:
+        return None
+    echo = preparation.prompts[index // preparation.n].echo
+    skip = preparation.options.skip_special_tokens
+    return ScoredText(tokenizer, skip_special_tokens=skip, start=len(echo))

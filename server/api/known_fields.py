@@ -1,4 +1,4 @@
-"""Fields that are known but have no effect here: refused unless they ask for nothing, or warned about."""
+"""Fields that this endpoint does not honour: refused unless they ask for nothing, or warned about."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,16 +9,7 @@ from server.api.errors import describe, shorten
 from server.api.limits import MAX_SHOWN_CHARS, MAX_WARNINGS
 
 NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,),
     "suffix": ("",),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "prompt_logprobs": (),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -40,6 +31,26 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
 }
 """Known fields that are not honoured yet, and the values of each that ask for nothing; null always does."""
 
+ELSEWHERE: Mapping[str, str] = {
+    "best_of": "/v1/completions has it",
+    "echo": "/v1/completions has it",
+    "top_logprobs": "/v1/chat/completions has it; here logprobs is a number",
+    "guided_json": "use structured_outputs.json",
+    "guided_regex": "use structured_outputs.regex",
+    "guided_choice": "use structured_outputs.choice",
+    "guided_grammar": "use structured_outputs.grammar",
+    "grammar": "use structured_outputs.grammar",
+    "repeat_penalty": "use repetition_penalty",
+}
+"""Fields of the other endpoint or of other servers, refused with what to do: they change the answer."""
+
+_ELSEWHERE_NO_OPS: Mapping[str, tuple[object, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "top_logprobs": (0,),
+    "repeat_penalty": (1,),
+}
+
 NO_EFFECT: Mapping[str, str] = {
     "metadata": "metadata is not stored",
     "prompt_cache_key": "the prefix cache needs no key; cache_salt separates tenants",
@@ -58,17 +69,21 @@ class FieldWarning:
 
 
 def refuse_unsupported(fields: Mapping[str, object], supported: Iterable[str]) -> None:
-    """Raise RequestError for a field that asks for something which this server cannot do yet."""
+    """Raise RequestError for a field that asks for something which this endpoint cannot do."""
     for name in fields.keys() & (NOT_SUPPORTED.keys() - set(supported)):
         value = fields[name]
         if value is not None and not _asks_nothing(value, NOT_SUPPORTED[name]):
             raise RequestError(f"{name} is not supported yet, got {describe(value)}", param=name)
+    for name in fields.keys() & (ELSEWHERE.keys() - set(supported)):
+        value = fields[name]
+        if value is not None and not _asks_nothing(value, _ELSEWHERE_NO_OPS.get(name, ())):
+            raise RequestError(f"{name} is no field of this endpoint: {ELSEWHERE[name]}", param=name)
 
 
 def warnings_about(names: Iterable[str], supported: Iterable[str]) -> tuple[FieldWarning, ...]:
     """Return the warnings for fields that are not `supported`, at most MAX_WARNINGS of them."""
     known = {*supported, *NOT_SUPPORTED, *NO_EFFECT}
-    ignored = sorted(set(names) - known.difference(NO_EFFECT))
+    ignored = sorted(set(names) - known.difference(NO_EFFECT) - ELSEWHERE.keys())
     warnings = [_warning(name, known) for name in ignored[:MAX_WARNINGS]]
     if len(ignored) > MAX_WARNINGS:
         more = len(ignored) - MAX_WARNINGS + 1

@@ -6,6 +6,20 @@ MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256
+MAX_LOGIT_BIAS = 1024
+MAX_ALLOWED_TOKEN_IDS = 1024
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 256
+MAX_GRAMMAR_CHARS = 2**16
+"""Characters of a JSON schema, a regular expression, a list of choices or a grammar."""
+
+MAX_GRAMMAR_CHOICES = 1024
+MAX_LOGPROB_ENTRIES = 2**20
+"""Pairs of token and logprob in one reply, which is kept in memory (about 120 bytes each) until it is sent.
+
+Of a stream only the prompt's count: those of the answer leave as they come.
+"""
+
 MAX_MESSAGES = 4096
 MAX_CACHE_SALT_CHARS = 256
 MAX_USER_CHARS = 1024

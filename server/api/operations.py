@@ -9,7 +9,7 @@ from starlette.responses import Response
 from engine.errors import RequestError
 from server.api.body import run_sized
 from server.api.encoding import json_response
-from server.api.preparation import check_token_ids, encode_text, render_chat
+from server.api.prompts import check_token_ids, encode_text, render_chat
 from server.api.requests import check_model_name, read_request, server_state
 from server.api.schemas import DetokenizeRequest, TokenizeRequest
 from server.serving import Phase, ServedModel, not_ready

@@ -5,9 +5,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.outputs import FinishReason
+from engine.outputs import FinishReason, TokenLogprobs
 from server.api.generation import Generation
 from server.api.known_fields import FieldWarning
+from server.api.preparation import Preparation
+from server.api.token_scores import ScoredToken
 from server.serving import ServedModel
 
 
@@ -55,12 +57,24 @@ class WholeChoice:
 
     parts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[ScoredToken] = field(default_factory=list)
+    prompt_logprobs: Sequence[TokenLogprobs] = ()  # from the prompt's second token on
     finish_reason: FinishReason | None = None
 
     @property
     def text(self) -> str:
         """The whole text."""
         return "".join(self.parts)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of JSON it makes."""
+        num_scores = sum([1 + len(token.top) for token in self.logprobs])
+        num_scores += sum([1 + len(score.top) for score in self.prompt_logprobs])
+        return len(self.parts) + _BYTES_PER_SCORE * num_scores
+
+
+_BYTES_PER_SCORE = 32
 
 
 async def collect(generation: Generation, num_choices: int) -> Sequence[WholeChoice]:
@@ -71,5 +85,21 @@ async def collect(generation: Generation, num_choices: int) -> Sequence[WholeCho
             choice = choices[delta.index]
             choice.parts.append(delta.text)
             choice.token_ids.extend(delta.token_ids)
+            choice.logprobs.extend(delta.logprobs)
+            choice.prompt_logprobs = delta.prompt_logprobs or choice.prompt_logprobs
             choice.finish_reason = delta.finish_reason
     return choices
+
+
+def best_choices(
+    choices: Sequence[WholeChoice], preparation: Preparation, mean_logprobs: Sequence[float]
+) -> Sequence[WholeChoice]:
+    """Return each prompt's choices of the highest mean logprob, best first; all, as they are, if all stay."""
+    n, num_returned = preparation.n, preparation.num_returned
+    if n == num_returned:
+        return choices
+    best: list[WholeChoice] = []
+    for first in range(0, len(choices), n):
+        ranked = sorted(range(first, first + n), key=lambda index: -mean_logprobs[index])
+        best += [choices[index] for index in ranked[:num_returned]]
+    return best

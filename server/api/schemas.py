@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
@@ -13,6 +13,9 @@ from server.api.fields import (
     ChatMessage,
     Prompt,
     StreamOptions,
+    parse_allowed_token_ids,
+    parse_bad_words,
+    parse_logit_bias,
     parse_messages,
     parse_prompt,
     parse_stop,
@@ -22,6 +25,7 @@ from server.api.fields import (
 )
 from server.api.known_fields import FieldWarning, refuse_unsupported, warnings_about
 from server.api.limits import MAX_CACHE_SALT_CHARS, MAX_USER_CHARS
+from server.api.structure import Structure, parse_response_format, parse_structured_outputs
 
 _IDS = {"type": "array", "items": {"type": "integer"}}
 _STRINGS = {"type": "array", "items": {"type": "string"}}
@@ -43,6 +47,36 @@ _MESSAGES_SCHEMA = {
         },
     },
 }
+_BIAS_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
+_FORMAT_SCHEMA = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": ["text", "json_object", "json_schema"]},
+        "json_schema": {
+            "type": "object",
+            "required": ["schema"],
+            "properties": {
+                "name": {"type": "string"},
+                "description": {"type": "string"},
+                "schema": {"type": "object"},
+                "strict": {"type": "boolean"},
+            },
+        },
+    },
+}
+_STRUCTURE_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "json": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+        "json_object": {"const": True},
+        "regex": {"type": "string"},
+        "choice": _STRINGS,
+        "grammar": {"type": "string"},
+    },
+    "minProperties": 1,
+    "maxProperties": 1,
+}
 
 PromptField = Annotated[tuple[Prompt, ...], PlainValidator(parse_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
 MessagesField = Annotated[
@@ -56,6 +90,19 @@ StreamOptionsField = Annotated[
     StreamOptions,
     PlainValidator(parse_stream_options),
     WithJsonSchema({"type": "object", "properties": {"include_usage": {"type": "boolean"}}}),
+]
+LogitBiasField = Annotated[
+    Mapping[int, float], PlainValidator(parse_logit_bias), WithJsonSchema(_BIAS_SCHEMA)
+]
+AllowedTokenIdsField = Annotated[
+    frozenset[int], PlainValidator(parse_allowed_token_ids), WithJsonSchema(_IDS)
+]
+BadWordsField = Annotated[tuple[str, ...], PlainValidator(parse_bad_words), WithJsonSchema(_STRINGS)]
+ResponseFormatField = Annotated[
+    Structure, PlainValidator(parse_response_format), WithJsonSchema(_FORMAT_SCHEMA)
+]
+StructuredOutputsField = Annotated[
+    Structure, PlainValidator(parse_structured_outputs), WithJsonSchema(_STRUCTURE_SCHEMA)
 ]
 TokenIdsField = Annotated[tuple[int, ...], PlainValidator(parse_token_ids), WithJsonSchema(_IDS)]
 
@@ -71,12 +118,26 @@ class Body(BaseModel):
 class GenerationBody(Body):
     """What completions and chat have in common."""
 
-    max_tokens: int | None = Field(None, description="Tokens to generate at most, at least 1.")
+    max_tokens: int | None = Field(
+        None, description="Tokens to generate at most; 0, to score the prompt, with echo or prompt_logprobs."
+    )
+    max_completion_tokens: int | None = Field(None, description="OpenAI's newer name of max_tokens.")
     min_tokens: int = Field(0, description="Tokens before which nothing ends the answer.")
     temperature: float | None = Field(None, description="0 (greedy) to 2; the model's own default, else 1.")
     top_p: float | None = Field(None, description="Above 0 up to 1; the model's own default, else 1.")
     top_k: int | None = Field(None, description="-1 and 0 switch it off; the model's own default, else off.")
     min_p: float = Field(0.0, description="0 (off) to 1, relative to the most likely token.")
+    typical_p: float = Field(1.0, description="Above 0 up to 1 (off): locally typical sampling.")
+    presence_penalty: float = Field(0.0, description="-2 to 2, once for each token of the answer.")
+    frequency_penalty: float = Field(0.0, description="-2 to 2, each time a token is in the answer.")
+    repetition_penalty: float = Field(1.0, description="0.01 to 10, 1 is off; for prompt and answer.")
+    logit_bias: LogitBiasField = Field({}, description="Up to 1024 token ids with -100 to 100 to add.")
+    allowed_token_ids: AllowedTokenIdsField | None = Field(
+        None, description="1 to 1024 token ids; no other token is generated."
+    )
+    bad_words: BadWordsField = Field(
+        (), description="Up to 128 strings whose usual tokens, after a space or not, are never generated."
+    )
     n: int = Field(1, description="Answers for each prompt.")
     seed: int | None = Field(None, description="-2**63 to 2**63-1; drawn and reported when left out.")
     stop: StopField = Field((), description="Up to 16 strings that end the answer.")
@@ -84,6 +145,19 @@ class GenerationBody(Body):
     include_stop_str_in_output: bool = Field(False, description="Keep what ended the answer in its text.")
     ignore_eos: bool = Field(False, description="Go on after the model's own end tokens.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+    prompt_logprobs: int | None = Field(
+        None, description="0 to 20 likeliest tokens, with the prompt's own, at each place of the prompt."
+    )
+    logprobs_mode: Literal["raw", "processed"] = Field(
+        "raw",
+        description="Logprobs of the answer: of the model itself, or of what all parameters make of it.",
+    )
+    response_format: ResponseFormatField | None = Field(
+        None, description="text, any JSON object, or JSON that follows a schema (always strictly)."
+    )
+    structured_outputs: StructuredOutputsField | None = Field(
+        None, description="One of: a JSON schema, any JSON object, a regex, a choice, a Lark grammar."
+    )
     stream: bool = Field(False, description="Answer in server-sent events.")
     stream_options: StreamOptionsField | None = Field(None, description="Streams only.")
     cache_salt: str | None = Field(
@@ -92,19 +166,39 @@ class GenerationBody(Body):
     user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
     return_token_ids: bool = Field(False, description="Return the ids of prompt and answer too.")
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens each token of the answer comes with; None: no logprobs."""
+        raise NotImplementedError
+
 
 class CompletionRequest(GenerationBody):
     """POST /v1/completions."""
 
     prompt: PromptField = Field(description="Text or token ids, one prompt or a list of them.")
-    echo: bool = Field(False, description="Put the prompt before the answer.")
+    echo: bool = Field(False, description="Put the prompt before the answer, with logprobs if asked for.")
+    logprobs: int | None = Field(None, description="0 to 20 likeliest tokens beside each chosen one.")
+    best_of: int | None = Field(
+        None, description="At least n: generate so many, return the n of the highest mean logprob."
+    )
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """What `logprobs` says."""
+        return self.logprobs
 
 
 class ChatCompletionRequest(GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: MessagesField = Field(description="The conversation; content is text or a list of text parts.")
-    max_completion_tokens: int | None = Field(None, description="OpenAI's newer name of max_tokens.")
+    logprobs: bool = Field(False, description="Return the logprob of each token of the answer.")
+    top_logprobs: int | None = Field(None, description="0 to 20 likeliest tokens beside each; with logprobs.")
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """What `logprobs` and `top_logprobs` say together."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class TokenizeRequest(Body):
@@ -142,14 +236,14 @@ def parse_body(schema: type[BodyT], fields: Mapping[str, object], *, strict: boo
     """
     supported = schema.model_fields.keys()
     if issubclass(schema, GenerationBody):
-        refuse_unsupported(_without_equal_best_of(fields), supported)
+        refuse_unsupported(fields, supported)
     known = {name: value for name, value in fields.items() if name in supported and value is not None}
     try:
         body = schema.model_validate(known)
     except ValidationError as error:
         raise _request_error(error) from None
     unknown = [name for name, value in fields.items() if name not in supported and value is not None]
-    warnings = warnings_about([*unknown, *_unknown_nested(body)], supported)
+    warnings = (*warnings_about([*unknown, *_unknown_nested(body)], supported), *_without_effect(body))
     if strict and warnings:
         raise ApiError(400, f"X-Strict: {warnings[0].message}", param=warnings[0].param, code="strict")
     return ParsedBody(body=body, warnings=warnings)
@@ -159,16 +253,18 @@ def _unknown_nested(body: Body) -> list[str]:
     names: list[str] = []
     if isinstance(body, ChatCompletionRequest | TokenizeRequest):
         names += [key for message in body.messages or () for key in message.unknown_keys]
-    if isinstance(body, GenerationBody) and body.stream_options is not None:
-        names += body.stream_options.unknown_keys
+    if isinstance(body, GenerationBody):
+        for part in (body.stream_options, body.response_format, body.structured_outputs):
+            names += part.unknown_keys if part is not None else ()
     return names
 
 
-def _without_equal_best_of(fields: Mapping[str, object]) -> Mapping[str, object]:
-    # best_of answers to choose n from: with as many as n there is nothing to choose.
-    if type(fields.get("best_of")) is int and fields["best_of"] == fields.get("n", 1):
-        return {name: value for name, value in fields.items() if name != "best_of"}
-    return fields
+def _without_effect(body: Body) -> list[FieldWarning]:
+    if not isinstance(body, GenerationBody):
+        return []
+    if "logprobs_mode" in body.model_fields_set and body.num_logprobs is None:
+        return [FieldWarning(param="logprobs_mode", message="logprobs_mode had no effect without logprobs")]
+    return []
 
 
 _EXPECTED = {
@@ -191,6 +287,8 @@ def _request_error(error: ValidationError) -> RequestError:
     if first["type"] == "string_too_long":
         length, limit = len(first["input"]), first["ctx"]["max_length"]
         expected = f"must have at most {limit} characters, got {length}"
+    elif first["type"] == "literal_error":
+        expected = f"must be {first['ctx']['expected']}"
     elif expected is None:
         expected = f"is not valid: {first['msg'].lower()}"
     shown = "" if first["type"] in ("missing", "string_too_long") else f", got {describe(first['input'])}"

@@ -10,9 +10,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from engine.errors import DraftlineError
+from server.api.body import run_sized
 from server.api.chunks import ChunkWriter
 from server.api.errors import ApiError, to_api_error
-from server.api.generation import Generation, TextDelta
+from server.api.generation import Generation
+from server.api.text_delta import TextDelta
 from server.middleware import RequestContext
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class EventStream(Response):
         writer, generation = self._writer, self._generation
         events = writer.opening
         while True:
-            events += b"".join([writer.delta(delta) for delta in deltas])
+            events += await run_sized(writer.size(deltas), writer.deltas, deltas)
             if generation.is_finished:
                 return events + writer.closing(generation.usage)
             if events:

@@ -8,6 +8,7 @@ from draftline_client import (
     CompletionLogprobs,
     CompletionTokensDetails,
     Delta,
+    PromptLogprob,
     PromptTokensDetails,
     ProtocolError,
     ReplyWarning,
@@ -140,6 +141,43 @@ def test_logprobs_of_an_answer() -> None:
         token="a", logprob=-0.5, bytes=(97,), top_logprobs=(TopLogprob(token="b", logprob=-2.5),)
     )
     assert parsed.content == (expected,)
+
+
+def test_prompt_logprobs() -> None:
+    scores = [
+        None,
+        {
+            "65": {"logprob": -1, "decoded_token": "A", "rank": 2},
+            "7": {"logprob": -0.5, "decoded_token": "b"},
+        },
+    ]
+    choice = {"index": 0, "text": "", "prompt_logprobs": scores}
+    parsed = _parse.parse_completion(fields({**COMPLETION, "choices": [choice]})).choices[0].prompt_logprobs
+    own = PromptLogprob(logprob=-1, decoded_token="A", extra={"rank": 2})
+    expected = (None, {65: own, 7: PromptLogprob(logprob=-0.5, decoded_token="b")})
+    assert parsed == expected
+    assert (
+        _parse.parse_chat_completion(fields({**CHAT, "prompt_logprobs": scores})).prompt_logprobs == expected
+    )
+    chunk = _parse.parse_chat_completion_chunk(fields({**CHAT, "choices": [], "prompt_logprobs": scores}))
+    assert chunk.prompt_logprobs == expected
+    assert _parse.parse_completion(fields(COMPLETION)).choices[0].prompt_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "field"),
+    [
+        ({}, "prompt_logprobs"),
+        ([1], "prompt_logprobs[0]"),
+        ([None, {"x": {"logprob": 0, "decoded_token": ""}}], "prompt_logprobs[1].x"),
+        ([{"5": None}], "prompt_logprobs[0].5"),
+        ([{"5": {"logprob": None, "decoded_token": ""}}], "prompt_logprobs[0].5.logprob"),
+    ],
+)
+def test_misshapen_prompt_logprobs_are_named(scores: object, field: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        _parse.parse_chat_completion(fields({**CHAT, "prompt_logprobs": scores}))
+    assert caught.value.field == field
 
 
 def test_models_and_tokens() -> None:

@@ -98,7 +98,7 @@ def serving_model(model: ServedModel) -> Iterator[httpx.Client]:
 def running(server: DrainingServer) -> Iterator[tuple[str, httpx.Client, asyncio.AbstractEventLoop]]:
     """Run a server in a thread while the block runs, then drain it."""
     listener = listen("127.0.0.1", 0)
-    loop = asyncio.new_event_loop()
+    loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()  # the one of run_server
     thread = threading.Thread(target=loop.run_until_complete, args=(server.serve(sockets=[listener]),))
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -137,7 +137,7 @@ def test_t32_bad_logit_biases(server: RunningServer, value: object) -> None:
 
 @pytest.mark.parametrize("value", [[], "5", 5, {}, ["5"], [True], [1.0], [-1], [259], [2**63], [1] * 1025])
 def test_t32_bad_allowed_token_ids(server: RunningServer, value: object) -> None:
-    assert refusal(server, allowed_token_ids=value)["param"] == "allowed_token_ids"
+    assert refusal(server, allowed_token_ids=value)["param"].startswith("allowed_token_ids")
 
 
 @pytest.mark.parametrize("value", ["a", 5, {}, [""], [5], [["a"]], ["a"] * 129, ["a" * 257]])

@@ -56,7 +56,9 @@ pieces = st.lists(
     st.one_of(
         st.binary(min_size=1, max_size=5),
         st.text(min_size=1, max_size=3).map(lambda text: text.encode("utf-8", "replace")),
-        st.sampled_from([b"\xf0", b"\x9f", b"\x98\x80", b"\xe2\x82", b"\xac", b"a", b" \xc3", b"\xff"]),
+        st.sampled_from(
+            [b"\xf0", b"\x9f", b"\x98\x80", b"\xe2\x82", b"\xac", b"a", b" \xc3", b"\xff", b"\xed", b"\xa0"]
+        ),
     ),
     max_size=12,
 )

@@ -85,6 +85,22 @@ class Fields:
             return None
         return tuple(self._item(value, dict, name, index) for index, value in enumerate(values))
 
+    def optional_records_or_nulls(
+        self, name: str, parse: Callable[[Fields], T]
+    ) -> tuple[T | None, ...] | None:
+        """Read an optional array whose items are objects or null."""
+        values = self._optional(name, list)
+        if values is None:
+            return None
+        return tuple(
+            None if value is None else parse(self._child(value, f"{name}[{index}]"))
+            for index, value in enumerate(values)
+        )
+
+    def by_integer(self, parse: Callable[[Fields], T]) -> dict[int, T]:
+        """Read all fields as objects whose names are integers."""
+        return {self._integer(name): self.record(name, parse) for name in self._values}
+
     def extra(self) -> dict[str, Any]:
         """Return the fields that were not read; `object` only repeats what the record's class says."""
         return {k: v for k, v in self._values.items() if k not in self._read and k != "object"}
@@ -97,6 +113,12 @@ class Fields:
         """Tell whether the field is there and not null."""
         self._read.add(name)
         return self._values.get(name) is not None
+
+    def _integer(self, name: str) -> int:
+        try:
+            return int(name)
+        except ValueError:
+            raise self._error("has a name that is no integer", self._place(name)) from None
 
     def _place(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path else name

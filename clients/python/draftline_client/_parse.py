@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 from draftline_client._fields import Fields
@@ -20,6 +21,8 @@ from draftline_client.types import (
     Delta,
     Model,
     ModelList,
+    PromptLogprob,
+    PromptLogprobs,
     PromptTokensDetails,
     ReplyWarning,
     Tokenization,
@@ -76,6 +79,7 @@ def parse_chat_completion(fields: Fields) -> ChatCompletion:
         choices=fields.records("choices", _parse_chat_choice),
         usage=fields.record("usage", _parse_usage),
         prompt_token_ids=fields.optional_integers("prompt_token_ids"),
+        prompt_logprobs=_parse_prompt_logprobs(fields),
         extra=fields.extra(),
     )
 
@@ -87,6 +91,7 @@ def parse_chat_completion_chunk(fields: Fields) -> ChatCompletionChunk:
         choices=fields.records("choices", _parse_chat_chunk_choice),
         usage=fields.optional_record("usage", _parse_usage),
         prompt_token_ids=fields.optional_integers("prompt_token_ids"),
+        prompt_logprobs=_parse_prompt_logprobs(fields),
         extra=fields.extra(),
     )
 
@@ -171,6 +176,7 @@ def _parse_completion_choice(fields: Fields) -> CompletionChoice:
         seed=fields.optional_integer("seed"),
         token_ids=fields.optional_integers("token_ids"),
         prompt_token_ids=fields.optional_integers("prompt_token_ids"),
+        prompt_logprobs=_parse_prompt_logprobs(fields),
         extra=fields.extra(),
     )
 
@@ -182,6 +188,20 @@ def _parse_completion_logprobs(fields: Fields) -> CompletionLogprobs:
         top_logprobs=fields.optional_mappings("top_logprobs"),
         text_offset=fields.optional_integers("text_offset"),
         extra=fields.extra(),
+    )
+
+
+def _parse_prompt_logprobs(fields: Fields) -> PromptLogprobs | None:
+    return fields.optional_records_or_nulls("prompt_logprobs", _parse_place_of_prompt)
+
+
+def _parse_place_of_prompt(fields: Fields) -> Mapping[int, PromptLogprob]:
+    return fields.by_integer(_parse_prompt_logprob)
+
+
+def _parse_prompt_logprob(fields: Fields) -> PromptLogprob:
+    return PromptLogprob(
+        logprob=fields.number("logprob"), decoded_token=fields.string("decoded_token"), extra=fields.extra()
     )
 
 

@@ -49,6 +49,16 @@ class SpeculationOptions(TypedDict, total=False):
     k: int  # draft tokens per step
 
 
+class StructuredOutputs(TypedDict, total=False):
+    """What an answer must look like: exactly one of these."""
+
+    json: Mapping[str, Any] | str  # a JSON schema
+    json_object: bool  # any JSON object
+    regex: str  # matches the whole answer
+    choice: Sequence[str]
+    grammar: str  # in Lark's notation
+
+
 class CallOptions(TypedDict, total=False):
     """Options of any call; they describe the exchange, not the request's body."""
 
@@ -61,7 +71,8 @@ class GenerationOptions(CallOptions, total=False):
     """Fields that both kinds of generation share; ranges and defaults are the server's."""
 
     model: Option[str]
-    max_tokens: Option[int]
+    max_tokens: Option[int]  # 0 with echo or prompt_logprobs only scores the prompt
+    max_completion_tokens: Option[int]  # another name of max_tokens
     min_tokens: Option[int]
     n: Option[int]  # choices per prompt
     seed: Option[int]  # the same seed gives the same tokens
@@ -69,10 +80,15 @@ class GenerationOptions(CallOptions, total=False):
     top_k: Option[int]
     top_p: Option[float]
     min_p: Option[float]
+    typical_p: Option[float]
     presence_penalty: Option[float]
     frequency_penalty: Option[float]
     repetition_penalty: Option[float]
     logit_bias: Option[Mapping[str, float] | Mapping[int, float]]  # by token id
+    allowed_token_ids: Option[Sequence[int]]
+    bad_words: Option[Sequence[str]]
+    response_format: Option[Mapping[str, Any]]
+    structured_outputs: Option[StructuredOutputs]
     stop: Option[str | Sequence[str]]
     stop_token_ids: Option[Sequence[int]]
     include_stop_str_in_output: Option[bool]
@@ -87,7 +103,8 @@ class GenerationOptions(CallOptions, total=False):
     cache_explain: Option[bool]
     return_token_ids: Option[bool]
     return_provenance: Option[bool]
-    prompt_logprobs: Option[int]
+    prompt_logprobs: Option[int]  # likeliest tokens at each place of the prompt
+    logprobs_mode: Option[Literal["raw", "processed"]]  # before or after all that shapes the choice
 
 
 class CompletionOptions(GenerationOptions, total=False):
@@ -95,17 +112,15 @@ class CompletionOptions(GenerationOptions, total=False):
 
     echo: Option[bool]  # begin the text with the prompt
     logprobs: Option[int]  # alternatives per token
-    best_of: Option[int]
+    best_of: Option[int]  # generate so many, return the n likeliest
     suffix: Option[str]
 
 
 class ChatOptions(GenerationOptions, total=False):
     """Fields of `chat.create` besides `messages` and `stream`."""
 
-    max_completion_tokens: Option[int]
     logprobs: Option[bool]
     top_logprobs: Option[int]
-    response_format: Option[Mapping[str, Any]]
     tools: Option[Sequence[Mapping[str, Any]]]
     tool_choice: Option[str | Mapping[str, Any]]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,27 @@ class ReplyWarning(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionLogprobs(_Record):
-    """Log probabilities of a completion's tokens; the four tuples run in parallel."""
+    r"""Log probabilities of a completion's tokens; the four tuples run in parallel.
+
+    A token that is no whole characters is its bytes, as in `bytes:\xe2\x80`.
+    """
 
     tokens: tuple[str, ...]
     token_logprobs: tuple[float | None, ...]  # None for the first token of an echoed prompt
     top_logprobs: tuple[Mapping[str, float] | None, ...] | None = field(default=None, hash=False)
-    text_offset: tuple[int, ...] | None = None
+    text_offset: tuple[int, ...] | None = None  # of the character of `text` in which each token begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLogprob(_Record):
+    """What the model said of one token at one place of the prompt."""
+
+    logprob: float
+    decoded_token: str
+
+
+PromptLogprobs: TypeAlias = tuple[Mapping[int, PromptLogprob] | None, ...]
+"""For each token of a prompt, by token id: itself and the likeliest in its place; None for the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +88,7 @@ class CompletionChoice(_Record):
     seed: int | None = None  # gives this choice again; in a stream, of the chunk with the finish reason
     token_ids: tuple[int, ...] | None = None  # with return_token_ids
     prompt_token_ids: tuple[int, ...] | None = None  # with return_token_ids
+    prompt_logprobs: PromptLogprobs | None = field(default=None, hash=False)  # in a stream, of one chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +125,7 @@ class TopLogprob(_Record):
 
     token: str
     logprob: float
-    bytes: tuple[int, ...] | None = None  # the token's UTF-8 bytes, where it is not whole characters
+    bytes: tuple[int, ...] | None = None  # exactly, also where they are no whole characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +169,7 @@ class ChatCompletion(_Reply):
     choices: tuple[ChatChoice, ...]
     usage: Usage
     prompt_token_ids: tuple[int, ...] | None = None  # with return_token_ids
+    prompt_logprobs: PromptLogprobs | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +199,7 @@ class ChatCompletionChunk(_Reply):
     choices: tuple[ChatChunkChoice, ...]
     usage: Usage | None = None
     prompt_token_ids: tuple[int, ...] | None = None  # with return_token_ids
+    prompt_logprobs: PromptLogprobs | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)

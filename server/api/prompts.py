@@ -1,0 +1,93 @@
+"""Prompts: from what the client wrote to token ids, and to the text that an echo repeats."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.errors import RequestError
+from server.api.fields import ChatMessage, Prompt
+from server.api.schemas import CompletionRequest
+from server.serving import ServedModel
+from server.text import TextError
+
+_SEED_BITS = 53  # JavaScript reads no larger integers exactly
+_MAX_SHRINK = 3  # normalisation never shortens text to less than a third of its bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedPrompt:
+    """One prompt, tokenised."""
+
+    token_ids: tuple[int, ...]
+    seed: int
+    echo: str = ""  # what a reply repeats of it
+    num_hidden: int = 0  # begin tokens that the client did not write and the echo does not show
+    skip_special_tokens: bool = False  # the echo shows no special token at all
+
+
+def prepare_prompt(prompt: Prompt, model: ServedModel, body: CompletionRequest) -> PreparedPrompt:
+    """Tokenise a prompt of a completion; raises RequestError."""
+    # Each prompt draws a seed, so that one given twice without a seed gets two answers.
+    seed = secrets.randbits(_SEED_BITS) if body.seed is None else body.seed
+    if prompt.text is None:
+        return _prepare_ids(prompt.token_ids, model, body, seed)
+    token_ids = encode_text(prompt.text, model, param="prompt")
+    if not token_ids:
+        message = "prompt must not be empty, and the model has no token for any of it"
+        raise RequestError(message, param="prompt")
+    if not body.echo:
+        return PreparedPrompt(token_ids=token_ids, seed=seed)
+    echo = prompt.text  # the client's own words, not a round trip of them
+    num_hidden = len(model.tokenizer.encode(""))
+    if body.logprobs is not None:  # but beside its tokens, what they spell
+        echo = model.tokenizer.decode(token_ids[num_hidden:], skip_special_tokens=False)
+    return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, num_hidden=num_hidden)
+
+
+def _prepare_ids(
+    token_ids: tuple[int, ...], model: ServedModel, body: CompletionRequest, seed: int
+) -> PreparedPrompt:
+    check_token_ids(token_ids, model.engine.vocab_size, param="prompt")
+    skip = body.skip_special_tokens
+    echo = model.tokenizer.decode(token_ids, skip_special_tokens=skip) if body.echo else ""
+    return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, skip_special_tokens=skip)
+
+
+def prepare_messages(messages: Sequence[ChatMessage], model: ServedModel, seed: int | None) -> PreparedPrompt:
+    """Render and tokenise a conversation; raises RequestError."""
+    text = render_chat(messages, model, add_generation_prompt=True)
+    token_ids = encode_text(text, model, param="messages", add_bos=False)
+    return PreparedPrompt(token_ids=token_ids, seed=secrets.randbits(_SEED_BITS) if seed is None else seed)
+
+
+def render_chat(messages: Sequence[ChatMessage], model: ServedModel, *, add_generation_prompt: bool) -> str:
+    """Return the text that the chat template makes of `messages`; raises RequestError."""
+    if model.chat_template is None:
+        raise RequestError(
+            f"the model {model.name} has no chat template; use /v1/completions", param="messages"
+        )
+    rendered = [message.for_template(developer_role=model.developer_role) for message in messages]
+    return model.chat_template.render(rendered, add_generation_prompt=add_generation_prompt)
+
+
+def encode_text(text: str, model: ServedModel, *, param: str, add_bos: bool | None = None) -> tuple[int, ...]:
+    """Return the token ids of `text`; raises RequestError if it is far too long to be worth encoding."""
+    limit = model.engine.max_model_len
+    num_bytes = len(text) if text.isascii() else len(text.encode())
+    if num_bytes > limit * model.max_token_bytes * _MAX_SHRINK:
+        raise RequestError(
+            f"{param} has {num_bytes} bytes, more than {limit} tokens (max_model_len) can hold", param=param
+        )
+    try:
+        return tuple(model.tokenizer.encode(text, add_bos=add_bos))
+    except TextError as error:
+        raise RequestError(str(error), param=param) from None
+
+
+def check_token_ids(token_ids: Sequence[int], vocab_size: int, *, param: str) -> None:
+    """Raise RequestError for the first id outside the vocabulary."""
+    if min(token_ids, default=0) >= 0 and max(token_ids, default=0) < vocab_size:
+        return
+    wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    shown = str(wrong) if abs(wrong) < 10**20 else "a far larger number"
+    raise RequestError(f"{param}: token ids must be between 0 and {vocab_size - 1}, got {shown}", param=param)

@@ -1,0 +1,70 @@
+"""From the fields of a body to SamplingParams."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from unicodedata import normalize
+
+from engine.errors import RequestError
+from engine.grammar_spec import GrammarSpec
+from engine.sampling_params import SamplingParams
+from server.api.errors import describe
+from server.api.schemas import GenerationBody
+from server.serving import ServedModel
+from server.text import TextError, Tokenizer
+
+
+def sampling_params(
+    body: GenerationBody, model: ServedModel, *, logprobs: int | None, grammar: GrammarSpec | None
+) -> SamplingParams:
+    """Return what all choices of a request have in common: all but max_tokens, min_tokens and seed.
+
+    Raises RequestError.
+    """
+
+    def default(name: str, otherwise: float) -> float:
+        return model.generation_defaults.get(name, otherwise)
+
+    return SamplingParams(
+        temperature=default("temperature", 1.0) if body.temperature is None else body.temperature,
+        top_k=int(default("top_k", 0)) if body.top_k is None else body.top_k,
+        top_p=default("top_p", 1.0) if body.top_p is None else body.top_p,
+        min_p=body.min_p,
+        typical_p=body.typical_p,
+        repetition_penalty=body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        logit_bias=body.logit_bias,
+        allowed_token_ids=body.allowed_token_ids,
+        banned_sequences=banned_sequences(body.bad_words, model.tokenizer),
+        grammar=grammar,
+        stop_token_ids=body.stop_token_ids,
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
+        processed_logprobs=body.logprobs_mode == "processed",
+    )
+
+
+def banned_sequences(words: Sequence[str], tokenizer: Tokenizer) -> frozenset[tuple[int, ...]]:
+    """Return the tokens of each word as it begins a text and as it follows a space.
+
+    The same letters may be spelt in other tokens too, and those stay allowed. Raises RequestError for a
+    word that the vocabulary cannot spell.
+    """
+    sequences = set()
+    for word in words:
+        bare = word.lstrip(" ") or word
+        sequences.add(_spell(bare, tokenizer))
+        with suppress(RequestError):  # a vocabulary of characters may have no space
+            sequences.add(_spell(" " + bare, tokenizer))
+    return frozenset(sequences)
+
+
+def _spell(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    try:
+        token_ids = tokenizer.encode(text, add_bos=False)
+    except TextError as error:
+        raise RequestError(f"bad_words: {error}", param="bad_words") from None
+    spelt = tokenizer.decode(token_ids, skip_special_tokens=False)
+    if normalize("NFC", spelt) != normalize("NFC", text):  # bytes that the vocabulary lacks are dropped
+        raise RequestError(f"bad_words: the model has no tokens for {describe(text)}", param="bad_words")
+    return tuple(token_ids)
