@@ -8,9 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.body import read_body, run_sized
-from server.api.encoding import json_response
+from server.api.encoding import json_response, large_json_response
 from server.api.errors import ApiError
 from server.api.generation import Generation
+from server.api.limits import INLINE_BYTES
 from server.api.preparation import Preparation
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import is_strict, parse_request, server_state
@@ -100,7 +101,8 @@ async def answer_whole(
     """
     choices = await _run_to_end(request, call)
     size = sum(choice.size for choice in choices)
-    return await run_sized(size, lambda: json_response(reply(call, choices)))
+    respond = json_response if size <= INLINE_BYTES else large_json_response
+    return await run_sized(size, lambda: respond(reply(call, choices)))
 
 
 async def _run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoice]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.outputs import FinishReason, TokenLogprobs
-from server.api.encoding import encode_string, to_json
+from server.api.encoding import encode_string, to_json, to_json_in_parts
 from server.api.text_delta import TextDelta
 from server.api.token_scores import ScoredToken
 from server.api.usage import Usage
@@ -28,7 +28,7 @@ CHAT_SHAPE = ChunkShape(before_text='"delta":{"content":', after_text="}", empty
 
 def event(data: object) -> bytes:
     """Return one event whose data is `data` as JSON."""
-    return b"data: " + to_json(data) + b"\n\n"
+    return b"data: " + to_json_in_parts(data) + b"\n\n"
 
 
 def _no_logprobs(_tokens: Sequence[ScoredToken]) -> None:

@@ -22,15 +22,16 @@ def sampling_params(
     """
 
     def default(name: str, otherwise: float) -> float:
-        return model.generation_defaults.get(name, otherwise)
+        given: float | None = getattr(body, name)
+        return model.generation_defaults.get(name, otherwise) if given is None else given
 
     return SamplingParams(
-        temperature=default("temperature", 1.0) if body.temperature is None else body.temperature,
-        top_k=int(default("top_k", 0)) if body.top_k is None else body.top_k,
-        top_p=default("top_p", 1.0) if body.top_p is None else body.top_p,
-        min_p=body.min_p,
-        typical_p=body.typical_p,
-        repetition_penalty=body.repetition_penalty,
+        temperature=default("temperature", 1.0),
+        top_k=int(default("top_k", 0)),
+        top_p=default("top_p", 1.0),
+        min_p=default("min_p", 0.0),
+        typical_p=default("typical_p", 1.0),
+        repetition_penalty=default("repetition_penalty", 1.0),
         frequency_penalty=body.frequency_penalty,
         presence_penalty=body.presence_penalty,
         logit_bias=body.logit_bias,

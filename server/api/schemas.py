@@ -126,11 +126,17 @@ class GenerationBody(Body):
     temperature: float | None = Field(None, description="0 (greedy) to 2; the model's own default, else 1.")
     top_p: float | None = Field(None, description="Above 0 up to 1; the model's own default, else 1.")
     top_k: int | None = Field(None, description="-1 and 0 switch it off; the model's own default, else off.")
-    min_p: float = Field(0.0, description="0 (off) to 1, relative to the most likely token.")
-    typical_p: float = Field(1.0, description="Above 0 up to 1 (off): locally typical sampling.")
+    min_p: float | None = Field(
+        None, description="0 to 1, relative to the most likely token; the model's own default, else 0, off."
+    )
+    typical_p: float | None = Field(
+        None, description="Above 0 up to 1: locally typical sampling; the model's own default, else 1, off."
+    )
     presence_penalty: float = Field(0.0, description="-2 to 2, once for each token of the answer.")
     frequency_penalty: float = Field(0.0, description="-2 to 2, each time a token is in the answer.")
-    repetition_penalty: float = Field(1.0, description="0.01 to 10, 1 is off; for prompt and answer.")
+    repetition_penalty: float | None = Field(
+        None, description="0.01 to 10, for tokens of prompt and answer; the model's own default, else 1, off."
+    )
     logit_bias: LogitBiasField = Field({}, description="Up to 1024 token ids with -100 to 100 to add.")
     allowed_token_ids: AllowedTokenIdsField | None = Field(
         None, description="1 to 1024 token ids; no other token is generated."

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.config import EngineConfig
 from engine.loader import build_engine
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
+from tests.reference_model import build_reference
 from tests.tiny import generate, generation
 
 QUESTIONS = [
@@ -35,11 +35,6 @@ TEXTS = [
     "import numpy as np\n\n",
 ]
 NUM_TOKENS = 64
-REFERENCE_NAMES = {
-    "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "attn.": "self_attn.",
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,29 +53,7 @@ def float32_engine(default_checkpoint):
 
 @pytest.fixture(scope="module")
 def reference(default_checkpoint):
-    config = default_checkpoint.config
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    state = {}
-    for name, tensor in default_checkpoint.tensors.items():
-        for ours, theirs in REFERENCE_NAMES.items():
-            name = name.replace(ours, theirs)
-        state[f"model.{name}"] = tensor.dequantize()
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert (missing, unexpected) == (["lm_head.weight"], []), "only the tied head is not stored"
-    return model
+    return build_reference(default_checkpoint)
 
 
 def test_greedy_continuations_equal_transformers_token_for_token(float32_engine, reference, prompts):

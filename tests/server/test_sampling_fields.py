@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.api.schemas import ChatCompletionRequest, CompletionRequest
 from tests.fakes import EOS, FakeEngine, cut, fake_logprobs, say
-from tests.server.harness import RunningServer, serving
+from tests.server.harness import RunningServer, served_model, serving, serving_model
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -82,6 +83,19 @@ def test_defaults_ask_for_nothing(server: RunningServer, path: str) -> None:
     assert params.allowed_token_ids is None
     assert params.grammar is None
     assert (params.typical_p, params.logprobs, params.prompt_logprobs) == (1.0, None, None)
+
+
+def test_the_models_own_defaults_hold_where_the_request_says_nothing() -> None:
+    defaults = {"temperature": 0.6, "top_k": 20.0, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1}
+    engine = FakeEngine()
+    with serving_model(replace(served_model(engine), generation_defaults=defaults)) as client:
+        for body in ({}, {"temperature": None}, {"temperature": 0, "top_k": 0, "repetition_penalty": 1}):
+            assert client.post(COMPLETIONS, json={"prompt": "x", **body}).status_code == 200
+    own, null, given = (request.params for request in engine.requests)
+    assert replace(own, seed=0) == replace(null, seed=0)
+    assert (own.temperature, own.top_k, own.top_p, own.min_p) == (0.6, 20, 0.9, 0.1)
+    assert (own.repetition_penalty, own.typical_p) == (1.1, 1.0)
+    assert (given.temperature, given.top_k, given.top_p, given.repetition_penalty) == (0, 0, 0.9, 1)
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])

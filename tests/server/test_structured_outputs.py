@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -64,11 +63,8 @@ def json_schema(**members: object) -> dict[str, object]:
 def test_each_form_reaches_the_engine(
     server: RunningServer, path: str, body: dict[str, object], kind: GrammarKind, source: str
 ) -> None:
-    response = (
-        server.client.post(path, json={"prompt": "x", "max_tokens": 3, **body})
-        if (path == "/v1/completions")
-        else post(server, **body)
-    )
+    prompt = {"messages": HELLO} if "chat" in path else {"prompt": "x"}
+    response = server.client.post(path, json={**prompt, "max_tokens": 3, **body})
     assert response.status_code == 200
     assert "warnings" not in response.json()
     assert server.engine.requests[-1].params.grammar == GrammarSpec(kind=kind, source=source)
@@ -181,30 +177,31 @@ def test_what_does_not_compile_is_a_400_that_names_the_field(body: dict[str, obj
 
 
 def test_hostile_grammars_wait_for_each_other_and_nobody_else_for_them() -> None:
-    release = threading.Event()
-    compiling: list[str] = []
+    release, started = threading.Event(), threading.Semaphore(0)
+    compiled: list[str] = []
 
     def compile_grammar(spec: GrammarSpec) -> None:
-        compiling.append(spec.source)
         if spec.source.startswith("hostile"):
+            started.release()
             release.wait(20)
+        compiled.append(spec.source)
 
     def regex(server: RunningServer, source: str) -> int:
-        return post(server, structured_outputs={"regex": source}).status_code
+        status: int = post(server, structured_outputs={"regex": source}).status_code
+        return status
 
     with serving(FakeEngine(compile_grammar=compile_grammar)) as server, ThreadPoolExecutor(8) as pool:
         assert regex(server, "known") == 200
         hostile = [pool.submit(regex, server, f"hostile{i}") for i in range(5)]
         try:
-            while compiling.count("known") + 2 > len(compiling):
-                time.sleep(0.001)
+            assert all(started.acquire(timeout=20) for _ in range(2))
             assert post(server).status_code == 200
             assert server.client.get("/health").status_code == 200
-            assert regex(server, "known") == 200  # the engine still has it
-            waiting = pool.submit(regex, server, "new")
-            assert len([source for source in compiling if source.startswith("hostile")]) == 2
-            assert not waiting.done()
+            assert regex(server, "known") == 200  # passes them: the engine still has it
+            new = pool.submit(regex, server, "new")
+            assert not started.acquire(blocking=False), "two at a time"
+            assert compiled == ["known", "known"]
         finally:
             release.set()
-        assert [future.result() for future in (*hostile, waiting)] == [200] * 6
-    assert len(compiling) == 8
+        assert [future.result() for future in (*hostile, new)] == [200] * 6
+    assert len(compiled) == 8
