@@ -38,7 +38,7 @@ class TileGroup:
     block_ids: Tensor  # [num_pairs * blocks_per_chunk]
     pair_tiles: Tensor  # [num_pairs]
     first_masked_pair: int  # pairs before it see all of their keys
-    hidden: Tensor  # [num_pairs - first_masked_pair, tile_width, CHUNK] bool: the key is after the query
+    hidden: Tensor  # bool [num_masked_pairs, tile_width, 1, CHUNK]: the key is after the query
     tiles_per_chunk: tuple[int, ...]
 
     @property
@@ -99,7 +99,7 @@ def _build_group(tiles: Sequence[QuerySpan], width: int, block_size: int, device
         block_ids=torch.from_numpy(block_ids.reshape(-1)).to(device),
         pair_tiles=torch.from_numpy(pair_tiles).to(device),
         first_masked_pair=first_masked_pair,
-        hidden=torch.from_numpy(hidden[first_masked_pair:]).to(device),
+        hidden=torch.from_numpy(hidden[first_masked_pair:, :, None]).to(device),
         tiles_per_chunk=tuple(tiles_per_chunk),
     )
 

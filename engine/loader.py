@@ -21,7 +21,7 @@ from engine.kv_cache.kv_storage import (
     default_kv_cache_memory,
     kv_bytes_per_block,
 )
-from engine.machine import choose_device, choose_dtype, choose_num_threads, device_name
+from engine.machine import choose_device, choose_dtype, choose_num_threads, device_name, keep_freed_memory
 from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
 from engine.model_runner import ModelRunner
@@ -50,6 +50,7 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> LoadedEngine:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     torch.set_num_threads(choose_num_threads())
+    keep_freed_memory()
     if CHUNK % config.block_size:
         raise ConfigError(f"block_size must divide {CHUNK}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)

@@ -1,11 +1,15 @@
 """What this machine offers: device, dtype, threads."""
 
+import ctypes
 import os
 from pathlib import Path
 
 import torch
 
 from engine.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_NEVER_RETURN = 2**30  # bytes
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,6 +42,18 @@ def choose_num_threads(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return max(1, min(num_cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup, or the quota is the word "max"
         return num_cores
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next step instead of giving it back to the system.
+
+    Every large temporary would otherwise be mapped anew and zeroed page by page: a fifth of the time of a
+    prompt on two cores. Does nothing where the C library is another.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER_RETURN)
+        libc.mallopt(_M_MMAP_THRESHOLD, _NEVER_RETURN)
 
 
 def device_name(device: torch.device) -> str:

@@ -74,7 +74,7 @@ def _hide_later_keys(scores: Tensor, group: TileGroup) -> None:
     """Mask, in place, the scores [kv_heads, pairs, rows, CHUNK] of the pairs from the first masked one."""
     width = group.tile_width
     by_token = scores.view(*scores.shape[:2], width, scores.shape[2] // width, CHUNK)
-    by_token.masked_fill_(group.hidden[None, :, :, None, :], float("-inf"))
+    by_token.masked_fill_(group.hidden, float("-inf"))
 
 
 def _merge(partials: Tensor, maxima: Tensor, group: TileGroup) -> Tensor:

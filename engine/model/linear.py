@@ -31,7 +31,7 @@ class Linear:
         num_rows = x.shape[0]
         if num_rows < _MIN_ROWS:
             x = torch.cat((x,) * _MIN_ROWS) if num_rows else x.new_zeros(_MIN_ROWS, self.in_features)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
         return y[:num_rows]
 
 
