@@ -10,17 +10,10 @@ import sys
 import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from engine.checkpoint import load_checkpoint
-from engine.checkpoint.checkpoint import Checkpoint
-
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "attn.": "self_attn.",
-}
+from loadtest.transformers_model import build_reference
 
 
 class Clock(BaseStreamer):
@@ -37,36 +30,9 @@ class Clock(BaseStreamer):
         """Nothing to flush."""
 
 
-def build_model(checkpoint: Checkpoint, dtype: torch.dtype) -> LlamaForCausalLM:
-    """The same weights as a `transformers` model."""
-    config = checkpoint.config
-    assert config.rope is not None
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-            tie_word_embeddings=True,
-        )
-    ).eval()
-    state = {}
-    for name, tensor in checkpoint.tensors.items():
-        for ours, theirs in NAMES.items():
-            name = name.replace(ours, theirs)
-        state[f"model.{name}"] = tensor.dequantize()
-    model.load_state_dict(state, strict=False)
-    return model.to(dtype)
-
-
 def main() -> None:
     """Answer commands until standard input ends."""
-    model = build_model(load_checkpoint(sys.argv[1]), getattr(torch, sys.argv[2]))
+    model = build_reference(load_checkpoint(sys.argv[1])).to(getattr(torch, sys.argv[2]))
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         seed, num_prompt_tokens, num_tokens = (int(word) for word in line.split())

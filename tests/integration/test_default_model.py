@@ -5,9 +5,9 @@ import torch
 
 from engine.config import EngineConfig
 from engine.loader import build_engine
+from loadtest.transformers_model import build_reference
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
-from tests.reference_model import build_reference
 from tests.tiny import generate, generation
 
 QUESTIONS = [

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.reference_model import build_reference, reference_logprobs
+from loadtest.transformers_model import build_reference
+from tests.reference_model import reference_logprobs
 
 NUM_PROMPTS = 200
 LENGTHS = (10, 11, 13, 16, 19, 22, 26, 40)
