@@ -1,5 +1,6 @@
-"""RMSNorm and LayerNorm over the last dimension; torch computes both in float32 inside."""
+"""RMSNorm and LayerNorm over the last dimension, computed in float32 whatever the dtype of the model."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,9 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise [..., size]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True).add_(self.eps))
+        return (wide * scale).to(x.dtype) * self.weight  # rounded before the weight, as in training code
 
 
 class LayerNorm:
