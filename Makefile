@@ -15,7 +15,7 @@ TORCH_REQUIREMENT := $(if $(TORCH),torch==$(TORCH),torch>=2.9)
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml clients/python/pyproject.toml Makefile
+$(VENV)/.installed: pyproject.toml setup.py clients/python/pyproject.toml Makefile $(wildcard engine/kernels/cpu/src/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH_REQUIREMENT)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -e clients/python -e '.[test]'

@@ -91,6 +91,9 @@ class EngineConfig:
 
     device: str = "auto"  # "auto", "cpu" or "cuda"
     dtype: str = "auto"  # "auto", "float32", "bfloat16" or "float16"
+    kernels: str = "auto"  # "auto", "fused" (CPU kernels or an error) or "torch"
+    kv_cache_dtype: str = "auto"  # "auto", "bfloat16", "float32" or "int8"
+    quantization: str | None = None  # "q8_0", "q4_1" or "q4_0": re-encode the weights when loading
     max_model_len: int | None = None  # prompt and answer together, in tokens
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
@@ -103,6 +106,10 @@ class EngineConfig:
         """Refuse values outside their range."""
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("kernels", self.kernels, ("auto", "fused", "torch"))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "int8"))
+        if self.quantization is not None:
+            _check_choice("quantization", self.quantization, ("q8_0", "q4_1", "q4_0"))
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_waiting"):
             _check_at_least_one(name, getattr(self, name))
         for name in ("max_model_len", "kv_cache_memory"):

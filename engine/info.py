@@ -9,6 +9,8 @@ class EngineInfo:
 
     device: str
     dtype: str
+    kernels: str  # "torch", or the instruction set of the CPU kernels
+    kv_cache_dtype: str
     num_threads: int
     max_model_len: int
     block_size: int

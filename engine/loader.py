@@ -7,6 +7,7 @@ import torch
 
 from engine.async_engine import AsyncEngine
 from engine.attention_tiles import CHUNK
+from engine.backend import Backend, choose_backend
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.vocabulary import token_bytes
 from engine.config import EngineConfig, ModelConfig
@@ -15,14 +16,9 @@ from engine.errors import ConfigError
 from engine.info import EngineInfo
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.kv_cache.kv_storage import (
-    KVStorage,
-    choose_num_blocks,
-    default_kv_cache_memory,
-    kv_bytes_per_block,
-)
+from engine.kv_cache.kv_storage import KVMemory, choose_num_blocks, default_kv_cache_memory
 from engine.machine import choose_device, choose_dtype, choose_num_threads, device_name, keep_freed_memory
-from engine.model.registry import Model, build_model
+from engine.model.registry import Model
 from engine.model.weights import Weights
 from engine.model_runner import ModelRunner
 from engine.sampling.grammar import GrammarCompiler
@@ -48,21 +44,24 @@ def load_engine(checkpoint: Checkpoint, config: EngineConfig) -> AsyncEngine:
 def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> LoadedEngine:
     """Load the model and build the synchronous engine around it."""
     device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    torch.set_num_threads(choose_num_threads())
+    num_threads = choose_num_threads()
     keep_freed_memory()
     if CHUNK % config.block_size:
         raise ConfigError(f"block_size must divide {CHUNK}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)
-    weights = Weights(checkpoint.tensors, dtype=dtype, device=device)
-    with torch.inference_mode():
-        model = build_model(checkpoint.config, weights, max_positions=max_model_len)
-    kv_storage = _build_kv_storage(config, checkpoint.config, max_model_len, dtype, device)
+    backend = choose_backend(config, checkpoint.config, device=device, num_threads=num_threads)
+    # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
+    torch.set_num_threads(num_threads if backend.name == "torch" else 1)
+    weights = Weights(checkpoint.tensors, dtype=choose_dtype(config.dtype, device), device=device)
+    model = backend.build_model(checkpoint.config, weights, max_positions=max_model_len)
+    kv_storage = _build_kv_storage(config, checkpoint.config, backend, max_model_len, device)
     max_model_len = _fit_max_model_len(config, max_model_len, kv_storage.num_blocks)
     info = EngineInfo(
         device=device_name(device),
-        dtype=str(dtype).removeprefix("torch."),
-        num_threads=torch.get_num_threads(),
+        dtype=backend.dtype_name,
+        kernels=backend.name,
+        kv_cache_dtype=backend.kv_dtype_name,
+        num_threads=num_threads,
         max_model_len=max_model_len,
         block_size=config.block_size,
         num_kv_blocks=kv_storage.num_blocks,
@@ -86,7 +85,7 @@ def _assemble(
     checkpoint: Checkpoint,
     config: EngineConfig,
     model: Model,
-    kv_storage: KVStorage,
+    kv_storage: KVMemory,
     info: EngineInfo,
     device: torch.device,
 ) -> Engine:
@@ -106,7 +105,7 @@ def _assemble(
         vocab_size=vocab_size,
         eos_token_ids=checkpoint.stop_token_ids,
         fingerprint=checkpoint.fingerprint,
-        kv_dtype=info.dtype,
+        kv_dtype=info.kv_cache_dtype,
         grammar_source=GrammarCompiler(
             token_bytes(checkpoint.tokenizer)[:vocab_size],
             end_token_ids=checkpoint.stop_token_ids,
@@ -118,30 +117,16 @@ def _assemble(
 def _build_kv_storage(
     config: EngineConfig,
     model_config: ModelConfig,
+    backend: Backend,
     max_model_len: int,
-    dtype: torch.dtype,
     device: torch.device,
-) -> KVStorage:
+) -> KVMemory:
     num_blocks = choose_num_blocks(
-        bytes_per_block=kv_bytes_per_block(
-            num_layers=model_config.num_layers,
-            num_kv_heads=model_config.num_kv_heads,
-            head_dim=model_config.head_dim,
-            block_size=config.block_size,
-            dtype=dtype,
-        ),
+        bytes_per_block=backend.kv_bytes_per_block(model_config, config.block_size),
         max_useful_blocks=config.max_num_seqs * -(-max_model_len // config.block_size),
         memory=config.kv_cache_memory or default_kv_cache_memory(device),
     )
-    return KVStorage(
-        num_layers=model_config.num_layers,
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        num_kv_heads=model_config.num_kv_heads,
-        head_dim=model_config.head_dim,
-        dtype=dtype,
-        device=device,
-    )
+    return backend.build_kv_storage(model_config, num_blocks=num_blocks, block_size=config.block_size)
 
 
 def _fit_max_model_len(config: EngineConfig, max_model_len: int, num_blocks: int) -> int:

@@ -1,6 +1,8 @@
-"""ModelInput: a batch as the tensors that one forward pass reads."""
+"""ModelInput: a batch as what one forward pass reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,41 +14,62 @@ from engine.batch import Batch
 
 @dataclass(frozen=True)
 class ModelInput:
-    """Tokens of all requests of a step, one after the other."""
+    """Tokens of all requests of a step, one after the other.
 
-    token_ids: Tensor  # int64 [num_tokens]
-    positions: Tensor  # int64 [num_tokens]
-    slot_mapping: Tensor  # int64 [num_tokens] where in the KV storage each token goes
-    logits_rows: Tensor  # int64 [num_sampled] the last token of each request that gets a new one
-    tile_groups: list[TileGroup]
+    Tensors are made when a model first asks for them: the CPU kernels read the spans alone.
+    """
+
+    token_id_list: list[int]  # [num_tokens]
+    spans: list[QuerySpan]
+    logits_rows: list[int]  # [num_sampled] the last token of each request that gets a new one
+    block_size: int
+    device: torch.device
+
+    @cached_property
+    def token_ids(self) -> Tensor:
+        """int64 [num_tokens]."""
+        return torch.tensor(self.token_id_list, dtype=torch.int64, device=self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """int64 [num_tokens], counted from the start of each request."""
+        return self._to_device([_positions(span) for span in self.spans])
+
+    @cached_property
+    def slot_mapping(self) -> Tensor:
+        """int64 [num_tokens]: where in the KV storage each token goes."""
+        return self._to_device(
+            [_slots(_positions(span), span.block_ids, self.block_size) for span in self.spans]
+        )
+
+    @cached_property
+    def tile_groups(self) -> list[TileGroup]:
+        """How attention in plain torch cuts the queries."""
+        return build_tile_groups(self.spans, block_size=self.block_size, device=self.device)
+
+    def _to_device(self, parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(self.device)
 
 
 def build_model_input(batch: Batch, *, block_size: int, device: torch.device) -> ModelInput:
     """Lay out the chunks of a batch, in order; the slots were allocated by the scheduler."""
     token_ids: list[int] = []
-    positions: list[np.ndarray] = []
-    slots: list[np.ndarray] = []
     logits_rows: list[int] = []
     spans: list[QuerySpan] = []
     for chunk in batch.chunks:
         request, first = chunk.request, chunk.request.num_computed_tokens
         spans.append(QuerySpan(len(token_ids), chunk.num_tokens, first, request.block_ids))
-        token_ids.extend(request.token_ids[first : first + chunk.num_tokens])
+        token_ids += request.token_ids[first : first + chunk.num_tokens]
         if chunk.reaches_end and request.wants_token:
             logits_rows.append(len(token_ids) - 1)
-        span_positions = np.arange(first, first + chunk.num_tokens)
-        positions.append(span_positions)
-        slots.append(_slots(span_positions, request.block_ids, block_size))
-    return ModelInput(
-        token_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
-        positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        slot_mapping=torch.from_numpy(np.concatenate(slots)).to(device),
-        logits_rows=torch.tensor(logits_rows, dtype=torch.int64, device=device),
-        tile_groups=build_tile_groups(spans, block_size=block_size, device=device),
-    )
+    return ModelInput(token_ids, spans, logits_rows, block_size, device)
 
 
-def _slots(positions: np.ndarray, block_ids: list[int], block_size: int) -> np.ndarray:
+def _positions(span: QuerySpan) -> np.ndarray:
+    return np.arange(span.first_position, span.first_position + span.num_tokens)
+
+
+def _slots(positions: np.ndarray, block_ids: Sequence[int], block_size: int) -> np.ndarray:
     first_block = int(positions[0]) // block_size
     table = np.array(block_ids[first_block : int(positions[-1]) // block_size + 1])
     slots: np.ndarray = table[positions // block_size - first_block] * block_size + positions % block_size

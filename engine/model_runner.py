@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.kv_cache.kv_storage import KVStorage
+from engine.kv_cache.kv_storage import KVMemory
 from engine.model.registry import Model
 from engine.model_input import build_model_input
 from engine.sampling.logprobs import token_logprobs
@@ -19,7 +19,7 @@ class ModelRunner:
     def __init__(
         self,
         model: Model,
-        kv_storage: KVStorage,
+        kv_storage: KVMemory,
         sampler: Sampler,
         *,
         block_size: int,

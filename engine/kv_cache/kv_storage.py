@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,13 @@ class LayerKV:
         """Store keys and values [num_tokens, num_kv_heads, head_dim] at slots [num_tokens]."""
         self.keys.flatten(1, 2).index_copy_(1, slot_mapping, keys.transpose(0, 1))
         self.values.flatten(1, 2).index_copy_(1, slot_mapping, values.transpose(0, 1))
+
+
+class KVMemory(Protocol):
+    """What the engine knows of a storage, whatever backend reads it."""
+
+    num_blocks: int
+    num_bytes: int
 
 
 class KVStorage:

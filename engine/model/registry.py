@@ -1,12 +1,11 @@
 """Which class runs which architecture."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
-from engine.kv_cache.kv_storage import KVStorage
 from engine.model.gpt2 import GPT2
 from engine.model.llama import Llama
 from engine.model.weights import Weights
@@ -14,15 +13,15 @@ from engine.model_input import ModelInput
 
 
 class Model(Protocol):
-    """What the model runner needs of a model."""
+    """What the model runner needs of a model; the storage is the one that its backend builds."""
 
     config: ModelConfig
 
-    def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
-        """Return hidden states [num_tokens, hidden_size] and write this step's keys and values."""
+    def __call__(self, model_input: ModelInput, kv_storage: Any) -> Tensor:
+        """Return hidden states [num_tokens, ...] and write this step's keys and values."""
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states [num_rows, hidden_size] to logits [num_rows, vocab_size]."""
+        """Map rows of hidden states to logits [num_rows, vocab_size]."""
 
 
 def build_model(config: ModelConfig, weights: Weights, *, max_positions: int) -> Model:

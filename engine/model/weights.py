@@ -23,15 +23,23 @@ class Weights:
 
     def take(self, name: str, *shape: int) -> Tensor:
         """Return the tensor of this name; raises CheckpointError when missing or misshapen."""
+        tensor = self.stored(name, *shape).dequantize().to(device=self.device, dtype=self.dtype)
+        self.num_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def take_float32(self, name: str, *shape: int) -> Tensor:
+        """Return the tensor in float32 on the CPU, whatever the dtype of the model; not counted."""
+        return self.stored(name, *shape).dequantize()
+
+    def stored(self, name: str, *shape: int) -> StoredTensor:
+        """Return the tensor as the file holds it; raises CheckpointError when missing or misshapen."""
         stored = self._tensors.get(name)
         if stored is None:
             raise CheckpointError(f"checkpoint: tensor {name!r} is missing (expected shape {shape})")
         if stored.shape != shape:
             raise CheckpointError(f"checkpoint: tensor {name!r} has shape {stored.shape}, expected {shape}")
         self._untaken.discard(name)
-        tensor = stored.dequantize().to(device=self.device, dtype=self.dtype)
-        self.num_bytes += tensor.numel() * tensor.element_size()
-        return tensor
+        return stored
 
     def finish(self) -> None:
         """Raise CheckpointError if the checkpoint holds tensors that the model did not take."""

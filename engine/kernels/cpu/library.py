@@ -1,0 +1,233 @@
+"""The C interface of src/abi.h, seen through ctypes: calls leave the interpreter lock."""
+
+import ctypes
+import functools
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from enum import IntEnum
+from pathlib import Path
+
+from engine.errors import ConfigError
+
+ABI_VERSION = 1
+
+
+class MatrixKind(IntEnum):
+    """How the kernels hold a matrix."""
+
+    Q4 = 0
+    Q8 = 1
+    BF16 = 2
+    F32 = 3
+
+
+class RowsFormat(IntEnum):
+    """How rows are stored that the kernels can pack."""
+
+    Q4_0 = 0
+    Q4_1 = 1
+    Q8_0 = 2
+    BF16 = 3
+    F32 = 4
+
+
+class KVKind(IntEnum):
+    """How keys and values are held."""
+
+    BF16 = 0
+    F32 = 1
+    INT8 = 2
+
+
+class NormKind(IntEnum):
+    """Which norm stands before each block."""
+
+    RMS_NORM = 0
+    LAYER_NORM = 1
+
+
+class ActivationKind(IntEnum):
+    """Which non-linearity the feed-forward layers have."""
+
+    SILU = 0
+    GELU = 1
+    GELU_TANH = 2
+
+
+class Matrix(ctypes.Structure):
+    """struct Matrix."""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("bias", c_void_p),
+        ("kind", c_int32),
+        ("num_columns", c_int32),
+        ("num_tiles", c_int32),
+        ("num_units", c_int32),
+        ("tile_bytes", c_int64),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """struct Layer."""
+
+    _fields_ = [
+        ("qkv", Matrix),
+        ("o", Matrix),
+        ("gate_up", Matrix),
+        ("down", Matrix),
+        ("attn_norm_weight", c_void_p),
+        ("attn_norm_bias", c_void_p),
+        ("mlp_norm_weight", c_void_p),
+        ("mlp_norm_bias", c_void_p),
+        ("q_norm_weight", c_void_p),
+        ("k_norm_weight", c_void_p),
+    ]
+
+
+class Model(ctypes.Structure):
+    """struct Model."""
+
+    _fields_ = [
+        ("layers", POINTER(Layer)),
+        ("embed", Matrix),
+        ("head", Matrix),
+        ("embed_positions", c_void_p),
+        ("rope_cos", c_void_p),
+        ("rope_sin", c_void_p),
+        ("norm_weight", c_void_p),
+        ("norm_bias", c_void_p),
+        ("num_layers", c_int32),
+        ("hidden_size", c_int32),
+        ("inner_size", c_int32),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("vocab_size", c_int32),
+        ("norm_kind", c_int32),
+        ("activation", c_int32),
+        ("is_gated", c_int32),
+        ("norm_eps", c_float),
+        ("attention_scale", c_float),
+    ]
+
+
+class KVTiles(ctypes.Structure):
+    """struct KVTiles."""
+
+    _fields_ = [
+        ("base", c_void_p),
+        ("layer_stride", c_int64),
+        ("head_stride", c_int64),
+        ("kind", c_int32),
+        ("tiles_per_block", c_int32),
+    ]
+
+
+class StepTimes(ctypes.Structure):
+    """struct StepTimes."""
+
+    _fields_ = [
+        ("step_nanoseconds", c_uint64),
+        ("barrier_nanoseconds", c_uint64),
+        ("num_steps", c_uint64),
+        ("num_barriers", c_uint64),
+    ]
+
+
+class RowSampling(ctypes.Structure):
+    """struct RowSampling."""
+
+    _fields_ = [
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("top_k", c_int32),
+        ("noise_low", c_uint32),
+        ("noise_high", c_uint32),
+    ]
+
+
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "draftline_abi_version": (c_int32, []),
+    "draftline_instruction_set": (c_char_p, [c_char_p]),
+    "draftline_context_new": (c_void_p, [c_int32, c_char_p]),
+    "draftline_context_free": (None, [c_void_p]),
+    "draftline_kv_tile_bytes": (c_int64, [c_int32, c_int32]),
+    "draftline_pack": (None, [c_int32, c_void_p, c_int32, c_int32, c_int64, c_void_p]),
+    "draftline_forward": (
+        None,
+        [
+            c_void_p,
+            POINTER(Model),
+            POINTER(KVTiles),
+            c_void_p,
+            c_int32,
+            c_void_p,
+            c_int32,
+            c_void_p,
+            c_void_p,
+        ],
+    ),
+    "draftline_compute_logits": (None, [c_void_p, POINTER(Model), c_void_p, c_int32, c_void_p]),
+    "draftline_set_timing": (None, [c_void_p, c_int32]),
+    "draftline_take_times": (None, [c_void_p, POINTER(StepTimes)]),
+    "draftline_allocate": (c_void_p, [c_int64]),
+    "draftline_free": (None, [c_void_p]),
+}
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL | None:
+    """Return the library, or None where it was not built."""
+    built = sorted(Path(__file__).parent.glob("_kernels*.so"))
+    if not built:
+        return None
+    try:
+        library = ctypes.CDLL(str(built[0]))
+    except OSError:  # built for another system
+        return None
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    if library.draftline_abi_version() != ABI_VERSION:
+        raise ConfigError(f"{built[0]} is of another version of draftline; install it again")
+    return library
+
+
+def require_library() -> ctypes.CDLL:
+    """Return the library; raises ConfigError where it was not built."""
+    library = load_library()
+    if library is None:
+        raise ConfigError("the CPU kernels were not built: install a C++ compiler and draftline again")
+    return library
+
+
+class KernelContext:
+    """The kernels' threads and working memory; runs one step at a time.
+
+    `instruction_set` is "avx512_bf16", "avx512", "avx2" or "portable"; None is the best for this processor.
+    """
+
+    def __init__(self, *, num_threads: int, instruction_set: str | None = None) -> None:
+        self.library = require_library()
+        name = None if instruction_set is None else instruction_set.encode()
+        chosen = self.library.draftline_instruction_set(name)
+        if chosen is None:
+            raise ConfigError(f"instruction set {instruction_set!r} is not there on this processor")
+        self.instruction_set: str = chosen.decode()
+        self.num_threads = num_threads
+        self.handle = c_void_p(self.library.draftline_context_new(num_threads, name))
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.draftline_context_free(self.handle)
+
+    def set_timing(self, is_on: bool) -> None:
+        """Count, or stop counting, the time spent at barriers."""
+        self.library.draftline_set_timing(self.handle, int(is_on))
+
+    def take_times(self) -> StepTimes:
+        """Return the times since the last call."""
+        times = StepTimes()
+        self.library.draftline_take_times(self.handle, ctypes.byref(times))
+        return times

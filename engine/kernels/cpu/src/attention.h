@@ -1,0 +1,176 @@
+// Attention over paged keys and values: partial softmaxes over fixed splits, merged in ascending order.
+//
+// A split is 512 positions, worked through in chunks of 128; what a row sees of them depends on its own
+// position alone. Masked weights are exactly 0, so neighbours that see more or less change no bit.
+// (Online softmax: arXiv 1805.02867, 2205.14135.)
+
+namespace draftline {
+namespace DRAFTLINE_ISA {
+
+template <class KV>
+DL_INLINE void score_rows(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, int num_rows,
+                          F32* out) {
+  switch (num_rows) {
+    case 1: return KV::template scores<1>(s, keys, queries, stride, out);
+    case 2: return KV::template scores<2>(s, keys, queries, stride, out);
+    case 3: return KV::template scores<3>(s, keys, queries, stride, out);
+    case 4: return KV::template scores<4>(s, keys, queries, stride, out);
+    case 5: return KV::template scores<5>(s, keys, queries, stride, out);
+    case 6: return KV::template scores<6>(s, keys, queries, stride, out);
+    case 7: return KV::template scores<7>(s, keys, queries, stride, out);
+    default: return KV::template scores<8>(s, keys, queries, stride, out);
+  }
+}
+
+// values = values * correction + weights * V for kRows rows and kVectors vectors of dimensions.
+template <class KV, int kRows, int kVectors>
+static void update_values(HeadShape s, const uint8_t* const* value_tiles, int num_tiles, int first_vector,
+                          const uint8_t* weights, int64_t stride, const float* corrections, float* const* values) {
+  F32 acc[kRows][kVectors];
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kVectors; ++i)
+      acc[row][i] = load(values[row] + (first_vector + i) * kLanes) * splat(corrections[row]);
+  for (int tile = 0; tile < num_tiles; ++tile)
+    KV::template add_values<kRows, kVectors>(s, value_tiles[tile] + first_vector * 64,
+                                             weights + tile * KV::kWeightBytes, stride, acc);
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kVectors; ++i) store(values[row] + (first_vector + i) * kLanes, acc[row][i]);
+}
+
+template <class KV, int kRows>
+static void update_row_values(HeadShape s, const uint8_t* const* value_tiles, int num_tiles, const uint8_t* weights,
+                              int64_t stride, const float* corrections, float* const* values) {
+  int vector = 0;
+  const int num_vectors = s.padded_dim / kLanes;
+  for (; vector + 4 <= num_vectors; vector += 4)
+    update_values<KV, kRows, 4>(s, value_tiles, num_tiles, vector, weights, stride, corrections, values);
+  for (; vector < num_vectors; ++vector)
+    update_values<KV, kRows, 1>(s, value_tiles, num_tiles, vector, weights, stride, corrections, values);
+}
+
+struct AttentionInput {
+  HeadShape shape;
+  const uint8_t* queries;  // [rows][num_heads] records
+  int64_t query_stride;    // bytes between heads; rows are num_heads of them apart
+  int32_t num_heads;
+  const uint8_t* kv_layer;
+  int64_t head_stride, tile_bytes;
+  int32_t tiles_per_block;
+  int32_t key_bytes;
+};
+
+// Turns a row's scores of one chunk into weights; returns the factor for what was summed before.
+template <class KV>
+DL_INLINE float weigh(HeadShape s, float* scores, int num_tiles, int num_visible, const uint8_t* const* value_tiles,
+                      uint8_t* weights, Partial* partial) {
+  F32 most = splat(-__builtin_inff());
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    F32 x = load(scores + tile * kLanes);
+    if (num_visible < (tile + 1) * kLanes) {
+      x = select(lane_numbers() < splat(num_visible - tile * kLanes), x, splat(-__builtin_inff()));
+      store(scores + tile * kLanes, x);
+    }
+    most = max(most, x);
+  }
+  if (num_visible <= 0) {
+    for (int tile = 0; tile < num_tiles; ++tile)
+      KV::write_weights(splat(0.0f), value_tiles[tile], s, weights + tile * KV::kWeightBytes);
+    return 1.0f;
+  }
+  const float chunk_highest = highest(most);
+  const float new_highest = partial->highest > chunk_highest ? partial->highest : chunk_highest;
+  F32 total = {};
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    const F32 weight = exponential(load(scores + tile * kLanes) - splat(new_highest));
+    total = total + weight;
+    KV::write_weights(weight, value_tiles[tile], s, weights + tile * KV::kWeightBytes);
+  }
+  const float correction = exponential(splat(partial->highest - new_highest))[0];
+  partial->sum = partial->sum * correction + sum(total);
+  partial->highest = new_highest;
+  return correction;
+}
+
+template <class KV>
+DL_INLINE void score_chunk(const AttentionInput& in, AttentionScratch& scratch, int num_rows, int tile,
+                           const uint8_t* keys) {
+  for (int row = 0; row < num_rows; row += kMaxRows) {
+    const int count = min_of(num_rows - row, kMaxRows);
+    F32 out[kMaxRows];
+    score_rows<KV>(in.shape, keys, scratch.queries + row * in.query_stride, in.query_stride, count, out);
+    for (int i = 0; i < count; ++i) store(scratch.scores[row + i] + tile * kLanes, out[i]);
+  }
+}
+
+template <class KV>
+DL_INLINE void add_chunk(HeadShape s, const AttentionScratch& scratch, int num_rows, const uint8_t* const* value_tiles,
+                         int num_tiles, const float* corrections, float* const* values) {
+  constexpr int64_t kStride = sizeof scratch.weights[0];
+  for (int row = 0; row < num_rows; row += 4) {
+    const uint8_t* weights = scratch.weights[row];
+    switch (num_rows - row) {
+      case 1: update_row_values<KV, 1>(s, value_tiles, num_tiles, weights, kStride, corrections + row, values + row); break;
+      case 2: update_row_values<KV, 2>(s, value_tiles, num_tiles, weights, kStride, corrections + row, values + row); break;
+      case 3: update_row_values<KV, 3>(s, value_tiles, num_tiles, weights, kStride, corrections + row, values + row); break;
+      default: update_row_values<KV, 4>(s, value_tiles, num_tiles, weights, kStride, corrections + row, values + row);
+    }
+  }
+}
+
+// Fill the partials of a unit, one per (token, head), tokens first.
+template <class KV>
+static void attend(const AttentionInput& in, const AttentionUnit& unit, Partial* const* partials,
+                   AttentionScratch& scratch) {
+  const HeadShape s = in.shape;
+  const int num_rows = unit.num_tokens * unit.num_heads;
+  float corrections[kUnitRows];
+  float* values[kUnitRows];
+  for (int row = 0; row < num_rows; ++row) {
+    const int64_t token = unit.first_row + row / unit.num_heads, head = unit.first_head + row % unit.num_heads;
+    const uint8_t* query = in.queries + (token * in.num_heads + head) * in.query_stride;
+    __builtin_memcpy(scratch.queries + row * in.query_stride, query, in.query_stride);
+    partials[row]->highest = -__builtin_inff();
+    partials[row]->sum = 0.0f;
+    values[row] = partials[row]->values;
+    for (int i = 0; i < s.padded_dim; i += kLanes) store(values[row] + i, F32{});
+  }
+  const uint8_t* base = in.kv_layer + unit.kv_head * in.head_stride;
+  const int end = min_of(unit.first_position + unit.num_tokens, (unit.split + 1) * kSplit);
+  for (int begin = unit.split * kSplit; begin < end; begin += kChunk) {
+    const int num_tiles = (min_of(kChunk, end - begin) + kTilePositions - 1) / kTilePositions;
+    const uint8_t* value_tiles[kChunkTiles];
+    for (int tile = 0; tile < num_tiles; ++tile) {
+      const int number = begin / kTilePositions + tile;
+      const int64_t block = unit.block_table[number / in.tiles_per_block];
+      const uint8_t* keys = base + (block * in.tiles_per_block + number % in.tiles_per_block) * in.tile_bytes;
+      value_tiles[tile] = keys + in.key_bytes;
+      score_chunk<KV>(in, scratch, num_rows, tile, keys);
+    }
+    for (int row = 0; row < num_rows; ++row) {
+      const int num_visible = unit.first_position + row / unit.num_heads + 1 - begin;
+      corrections[row] = weigh<KV>(s, scratch.scores[row], num_tiles, num_visible, value_tiles, scratch.weights[row],
+                                   partials[row]);
+    }
+    add_chunk<KV>(s, scratch, num_rows, value_tiles, num_tiles, corrections, values);
+  }
+}
+
+// The whole softmax of one row and head from its partials, `stride` bytes apart.
+static void merge_partials(HeadShape s, const uint8_t* first, int64_t stride, int count, float* out) {
+  const Partial* partial = reinterpret_cast<const Partial*>(first);
+  float most = partial->highest, total = partial->sum;
+  for (int i = 0; i < s.padded_dim; i += kLanes) store(out + i, load(partial->values + i));
+  for (int split = 1; split < count; ++split) {
+    partial = reinterpret_cast<const Partial*>(first + split * stride);
+    const float higher = most > partial->highest ? most : partial->highest;
+    const float before = exponential(splat(most - higher))[0], here = exponential(splat(partial->highest - higher))[0];
+    total = total * before + partial->sum * here;
+    most = higher;
+    for (int i = 0; i < s.padded_dim; i += kLanes)
+      store(out + i, fma(load(partial->values + i), splat(here), load(out + i) * splat(before)));
+  }
+  for (int i = 0; i < s.padded_dim; i += kLanes) store(out + i, load(out + i) * splat(1.0f / total));
+}
+
+}  // namespace DRAFTLINE_ISA
+}  // namespace draftline

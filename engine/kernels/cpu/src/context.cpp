@@ -1,0 +1,237 @@
+// The exported functions, and the working memory that steps share.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <new>
+
+#include "layout.h"
+
+#define DRAFTLINE_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace draftline {
+namespace {
+
+constexpr int64_t kHugePage = 1 << 21;
+
+// Memory that grows and is reused; its content is not kept when it grows.
+class Buffer {
+ public:
+  ~Buffer() { std::free(data_); }
+
+  template <class T = uint8_t>
+  T* get(int64_t bytes) {
+    if (bytes > size_) {
+      std::free(data_);
+      size_ = (bytes + bytes / 4 + 63) / 64 * 64;
+      data_ = std::aligned_alloc(64, size_);
+      if (data_ == nullptr) throw std::bad_alloc();
+    }
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+const Kernels* best_kernels(const char* name) {
+  for (auto* find : {avx512_bf16_kernels, avx512_kernels, avx2_kernels, portable_kernels}) {
+    const Kernels* kernels = find();
+    if (kernels != nullptr && (name == nullptr || std::strcmp(name, kernels->name) == 0)) return kernels;
+  }
+  return nullptr;
+}
+
+int64_t largest(std::initializer_list<int64_t> values) { return *std::max_element(values.begin(), values.end()); }
+
+}  // namespace
+}  // namespace draftline
+
+using namespace draftline;
+
+struct Context {
+  Context(int num_threads, const Kernels* kernels) : pool(num_threads), kernels(kernels) {}
+
+  Pool pool;
+  const Kernels* kernels;
+  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records;
+  std::vector<RowPlace> rows;
+  std::vector<AttentionUnit> units;
+  StepTimes times{};
+  bool is_timing = false;
+};
+
+namespace draftline {
+namespace {
+
+// Memory whose size follows from the model and the number of rows.
+void provide_memory(Context& context, Step& step) {
+  const Model& model = *step.model;
+  const int num_threads = context.pool.num_threads();
+  const Layer& layer = model.layers[0];
+  int64_t record = 0;
+  for (const Matrix* reader : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &model.head})
+    record = largest({record, context.kernels->record_bytes(reader)});
+  const int64_t attention_size = static_cast<int64_t>(model.num_heads) * model.head_dim + kMaxHeadDim;
+  step.row_values_stride = padded(largest({step.hidden_stride, step.inner_stride, attention_size}) + 64, 64);
+  step.row_values = context.row_values.get<float>(4 * num_threads * step.row_values_stride);
+  step.own_records_stride = kRowsPrepared * record + 64;
+  step.own_records = context.own_records.get(num_threads * step.own_records_stride);
+  step.shared_records = context.shared_records.get(step.num_rows * record);
+}
+
+void provide_attention_memory(Context& context, Step& step, int64_t num_partials) {
+  const Model& model = *step.model;
+  const int num_threads = context.pool.num_threads();
+  int32_t value_bytes, query_bytes;
+  context.kernels->kv_sizes(step.kv->kind, model.head_dim, &step.key_bytes, &value_bytes, &query_bytes);
+  step.tile_bytes = step.key_bytes + value_bytes;
+  step.query_stride = query_bytes;
+  step.queries = context.queries.get(step.num_rows * model.num_heads * step.query_stride);
+  step.inner = context.inner.get<float>(4 * step.num_rows * step.inner_stride);
+  step.partial_stride = partial_bytes(step.shape);
+  step.partials = context.partials.get(num_partials * model.num_heads * step.partial_stride);
+  step.unused_partials = context.unused_partials.get(num_threads * step.partial_stride);
+  step.scratch_stride = sizeof(AttentionScratch);
+  step.scratch = context.scratch.get(num_threads * step.scratch_stride);
+}
+
+// Returns the number of partial softmaxes of all rows, for one head.
+int64_t place_rows(Context& context, const Step& step, const Span* spans, int num_spans, const int32_t* tables) {
+  int64_t num_partials = 0;
+  context.rows.resize(step.num_rows);
+  for (const Span* span = spans; span < spans + num_spans; ++span) {
+    for (int i = 0; i < span->num_tokens; ++i) {
+      const int position = span->first_position + i, number = position / kTilePositions;
+      const int per_block = step.kv->tiles_per_block;
+      const int64_t block = tables[span->table_offset + number / per_block];
+      context.rows[span->first_row + i] = {position, static_cast<int32_t>(num_partials),
+                                           block * per_block + number % per_block};
+      num_partials += num_splits(position + 1);
+    }
+  }
+  return num_partials;
+}
+
+void add_units(Context& context, const Step& step, const Span& span, const int32_t* tables, int heads_per_unit) {
+  const Model& model = *step.model;
+  const int heads_per_kv = model.num_heads / model.num_kv_heads;
+  for (int first = 0; first < span.num_tokens; first += kQueryTile) {
+    const int count = min_of(kQueryTile, span.num_tokens - first), position = span.first_position + first;
+    for (int split = 0; split < num_splits(position + count); ++split)
+      for (int kv_head = 0; kv_head < model.num_kv_heads; ++kv_head)
+        for (int head = 0; head < heads_per_kv; head += heads_per_unit)
+          context.units.push_back({span.first_row + first, count, position, tables + span.table_offset,
+                                   kv_head * heads_per_kv + head, min_of(heads_per_unit, heads_per_kv - head),
+                                   kv_head, split});
+  }
+}
+
+// Heads that share keys go together, but for a few units every head by itself: threads then get even shares.
+void cut_attention(Context& context, const Step& step, const Span* spans, int num_spans, const int32_t* tables) {
+  const int heads_per_kv = step.model->num_heads / step.model->num_kv_heads;
+  for (int heads_per_unit : {min_of(kHeadsPerUnit, heads_per_kv), 1}) {
+    context.units.clear();
+    for (const Span* span = spans; span < spans + num_spans; ++span)
+      add_units(context, step, *span, tables, heads_per_unit);
+    if (static_cast<int>(context.units.size()) >= 4 * context.pool.num_threads()) break;
+  }
+}
+
+void run(Context& context, Step& step, void (*job)(void*, int), int max_phases) {
+  const auto start = std::chrono::steady_clock::now();
+  context.pool.run(job, &step, max_phases);
+  context.times.step_nanoseconds += (std::chrono::steady_clock::now() - start).count();
+}
+
+Step new_step(Context& context, const Model* model, int num_rows, float* hidden) {
+  Step step{};
+  step.model = model;
+  step.pool = &context.pool;
+  step.num_rows = num_rows;
+  step.hidden = hidden;
+  step.hidden_stride = padded(model->hidden_size, kBlock);
+  step.inner_stride = padded(model->inner_size, kBlock);
+  step.shape = {model->head_dim, padded(model->head_dim, kLanes)};
+  provide_memory(context, step);
+  return step;
+}
+
+}  // namespace
+}  // namespace draftline
+
+DRAFTLINE_EXPORT int32_t draftline_abi_version() { return DRAFTLINE_ABI_VERSION; }
+
+// The best instruction set for this processor, or the named one; null if it cannot run here.
+DRAFTLINE_EXPORT const char* draftline_instruction_set(const char* name) {
+  const Kernels* kernels = best_kernels(name);
+  return kernels == nullptr ? nullptr : kernels->name;
+}
+
+DRAFTLINE_EXPORT Context* draftline_context_new(int32_t num_threads, const char* instruction_set) {
+  const Kernels* kernels = best_kernels(instruction_set);
+  return kernels == nullptr ? nullptr : new (std::nothrow) Context(num_threads, kernels);
+}
+
+DRAFTLINE_EXPORT void draftline_context_free(Context* context) { delete context; }
+
+DRAFTLINE_EXPORT int64_t draftline_kv_tile_bytes(int32_t kind, int32_t head_dim) {
+  int32_t key_bytes, value_bytes, query_bytes;
+  portable_kernels()->kv_sizes(kind, head_dim, &key_bytes, &value_bytes, &query_bytes);
+  return key_bytes + value_bytes;
+}
+
+// Hidden states [num_rows, hidden_size padded to 32] of a step's tokens, whose keys and values are stored.
+DRAFTLINE_EXPORT void draftline_forward(Context* context, const Model* model, const KVTiles* kv,
+                                        const int64_t* token_ids, int32_t num_rows, const Span* spans,
+                                        int32_t num_spans, const int32_t* block_tables, float* hidden) {
+  Step step = new_step(*context, model, num_rows, hidden);
+  step.kv = kv;
+  step.token_ids = token_ids;
+  const int64_t num_partials = place_rows(*context, step, spans, num_spans, block_tables);
+  provide_attention_memory(*context, step, num_partials);
+  cut_attention(*context, step, spans, num_spans, block_tables);
+  step.rows = context->rows.data();
+  step.attention_units = context->units.data();
+  step.num_attention_units = static_cast<int32_t>(context->units.size());
+  run(*context, step, context->kernels->forward, kMaxPhasesPerLayer * model->num_layers + 1);
+  ++context->times.num_steps;
+}
+
+// Logits [num_rows, vocab_size] of hidden states as draftline_forward wrote them.
+DRAFTLINE_EXPORT void draftline_compute_logits(Context* context, const Model* model, const float* hidden,
+                                               int32_t num_rows, float* logits) {
+  Step step = new_step(*context, model, num_rows, const_cast<float*>(hidden));
+  step.logits = logits;
+  run(*context, step, context->kernels->compute_logits, 2);
+}
+
+// Count the time spent at barriers from now on; costs two clock readings each.
+DRAFTLINE_EXPORT void draftline_set_timing(Context* context, int32_t is_on) { context->pool.set_timing(is_on); }
+
+// Times since the last call.
+DRAFTLINE_EXPORT void draftline_take_times(Context* context, StepTimes* times) {
+  context->times.barrier_nanoseconds = context->pool.take_barrier_nanoseconds();
+  context->times.num_barriers = context->pool.take_num_barriers();
+  *times = context->times;
+  context->times = {};
+}
+
+// Zeroed memory on large pages where the system has them: fewer misses of the address cache. Null if full.
+DRAFTLINE_EXPORT void* draftline_allocate(int64_t bytes) {
+  const int64_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* memory = std::aligned_alloc(kHugePage, size);
+  if (memory == nullptr) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  madvise(memory, size, MADV_HUGEPAGE);
+#endif
+  std::memset(memory, 0, size);
+  return memory;
+}
+
+DRAFTLINE_EXPORT void draftline_free(void* memory) { std::free(memory); }

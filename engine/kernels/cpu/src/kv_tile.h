@@ -1,0 +1,224 @@
+// How keys, values and queries are stored, per KV dtype: a tile holds 16 positions of one head.
+//
+// Keys:   one line of 16 positions per dimension, pair (bf16) or quad (int8) of dimensions.
+// Values: one row of dimensions per position, pair or quad of positions.
+// So scores have positions in their lanes, and sums of values dimensions; no shuffle anywhere.
+
+namespace draftline {
+namespace DRAFTLINE_ISA {
+
+DL_INLINE uint32_t bf16_bits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+DL_INLINE float highest_absolute(const float* x, int n) {
+  float most = 0.0f;
+  for (int i = 0; i < n; ++i) {
+    const float magnitude = __builtin_fabsf(x[i]);
+    most = magnitude > most ? magnitude : most;
+  }
+  return most;
+}
+
+DL_INLINE int8_t rounded_byte(float x) {  // |x| <= 127; to nearest even
+  const float magic = 12582912.0f;
+  const float shifted = x + magic;
+  return static_cast<int8_t>(static_cast<int32_t>(shifted - magic));
+}
+
+struct KVBF16 {
+  static int key_bytes(HeadShape s) { return (s.dim + 1) / 2 * 64; }
+  static int value_bytes(HeadShape s) { return kTilePositions / 2 * s.padded_dim * 4; }
+  static int query_bytes(HeadShape s) { return padded((s.dim + 1) / 2 * 4, 64); }
+  static constexpr int kWeightBytes = 2 * kTilePositions;  // of a row's softmax weights in one tile
+
+  static void write_query(HeadShape s, const float* q, uint8_t* record) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(record);
+    for (int i = 0; i < s.dim; ++i) out[i] = static_cast<uint16_t>(bf16_bits(q[i]));
+    if (s.dim % 2) out[s.dim] = 0;
+  }
+
+  static void write_key(HeadShape s, const float* k, uint8_t* tile, int position) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(tile) + 2 * position;
+    for (int i = 0; i < s.dim; ++i) out[(i / 2) * 32 + i % 2] = static_cast<uint16_t>(bf16_bits(k[i]));
+  }
+
+  static void write_value(HeadShape s, const float* v, uint8_t* values, int position) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(values) + position / 2 * s.padded_dim * 2 + position % 2;
+    for (int i = 0; i < s.dim; ++i) out[2 * i] = static_cast<uint16_t>(bf16_bits(v[i]));
+  }
+
+  template <int kRows>
+  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, F32* out) {
+    F32 acc[kRows] = {};
+    for (int pair = 0; pair < (s.dim + 1) / 2; ++pair) {
+      const U32 line = load_words(keys + 64 * pair);
+DL_UNROLL(8)
+      for (int row = 0; row < kRows; ++row)
+        acc[row] = dot_bf16(acc[row], line, load_int(queries + row * stride + 4 * pair));
+    }
+    for (int row = 0; row < kRows; ++row) out[row] = acc[row];
+  }
+
+  static void write_weights(F32 weights, const uint8_t*, HeadShape, uint8_t* record) {
+    const U16Half rounded = __builtin_convertvector(to_bf16(weights), U16Half);
+    __builtin_memcpy(record, &rounded, sizeof rounded);
+  }
+
+  template <int kRows, int kVectors>
+  static void add_values(HeadShape s, const uint8_t* values, const uint8_t* weights, int64_t stride,
+                         F32 (&acc)[kRows][kVectors]) {
+    for (int pair = 0; pair < kTilePositions / 2; ++pair) {
+      const uint8_t* line = values + pair * s.padded_dim * 4;
+DL_UNROLL(4)
+      for (int row = 0; row < kRows; ++row) {
+        const uint32_t weight = load_int(weights + row * stride + 4 * pair);
+DL_UNROLL(4)
+        for (int i = 0; i < kVectors; ++i)
+          acc[row][i] = dot_bf16(acc[row][i], load_words(line + 64 * i), weight);
+      }
+    }
+  }
+};
+
+struct KVF32 {
+  static int key_bytes(HeadShape s) { return s.dim * 64; }
+  static int value_bytes(HeadShape s) { return kTilePositions * s.padded_dim * 4; }
+  static int query_bytes(HeadShape s) { return padded(s.dim * 4, 64); }
+  static constexpr int kWeightBytes = 4 * kTilePositions;
+
+  static void write_query(HeadShape s, const float* q, uint8_t* record) { __builtin_memcpy(record, q, 4 * s.dim); }
+
+  static void write_key(HeadShape s, const float* k, uint8_t* tile, int position) {
+    float* out = reinterpret_cast<float*>(tile) + position;
+    for (int i = 0; i < s.dim; ++i) out[i * kTilePositions] = k[i];
+  }
+
+  static void write_value(HeadShape s, const float* v, uint8_t* values, int position) {
+    __builtin_memcpy(values + position * s.padded_dim * 4, v, 4 * s.dim);
+  }
+
+  template <int kRows>
+  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, F32* out) {
+    F32 acc[kRows] = {};
+    for (int i = 0; i < s.dim; ++i) {
+      const F32 line = load(reinterpret_cast<const float*>(keys) + kTilePositions * i);
+DL_UNROLL(8)
+      for (int row = 0; row < kRows; ++row)
+        acc[row] = fma(line, splat(reinterpret_cast<const float*>(queries + row * stride)[i]), acc[row]);
+    }
+    for (int row = 0; row < kRows; ++row) out[row] = acc[row];
+  }
+
+  static void write_weights(F32 weights, const uint8_t*, HeadShape, uint8_t* record) {
+    store(reinterpret_cast<float*>(record), weights);
+  }
+
+  template <int kRows, int kVectors>
+  static void add_values(HeadShape s, const uint8_t* values, const uint8_t* weights, int64_t stride,
+                         F32 (&acc)[kRows][kVectors]) {
+    for (int position = 0; position < kTilePositions; ++position) {
+      const float* line = reinterpret_cast<const float*>(values) + position * s.padded_dim;
+DL_UNROLL(4)
+      for (int row = 0; row < kRows; ++row) {
+        const F32 weight = splat(reinterpret_cast<const float*>(weights + row * stride)[position]);
+DL_UNROLL(4)
+        for (int i = 0; i < kVectors; ++i) acc[row][i] = fma(load(line + kLanes * i), weight, acc[row][i]);
+      }
+    }
+  }
+};
+
+// int8 with a scale per position and head. Stored bytes are the value + 128, so that they can be the unsigned
+// side of the byte products; softmax weights take each value's scale along and are 7 bits with one per tile.
+struct KVInt8 {
+  static int quads(HeadShape s) { return (s.dim + 3) / 4; }
+  static int key_bytes(HeadShape s) { return quads(s) * 64 + 64; }
+  static int value_bytes(HeadShape s) { return kTilePositions / 4 * s.padded_dim * 4 + 64; }
+  static int query_bytes(HeadShape s) { return padded(quads(s) * 4 + 8, 64); }
+  static constexpr int kWeightBytes = kTilePositions + 8;
+
+  static void write_query(HeadShape s, const float* q, uint8_t* record) {
+    const float most = highest_absolute(q, s.dim), inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    int32_t total = 0;
+    for (int i = 0; i < 4 * quads(s); ++i) {
+      const int8_t quant = i < s.dim ? rounded_byte(q[i] * inverse) : 0;
+      reinterpret_cast<int8_t*>(record)[i] = quant;
+      total += quant;
+    }
+    const float scale = most * (1.0f / 127.0f);
+    const int32_t offset = -128 * total;
+    __builtin_memcpy(record + 4 * quads(s), &offset, 4);
+    __builtin_memcpy(record + 4 * quads(s) + 4, &scale, 4);
+  }
+
+  static void write_key(HeadShape s, const float* k, uint8_t* tile, int position) {
+    const float most = highest_absolute(k, s.dim), inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    for (int i = 0; i < 4 * quads(s); ++i) {
+      const int8_t quant = i < s.dim ? rounded_byte(k[i] * inverse) : 0;
+      tile[i / 4 * 64 + 4 * position + i % 4] = static_cast<uint8_t>(quant + 128);
+    }
+    reinterpret_cast<float*>(tile + quads(s) * 64)[position] = most * (1.0f / 127.0f);
+  }
+
+  static void write_value(HeadShape s, const float* v, uint8_t* values, int position) {
+    const float most = highest_absolute(v, s.dim), inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    uint8_t* out = values + position / 4 * s.padded_dim * 4 + position % 4;
+    for (int i = 0; i < s.dim; ++i) out[4 * i] = static_cast<uint8_t>(rounded_byte(v[i] * inverse) + 128);
+    reinterpret_cast<float*>(values + value_bytes(s) - 64)[position] = most * (1.0f / 127.0f);
+  }
+
+  template <int kRows>
+  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, F32* out) {
+    I32 acc[kRows];
+    const int num_quads = quads(s);
+    for (int row = 0; row < kRows; ++row) acc[row] = splat(load_int(queries + row * stride + 4 * num_quads));
+    for (int quad = 0; quad < num_quads; ++quad) {
+      const U8 line = load_bytes(keys + 64 * quad);
+DL_UNROLL(8)
+      for (int row = 0; row < kRows; ++row)
+        acc[row] = dot_bytes<false>(acc[row], line, load_int(queries + row * stride + 4 * quad));
+    }
+    const F32 scales = load(reinterpret_cast<const float*>(keys + 64 * num_quads));
+    for (int row = 0; row < kRows; ++row) {
+      float scale;
+      __builtin_memcpy(&scale, queries + row * stride + 4 * num_quads + 4, 4);
+      out[row] = __builtin_convertvector(acc[row], F32) * (scales * splat(scale));
+    }
+  }
+
+  static void write_weights(F32 weights, const uint8_t* values, HeadShape s, uint8_t* record) {
+    const F32 scaled = weights * load(reinterpret_cast<const float*>(values + value_bytes(s) - 64));
+    const float most = highest(scaled), inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    const I32 quants = round_to_int(scaled * splat(inverse));
+    *reinterpret_cast<I8Quarter*>(record) = __builtin_convertvector(quants, I8Quarter);
+    int32_t total = 0;
+    for (int i = 0; i < kLanes; ++i) total += quants[i];
+    const int32_t offset = -128 * total;
+    const float scale = most * (1.0f / 127.0f);
+    __builtin_memcpy(record + kTilePositions, &offset, 4);
+    __builtin_memcpy(record + kTilePositions + 4, &scale, 4);
+  }
+
+  template <int kRows, int kVectors>
+  static void add_values(HeadShape s, const uint8_t* values, const uint8_t* weights, int64_t stride,
+                         F32 (&acc)[kRows][kVectors]) {
+    for (int row = 0; row < kRows; ++row) {
+      const uint8_t* record = weights + row * stride;
+      float scale;
+      __builtin_memcpy(&scale, record + kTilePositions + 4, 4);
+      for (int i = 0; i < kVectors; ++i) {
+        I32 total = splat(load_int(record + kTilePositions));
+        for (int quad = 0; quad < kTilePositions / 4; ++quad)
+          total = dot_bytes<false>(total, load_bytes(values + quad * s.padded_dim * 4 + 64 * i),
+                                   load_int(record + 4 * quad));
+        acc[row][i] = fma(__builtin_convertvector(total, F32), splat(scale), acc[row][i]);
+      }
+    }
+  }
+};
+
+}  // namespace DRAFTLINE_ISA
+}  // namespace draftline

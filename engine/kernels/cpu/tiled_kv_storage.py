@@ -1,0 +1,54 @@
+"""TiledKVStorage: keys and values as the CPU kernels read them."""
+
+import numpy as np
+
+from engine.kernels.cpu.library import KVKind, KVTiles, require_library
+
+TILE_POSITIONS = 16
+
+
+class TiledKVStorage:
+    """KV memory of a model in tiles of 16 positions; only the kernels look inside.
+
+    Backed by memory only as it is first used; what was never written is zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kind: KVKind,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.kind = kind
+        tiles_per_block = block_size // TILE_POSITIONS
+        head_stride = num_blocks * tiles_per_block * tile_bytes(kind, head_dim)
+        layer_stride = num_kv_heads * head_stride
+        self.num_bytes = num_layers * layer_stride
+        # calloc maps zero pages: nothing is touched before its first use. 64 spare bytes to align.
+        self._memory = np.zeros(self.num_bytes + 64, dtype=np.uint8)
+        address = self._memory.ctypes.data
+        self.tiles = KVTiles(
+            base=address + -address % 64,
+            layer_stride=layer_stride,
+            head_stride=head_stride,
+            kind=kind,
+            tiles_per_block=tiles_per_block,
+        )
+
+
+def tile_bytes(kind: KVKind, head_dim: int) -> int:
+    """Return the bytes of the keys and values of 16 positions of one head."""
+    num_bytes: int = require_library().draftline_kv_tile_bytes(kind, head_dim)
+    return num_bytes
+
+
+def tiled_kv_bytes_per_block(
+    *, num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, kind: KVKind
+) -> int:
+    """Return the bytes that one block takes over all layers."""
+    return num_layers * num_kv_heads * (block_size // TILE_POSITIONS) * tile_bytes(kind, head_dim)
