@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class MatrixKind(IntEnum):
@@ -169,6 +169,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         ],
     ),
     "draftline_compute_logits": (None, [c_void_p, POINTER(Model), c_void_p, c_int32, c_void_p]),
+    "draftline_sample": (None, [c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p]),
     "draftline_set_timing": (None, [c_void_p, c_int32]),
     "draftline_take_times": (None, [c_void_p, POINTER(StepTimes)]),
     "draftline_allocate": (c_void_p, [c_int64]),

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 1
+#define DRAFTLINE_ABI_VERSION 2
 
 extern "C" {
 

@@ -9,16 +9,16 @@ namespace DRAFTLINE_ISA {
 
 template <class KV>
 DL_INLINE void score_rows(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, int num_rows,
-                          F32* out) {
+                          float* out) {
   switch (num_rows) {
     case 1: return KV::template scores<1>(s, keys, queries, stride, out);
     case 2: return KV::template scores<2>(s, keys, queries, stride, out);
     case 3: return KV::template scores<3>(s, keys, queries, stride, out);
     case 4: return KV::template scores<4>(s, keys, queries, stride, out);
-    case 5: return KV::template scores<5>(s, keys, queries, stride, out);
-    case 6: return KV::template scores<6>(s, keys, queries, stride, out);
-    case 7: return KV::template scores<7>(s, keys, queries, stride, out);
-    default: return KV::template scores<8>(s, keys, queries, stride, out);
+    case 5: return KV::template scores<min_of(5, kMaxRows)>(s, keys, queries, stride, out);
+    case 6: return KV::template scores<min_of(6, kMaxRows)>(s, keys, queries, stride, out);
+    case 7: return KV::template scores<min_of(7, kMaxRows)>(s, keys, queries, stride, out);
+    default: return KV::template scores<kMaxRows>(s, keys, queries, stride, out);
   }
 }
 
@@ -29,21 +29,21 @@ static void update_values(HeadShape s, const uint8_t* const* value_tiles, int nu
   F32 acc[kRows][kVectors];
   for (int row = 0; row < kRows; ++row)
     for (int i = 0; i < kVectors; ++i)
-      acc[row][i] = load(values[row] + (first_vector + i) * kLanes) * splat(corrections[row]);
+      acc[row][i] = load(values[row] + (first_vector + i) * kWidth) * splat(corrections[row]);
   for (int tile = 0; tile < num_tiles; ++tile)
-    KV::template add_values<kRows, kVectors>(s, value_tiles[tile] + first_vector * 64,
+    KV::template add_values<kRows, kVectors>(s, value_tiles[tile] + first_vector * 4 * kWidth,
                                              weights + tile * KV::kWeightBytes, stride, acc);
   for (int row = 0; row < kRows; ++row)
-    for (int i = 0; i < kVectors; ++i) store(values[row] + (first_vector + i) * kLanes, acc[row][i]);
+    for (int i = 0; i < kVectors; ++i) store(values[row] + (first_vector + i) * kWidth, acc[row][i]);
 }
 
 template <class KV, int kRows>
 static void update_row_values(HeadShape s, const uint8_t* const* value_tiles, int num_tiles, const uint8_t* weights,
                               int64_t stride, const float* corrections, float* const* values) {
   int vector = 0;
-  const int num_vectors = s.padded_dim / kLanes;
-  for (; vector + 4 <= num_vectors; vector += 4)
-    update_values<KV, kRows, 4>(s, value_tiles, num_tiles, vector, weights, stride, corrections, values);
+  const int num_vectors = s.padded_dim / kWidth;
+  for (; vector + kMaxVectors <= num_vectors; vector += kMaxVectors)
+    update_values<KV, kRows, kMaxVectors>(s, value_tiles, num_tiles, vector, weights, stride, corrections, values);
   for (; vector < num_vectors; ++vector)
     update_values<KV, kRows, 1>(s, value_tiles, num_tiles, vector, weights, stride, corrections, values);
 }
@@ -64,27 +64,26 @@ template <class KV>
 DL_INLINE float weigh(HeadShape s, float* scores, int num_tiles, int num_visible, const uint8_t* const* value_tiles,
                       uint8_t* weights, Partial* partial) {
   F32 most = splat(-__builtin_inff());
-  for (int tile = 0; tile < num_tiles; ++tile) {
-    F32 x = load(scores + tile * kLanes);
-    if (num_visible < (tile + 1) * kLanes) {
-      x = select(lane_numbers() < splat(num_visible - tile * kLanes), x, splat(-__builtin_inff()));
-      store(scores + tile * kLanes, x);
+  for (int i = 0; i < num_tiles * kTilePositions; i += kWidth) {
+    F32 x = load(scores + i);
+    if (num_visible < i + kWidth) {
+      x = select(lane_numbers() < splat(num_visible - i), x, splat(-__builtin_inff()));
+      store(scores + i, x);
     }
     most = max(most, x);
-  }
-  if (num_visible <= 0) {
-    for (int tile = 0; tile < num_tiles; ++tile)
-      KV::write_weights(splat(0.0f), value_tiles[tile], s, weights + tile * KV::kWeightBytes);
-    return 1.0f;
   }
   const float chunk_highest = highest(most);
   const float new_highest = partial->highest > chunk_highest ? partial->highest : chunk_highest;
   F32 total = {};
-  for (int tile = 0; tile < num_tiles; ++tile) {
-    const F32 weight = exponential(load(scores + tile * kLanes) - splat(new_highest));
+  for (int i = 0; i < num_tiles * kTilePositions; i += kWidth) {
+    // A row that sees nothing of the chunk has no highest score to compare with.
+    const F32 weight = num_visible > 0 ? exponential(load(scores + i) - splat(new_highest)) : F32{};
     total = total + weight;
-    KV::write_weights(weight, value_tiles[tile], s, weights + tile * KV::kWeightBytes);
+    store(scores + i, weight);
   }
+  for (int tile = 0; tile < num_tiles; ++tile)
+    KV::write_weights(scores + tile * kTilePositions, value_tiles[tile], s, weights + tile * KV::kWeightBytes);
+  if (num_visible <= 0) return 1.0f;
   const float correction = exponential(splat(partial->highest - new_highest))[0];
   partial->sum = partial->sum * correction + sum(total);
   partial->highest = new_highest;
@@ -96,9 +95,8 @@ DL_INLINE void score_chunk(const AttentionInput& in, AttentionScratch& scratch, 
                            const uint8_t* keys) {
   for (int row = 0; row < num_rows; row += kMaxRows) {
     const int count = min_of(num_rows - row, kMaxRows);
-    F32 out[kMaxRows];
-    score_rows<KV>(in.shape, keys, scratch.queries + row * in.query_stride, in.query_stride, count, out);
-    for (int i = 0; i < count; ++i) store(scratch.scores[row + i] + tile * kLanes, out[i]);
+    score_rows<KV>(in.shape, keys, scratch.queries + row * in.query_stride, in.query_stride, count,
+                   scratch.scores[row] + tile * kTilePositions);
   }
 }
 
@@ -132,7 +130,7 @@ static void attend(const AttentionInput& in, const AttentionUnit& unit, Partial*
     partials[row]->highest = -__builtin_inff();
     partials[row]->sum = 0.0f;
     values[row] = partials[row]->values;
-    for (int i = 0; i < s.padded_dim; i += kLanes) store(values[row] + i, F32{});
+    for (int i = 0; i < s.padded_dim; i += kWidth) store(values[row] + i, F32{});
   }
   const uint8_t* base = in.kv_layer + unit.kv_head * in.head_stride;
   const int end = min_of(unit.first_position + unit.num_tokens, (unit.split + 1) * kSplit);
@@ -159,17 +157,17 @@ static void attend(const AttentionInput& in, const AttentionUnit& unit, Partial*
 static void merge_partials(HeadShape s, const uint8_t* first, int64_t stride, int count, float* out) {
   const Partial* partial = reinterpret_cast<const Partial*>(first);
   float most = partial->highest, total = partial->sum;
-  for (int i = 0; i < s.padded_dim; i += kLanes) store(out + i, load(partial->values + i));
+  for (int i = 0; i < s.padded_dim; i += kWidth) store(out + i, load(partial->values + i));
   for (int split = 1; split < count; ++split) {
     partial = reinterpret_cast<const Partial*>(first + split * stride);
     const float higher = most > partial->highest ? most : partial->highest;
     const float before = exponential(splat(most - higher))[0], here = exponential(splat(partial->highest - higher))[0];
     total = total * before + partial->sum * here;
     most = higher;
-    for (int i = 0; i < s.padded_dim; i += kLanes)
+    for (int i = 0; i < s.padded_dim; i += kWidth)
       store(out + i, fma(load(partial->values + i), splat(here), load(out + i) * splat(before)));
   }
-  for (int i = 0; i < s.padded_dim; i += kLanes) store(out + i, load(out + i) * splat(1.0f / total));
+  for (int i = 0; i < s.padded_dim; i += kWidth) store(out + i, load(out + i) * splat(1.0f / total));
 }
 
 }  // namespace DRAFTLINE_ISA

@@ -59,7 +59,7 @@ struct Context {
 
   Pool pool;
   const Kernels* kernels;
-  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records;
+  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples;
   std::vector<RowPlace> rows;
   std::vector<AttentionUnit> units;
   StepTimes times{};
@@ -209,6 +209,16 @@ DRAFTLINE_EXPORT void draftline_compute_logits(Context* context, const Model* mo
   Step step = new_step(*context, model, num_rows, const_cast<float*>(hidden));
   step.logits = logits;
   run(*context, step, context->kernels->compute_logits, 2);
+}
+
+// A token for each row of logits [num_rows, stride], among the first vocab_size.
+DRAFTLINE_EXPORT void draftline_sample(Context* context, const float* logits, int64_t stride, int32_t num_rows,
+                                       int32_t vocab_size, const RowSampling* rows, int64_t* tokens) {
+  const int64_t memory_stride = 3 * static_cast<int64_t>(vocab_size) + 8192;
+  const int num_threads = context->pool.num_threads();
+  SampleJob job{&context->pool, logits, stride, num_rows, vocab_size, rows, tokens,
+                context->samples.get<float>(4 * num_threads * memory_stride), memory_stride};
+  context->pool.run(context->kernels->sample, &job, 1);
 }
 
 // Count the time spent at barriers from now on; costs two clock readings each.

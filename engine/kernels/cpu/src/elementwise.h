@@ -6,23 +6,23 @@ namespace DRAFTLINE_ISA {
 // out = x / rms(x) * weight; n values and zeros up to the padding, in x and weight.
 static void rms_norm(const float* x, int n, const float* weight, float eps, float* out) {
   F32 squares = {};
-  for (int i = 0; i < n; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+  for (int i = 0; i < n; i += kWidth) squares = fma(load(x + i), load(x + i), squares);
   const float scale = 1.0f / __builtin_sqrtf(sum(squares) / n + eps);
-  for (int i = 0; i < padded(n, kBlock); i += kLanes) store(out + i, load(x + i) * splat(scale) * load(weight + i));
+  for (int i = 0; i < padded(n, kBlock); i += kWidth) store(out + i, load(x + i) * splat(scale) * load(weight + i));
 }
 
 // out = (x - mean) / std * weight + bias; weight and bias padded with zeros.
 static void layer_norm(const float* x, int n, const float* weight, const float* bias, float eps, float* out) {
   F32 total = {};
-  for (int i = 0; i < n; i += kLanes) total = total + load(x + i);
+  for (int i = 0; i < n; i += kWidth) total = total + load(x + i);
   const float mean = sum(total) / n;
   F32 squares = {};
-  for (int i = 0; i < n; i += kLanes) {
+  for (int i = 0; i < n; i += kWidth) {
     const F32 d = select(lane_numbers() < splat(n - i), load(x + i) - splat(mean), F32{});
     squares = fma(d, d, squares);
   }
   const float scale = 1.0f / __builtin_sqrtf(sum(squares) / n + eps);
-  for (int i = 0; i < padded(n, kBlock); i += kLanes)
+  for (int i = 0; i < padded(n, kBlock); i += kWidth)
     store(out + i, fma((load(x + i) - splat(mean)) * splat(scale), load(weight + i), load(bias + i)));
 }
 

@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "elementwise.h"
 #include "step.h"
+#include "sample.h"
 
 namespace draftline {
 namespace DRAFTLINE_ISA {
@@ -13,6 +14,15 @@ namespace DRAFTLINE_ISA {
 static void forward(void* step, int thread) { StepThread(*static_cast<Step*>(step), thread).forward(); }
 
 static void compute_logits(void* step, int thread) { StepThread(*static_cast<Step*>(step), thread).compute_logits(); }
+
+// Rows are the units of one phase.
+static void sample(void* argument, int thread) {
+  const SampleJob& job = *static_cast<SampleJob*>(argument);
+  UnitCounter* counters = job.pool->next_counters(thread);
+  for (int row; (row = counters->next.fetch_add(1, std::memory_order_relaxed)) < job.num_rows;)
+    job.tokens[row] = sample_row(job.logits + row * job.stride, job.vocab_size, job.rows[row],
+                                 job.memory + thread * job.memory_stride);
+}
 
 static int64_t record_bytes(const Matrix* reader) { return row_format(*reader).stride; }
 
@@ -34,7 +44,7 @@ static void kv_sizes(int32_t kind, int head_dim, int32_t* key_bytes, int32_t* va
 
 #define DL_STRING_OF(x) #x
 #define DL_STRING(x) DL_STRING_OF(x)
-static const Kernels table = {DL_STRING(DRAFTLINE_ISA), forward, compute_logits, record_bytes, kv_sizes};
+static const Kernels table = {DL_STRING(DRAFTLINE_ISA), forward, compute_logits, sample, record_bytes, kv_sizes};
 
 }  // namespace DRAFTLINE_ISA
 }  // namespace draftline

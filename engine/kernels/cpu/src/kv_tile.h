@@ -50,21 +50,27 @@ struct KVBF16 {
     for (int i = 0; i < s.dim; ++i) out[2 * i] = static_cast<uint16_t>(bf16_bits(v[i]));
   }
 
+  // Scores of rows, one every kChunk floats, for the tile's positions.
   template <int kRows>
-  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, F32* out) {
-    F32 acc[kRows] = {};
-    for (int pair = 0; pair < (s.dim + 1) / 2; ++pair) {
-      const U32 line = load_words(keys + 64 * pair);
-DL_UNROLL(8)
-      for (int row = 0; row < kRows; ++row)
-        acc[row] = dot_bf16(acc[row], line, load_int(queries + row * stride + 4 * pair));
+  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, float* out) {
+    for (int part = 0; part < kParts; ++part) {
+      F32 acc[kRows] = {};
+      for (int pair = 0; pair < (s.dim + 1) / 2; ++pair) {
+        const U32 line = load_words(keys + 64 * pair + 4 * kWidth * part);
+        DL_UNROLL(8)
+        for (int row = 0; row < kRows; ++row)
+          acc[row] = dot_bf16(acc[row], line, load_int(queries + row * stride + 4 * pair));
+      }
+      for (int row = 0; row < kRows; ++row) store(out + row * kChunk + part * kWidth, acc[row]);
     }
-    for (int row = 0; row < kRows; ++row) out[row] = acc[row];
   }
 
-  static void write_weights(F32 weights, const uint8_t*, HeadShape, uint8_t* record) {
-    const U16Half rounded = __builtin_convertvector(to_bf16(weights), U16Half);
-    __builtin_memcpy(record, &rounded, sizeof rounded);
+  // Softmax weights of a tile's positions as add_values reads them.
+  static void write_weights(const float* weights, const uint8_t*, HeadShape, uint8_t* record) {
+    for (int i = 0; i < kTilePositions; i += kWidth) {
+      const U16 rounded = __builtin_convertvector(to_bf16(load(weights + i)), U16);
+      __builtin_memcpy(record + 2 * i, &rounded, sizeof rounded);
+    }
   }
 
   template <int kRows, int kVectors>
@@ -72,12 +78,12 @@ DL_UNROLL(8)
                          F32 (&acc)[kRows][kVectors]) {
     for (int pair = 0; pair < kTilePositions / 2; ++pair) {
       const uint8_t* line = values + pair * s.padded_dim * 4;
-DL_UNROLL(4)
+      DL_UNROLL(4)
       for (int row = 0; row < kRows; ++row) {
         const uint32_t weight = load_int(weights + row * stride + 4 * pair);
-DL_UNROLL(4)
+        DL_UNROLL(4)
         for (int i = 0; i < kVectors; ++i)
-          acc[row][i] = dot_bf16(acc[row][i], load_words(line + 64 * i), weight);
+          acc[row][i] = dot_bf16(acc[row][i], load_words(line + 4 * kWidth * i), weight);
       }
     }
   }
@@ -101,19 +107,21 @@ struct KVF32 {
   }
 
   template <int kRows>
-  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, F32* out) {
-    F32 acc[kRows] = {};
-    for (int i = 0; i < s.dim; ++i) {
-      const F32 line = load(reinterpret_cast<const float*>(keys) + kTilePositions * i);
-DL_UNROLL(8)
-      for (int row = 0; row < kRows; ++row)
-        acc[row] = fma(line, splat(reinterpret_cast<const float*>(queries + row * stride)[i]), acc[row]);
+  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, float* out) {
+    for (int part = 0; part < kParts; ++part) {
+      F32 acc[kRows] = {};
+      for (int i = 0; i < s.dim; ++i) {
+        const F32 line = load(reinterpret_cast<const float*>(keys) + kTilePositions * i + kWidth * part);
+        DL_UNROLL(8)
+        for (int row = 0; row < kRows; ++row)
+          acc[row] = fma(line, splat(reinterpret_cast<const float*>(queries + row * stride)[i]), acc[row]);
+      }
+      for (int row = 0; row < kRows; ++row) store(out + row * kChunk + part * kWidth, acc[row]);
     }
-    for (int row = 0; row < kRows; ++row) out[row] = acc[row];
   }
 
-  static void write_weights(F32 weights, const uint8_t*, HeadShape, uint8_t* record) {
-    store(reinterpret_cast<float*>(record), weights);
+  static void write_weights(const float* weights, const uint8_t*, HeadShape, uint8_t* record) {
+    __builtin_memcpy(record, weights, kWeightBytes);
   }
 
   template <int kRows, int kVectors>
@@ -121,11 +129,11 @@ DL_UNROLL(8)
                          F32 (&acc)[kRows][kVectors]) {
     for (int position = 0; position < kTilePositions; ++position) {
       const float* line = reinterpret_cast<const float*>(values) + position * s.padded_dim;
-DL_UNROLL(4)
+      DL_UNROLL(4)
       for (int row = 0; row < kRows; ++row) {
         const F32 weight = splat(reinterpret_cast<const float*>(weights + row * stride)[position]);
-DL_UNROLL(4)
-        for (int i = 0; i < kVectors; ++i) acc[row][i] = fma(load(line + kLanes * i), weight, acc[row][i]);
+        DL_UNROLL(4)
+        for (int i = 0; i < kVectors; ++i) acc[row][i] = fma(load(line + kWidth * i), weight, acc[row][i]);
       }
     }
   }
@@ -171,31 +179,37 @@ struct KVInt8 {
   }
 
   template <int kRows>
-  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, F32* out) {
-    I32 acc[kRows];
+  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, float* out) {
     const int num_quads = quads(s);
-    for (int row = 0; row < kRows; ++row) acc[row] = splat(load_int(queries + row * stride + 4 * num_quads));
-    for (int quad = 0; quad < num_quads; ++quad) {
-      const U8 line = load_bytes(keys + 64 * quad);
-DL_UNROLL(8)
-      for (int row = 0; row < kRows; ++row)
-        acc[row] = dot_bytes<false>(acc[row], line, load_int(queries + row * stride + 4 * quad));
-    }
-    const F32 scales = load(reinterpret_cast<const float*>(keys + 64 * num_quads));
-    for (int row = 0; row < kRows; ++row) {
-      float scale;
-      __builtin_memcpy(&scale, queries + row * stride + 4 * num_quads + 4, 4);
-      out[row] = __builtin_convertvector(acc[row], F32) * (scales * splat(scale));
+    for (int part = 0; part < kParts; ++part) {
+      I32 acc[kRows];
+      for (int row = 0; row < kRows; ++row) acc[row] = splat(load_int(queries + row * stride + 4 * num_quads));
+      for (int quad = 0; quad < num_quads; ++quad) {
+        const U8 line = load_bytes(keys + 64 * quad + 4 * kWidth * part);
+        DL_UNROLL(8)
+        for (int row = 0; row < kRows; ++row)
+          acc[row] = dot_bytes<false>(acc[row], line, load_int(queries + row * stride + 4 * quad));
+      }
+      const F32 scales = load(reinterpret_cast<const float*>(keys + 64 * num_quads) + kWidth * part);
+      for (int row = 0; row < kRows; ++row) {
+        float scale;
+        __builtin_memcpy(&scale, queries + row * stride + 4 * num_quads + 4, 4);
+        store(out + row * kChunk + part * kWidth, __builtin_convertvector(acc[row], F32) * (scales * splat(scale)));
+      }
     }
   }
 
-  static void write_weights(F32 weights, const uint8_t* values, HeadShape s, uint8_t* record) {
-    const F32 scaled = weights * load(reinterpret_cast<const float*>(values + value_bytes(s) - 64));
-    const float most = highest(scaled), inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    const I32 quants = round_to_int(scaled * splat(inverse));
-    *reinterpret_cast<I8Quarter*>(record) = __builtin_convertvector(quants, I8Quarter);
+  static void write_weights(const float* weights, const uint8_t* values, HeadShape s, uint8_t* record) {
+    const float* scales = reinterpret_cast<const float*>(values + value_bytes(s) - 64);
+    float scaled[kTilePositions];
+    for (int i = 0; i < kTilePositions; i += kWidth) store(scaled + i, load(weights + i) * load(scales + i));
+    const float most = highest_absolute(scaled, kTilePositions), inverse = most > 0.0f ? 127.0f / most : 0.0f;
     int32_t total = 0;
-    for (int i = 0; i < kLanes; ++i) total += quants[i];
+    for (int i = 0; i < kTilePositions; ++i) {
+      const int8_t quant = rounded_byte(scaled[i] * inverse);
+      reinterpret_cast<int8_t*>(record)[i] = quant;
+      total += quant;
+    }
     const int32_t offset = -128 * total;
     const float scale = most * (1.0f / 127.0f);
     __builtin_memcpy(record + kTilePositions, &offset, 4);
@@ -212,7 +226,7 @@ DL_UNROLL(8)
       for (int i = 0; i < kVectors; ++i) {
         I32 total = splat(load_int(record + kTilePositions));
         for (int quad = 0; quad < kTilePositions / 4; ++quad)
-          total = dot_bytes<false>(total, load_bytes(values + quad * s.padded_dim * 4 + 64 * i),
+          total = dot_bytes<false>(total, load_bytes(values + quad * s.padded_dim * 4 + 4 * kWidth * i),
                                    load_int(record + 4 * quad));
         acc[row][i] = fma(__builtin_convertvector(total, F32), splat(scale), acc[row][i]);
       }

@@ -9,7 +9,6 @@ namespace draftline {
 
 constexpr int kLanes = 16;
 constexpr int kBlock = 32;             // columns that share a scale
-constexpr int kMaxRows = 8;            // that share one pass over the weights
 constexpr int kQ4UnitBytes = 320;      // 16 scales, 16 minima (half precision), 4 lines of nibbles
 constexpr int kQ8UnitBytes = 544;      // 16 scales, 8 lines of bytes
 constexpr int kTilePositions = 16;     // of keys and values in one tile
@@ -98,11 +97,24 @@ struct Step {
   uint8_t* shared_records;
 };
 
+// Rows of logits that become tokens.
+struct SampleJob {
+  Pool* pool;
+  const float* logits;
+  int64_t stride;
+  int32_t num_rows, vocab_size;
+  const RowSampling* rows;
+  int64_t* tokens;
+  float* memory;  // of each thread
+  int64_t memory_stride;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
   void (*forward)(void* step, int thread);
   void (*compute_logits)(void* step, int thread);
+  void (*sample)(void* job, int thread);
   int64_t (*record_bytes)(const Matrix* reader);
   void (*kv_sizes)(int32_t kind, int head_dim, int32_t* key_bytes, int32_t* value_bytes, int32_t* query_bytes);
 };

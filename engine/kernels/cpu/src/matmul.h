@@ -1,4 +1,4 @@
-// One tile of 16 outputs times 1 to 8 rows: the one loop that all matrix products are made of.
+// One tile of 16 outputs times a few rows: the one loop that all matrix products are made of.
 //
 // Each row has sums of its own, added in ascending column order, so its bits do not depend on how many rows
 // share the pass over the weights.
@@ -7,99 +7,110 @@ namespace draftline {
 namespace DRAFTLINE_ISA {
 
 template <int kRows>
-static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, F32* out) {
-  F32 acc[kRows] = {};
-  for (int unit = 0; unit < num_units; ++unit, tile += kQ4UnitBytes) {
-    const F32 scale = load_half(tile), minimum = load_half(tile + 32);
-    U8 weights[8];
-    for (int line = 0; line < 4; ++line) {
-      const U8 both = load_bytes(tile + 64 + 64 * line);
-      weights[2 * line] = both & 0x0f;
-      weights[2 * line + 1] = (U8)((U32)both >> 4) & 0x0f;
-    }
-DL_UNROLL(8)
-    for (int row = 0; row < kRows; ++row) {
-      const uint8_t* record = rows + row * stride;
-      const uint8_t* quants = record + unit * kBlock;
-      I32 first = {}, second = {};
-DL_UNROLL(4)
-      for (int group = 0; group < 4; ++group) {
-        first = dot_bytes<true>(first, weights[2 * group], load_int(quants + 8 * group));
-        second = dot_bytes<true>(second, weights[2 * group + 1], load_int(quants + 8 * group + 4));
+DL_INLINE void store_rows(const F32* acc, float (*out)[kLanes], int part) {
+  for (int row = 0; row < kRows; ++row) store(out[row] + part * kWidth, acc[row]);
+}
+
+template <int kRows>
+static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes]) {
+  for (int part = 0; part < kParts; ++part) {
+    F32 acc[kRows] = {};
+    for (int number = 0; number < num_units; ++number) {
+      const uint8_t* unit = tile + number * kQ4UnitBytes;
+      const F32 scale = load_half(unit + 2 * kWidth * part), minimum = load_half(unit + 32 + 2 * kWidth * part);
+      U8 weights[8];
+      for (int line = 0; line < 4; ++line) {
+        const U8 both = load_bytes(unit + 64 + 64 * line + 4 * kWidth * part);
+        weights[2 * line] = both & 0x0f;
+        weights[2 * line + 1] = (U8)((U32)both >> 4) & 0x0f;
       }
-      const float* scales = reinterpret_cast<const float*>(record + num_units * kBlock) + unit;
-      acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(scales[0]), acc[row]);
-      acc[row] = fma(minimum, splat(scales[num_units]), acc[row]);
-    }
-  }
-  for (int row = 0; row < kRows; ++row) out[row] = acc[row];
-}
-
-template <int kRows>
-static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, F32* out) {
-  F32 acc[kRows] = {};
-  for (int unit = 0; unit < num_units; ++unit, tile += kQ8UnitBytes) {
-    const F32 scale = load_half(tile);
-    U8 weights[8];
-    for (int line = 0; line < 8; ++line) weights[line] = load_bytes(tile + 32 + 64 * line);
-DL_UNROLL(8)
-    for (int row = 0; row < kRows; ++row) {
-      const uint8_t* record = rows + row * stride;
-      const uint8_t* quants = record + unit * kBlock;
-      const float* scales = reinterpret_cast<const float*>(record + num_units * kBlock) + unit;
-      I32 first = splat(load_int(scales + 2 * num_units)), second = {};  // the weights' offset of 128
-DL_UNROLL(4)
-      for (int group = 0; group < 4; ++group) {
-        first = dot_bytes<false>(first, weights[2 * group], load_int(quants + 8 * group));
-        second = dot_bytes<false>(second, weights[2 * group + 1], load_int(quants + 8 * group + 4));
+      DL_UNROLL(8)
+      for (int row = 0; row < kRows; ++row) {
+        const uint8_t* record = rows + row * stride;
+        const uint8_t* quants = record + number * kBlock;
+        I32 first = {}, second = {};
+        DL_UNROLL(4)
+        for (int group = 0; group < 4; ++group) {
+          first = dot_bytes<true>(first, weights[2 * group], load_int(quants + 8 * group));
+          second = dot_bytes<true>(second, weights[2 * group + 1], load_int(quants + 8 * group + 4));
+        }
+        const float* scales = reinterpret_cast<const float*>(record + num_units * kBlock) + number;
+        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(scales[0]), acc[row]);
+        acc[row] = fma(minimum, splat(scales[num_units]), acc[row]);
       }
-      acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(scales[0]), acc[row]);
     }
-  }
-  for (int row = 0; row < kRows; ++row) out[row] = acc[row];
-}
-
-template <int kRows>
-static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, F32* out) {
-  F32 even[kRows] = {}, odd[kRows] = {};  // two chains: one waits for its own last sum
-  int unit = 0;
-  for (; unit + 1 < num_units; unit += 2, tile += 128) {
-    const U32 first = load_words(tile), second = load_words(tile + 64);
-DL_UNROLL(8)
-    for (int row = 0; row < kRows; ++row) {
-      const uint8_t* pair = rows + row * stride + 4 * unit;
-      even[row] = dot_bf16(even[row], first, load_int(pair));
-      odd[row] = dot_bf16(odd[row], second, load_int(pair + 4));
-    }
-  }
-  for (int row = 0; row < kRows; ++row) {
-    if (unit < num_units) even[row] = dot_bf16(even[row], load_words(tile), load_int(rows + row * stride + 4 * unit));
-    out[row] = even[row] + odd[row];
+    store_rows<kRows>(acc, out, part);
   }
 }
 
 template <int kRows>
-static void dot_f32(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, F32* out) {
-  F32 even[kRows] = {}, odd[kRows] = {};
-  int unit = 0;
-  for (; unit + 1 < num_units; unit += 2, tile += 128) {
-    const float* weights = reinterpret_cast<const float*>(tile);
-    const F32 first = load(weights), second = load(weights + kLanes);
-DL_UNROLL(8)
-    for (int row = 0; row < kRows; ++row) {
-      const float* x = reinterpret_cast<const float*>(rows + row * stride) + unit;
-      even[row] = fma(first, splat(x[0]), even[row]);
-      odd[row] = fma(second, splat(x[1]), odd[row]);
+static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes]) {
+  for (int part = 0; part < kParts; ++part) {
+    F32 acc[kRows] = {};
+    for (int number = 0; number < num_units; ++number) {
+      const uint8_t* unit = tile + number * kQ8UnitBytes;
+      const F32 scale = load_half(unit + 2 * kWidth * part);
+      U8 weights[8];
+      for (int line = 0; line < 8; ++line) weights[line] = load_bytes(unit + 32 + 64 * line + 4 * kWidth * part);
+      DL_UNROLL(8)
+      for (int row = 0; row < kRows; ++row) {
+        const uint8_t* record = rows + row * stride;
+        const uint8_t* quants = record + number * kBlock;
+        const float* scales = reinterpret_cast<const float*>(record + num_units * kBlock) + number;
+        I32 first = splat(load_int(scales + 2 * num_units)), second = {};  // the weights' offset of 128
+        DL_UNROLL(4)
+        for (int group = 0; group < 4; ++group) {
+          first = dot_bytes<false>(first, weights[2 * group], load_int(quants + 8 * group));
+          second = dot_bytes<false>(second, weights[2 * group + 1], load_int(quants + 8 * group + 4));
+        }
+        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(scales[0]), acc[row]);
+      }
     }
-  }
-  for (int row = 0; row < kRows; ++row) {
-    const float* x = reinterpret_cast<const float*>(rows + row * stride) + unit;
-    if (unit < num_units) even[row] = fma(load(reinterpret_cast<const float*>(tile)), splat(x[0]), even[row]);
-    out[row] = even[row] + odd[row];
+    store_rows<kRows>(acc, out, part);
   }
 }
 
-using DotTile = void (*)(const uint8_t*, const uint8_t*, int64_t, int, F32*);
+// Two chains of sums for plain numbers: one would wait for its own last sum.
+template <int kRows>
+static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units,
+                          float (*out)[kLanes]) {
+  for (int part = 0; part < kParts; ++part) {
+    F32 sums[2][kRows] = {};
+    for (int unit = 0; unit < num_units; unit += 2) {
+      for (int chain = 0; chain < min_of(2, num_units - unit); ++chain) {
+        const U32 weights = load_words(tile + 64 * (unit + chain) + 4 * kWidth * part);
+        DL_UNROLL(8)
+        for (int row = 0; row < kRows; ++row)
+          sums[chain][row] =
+              dot_bf16(sums[chain][row], weights, load_int(rows + row * stride + 4 * (unit + chain)));
+      }
+    }
+    for (int row = 0; row < kRows; ++row) sums[0][row] = sums[0][row] + sums[1][row];
+    store_rows<kRows>(sums[0], out, part);
+  }
+}
+
+template <int kRows>
+static void dot_f32(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes]) {
+  const float* weights = reinterpret_cast<const float*>(tile);
+  for (int part = 0; part < kParts; ++part) {
+    F32 sums[2][kRows] = {};
+    for (int unit = 0; unit < num_units; unit += 2) {
+      for (int chain = 0; chain < min_of(2, num_units - unit); ++chain) {
+        const F32 line = load(weights + kLanes * (unit + chain) + kWidth * part);
+        DL_UNROLL(8)
+        for (int row = 0; row < kRows; ++row) {
+          const float* x = reinterpret_cast<const float*>(rows + row * stride) + unit + chain;
+          sums[chain][row] = fma(line, splat(*x), sums[chain][row]);
+        }
+      }
+    }
+    for (int row = 0; row < kRows; ++row) sums[0][row] = sums[0][row] + sums[1][row];
+    store_rows<kRows>(sums[0], out, part);
+  }
+}
+
+using DotTile = void (*)(const uint8_t*, const uint8_t*, int64_t, int, float (*)[kLanes]);
 
 template <int kRows>
 DL_INLINE DotTile dot_tile_of(int32_t kind) {
@@ -117,10 +128,10 @@ DL_INLINE DotTile choose_dot_tile(int32_t kind, int num_rows) {
     case 2: return dot_tile_of<2>(kind);
     case 3: return dot_tile_of<3>(kind);
     case 4: return dot_tile_of<4>(kind);
-    case 5: return dot_tile_of<5>(kind);
-    case 6: return dot_tile_of<6>(kind);
-    case 7: return dot_tile_of<7>(kind);
-    default: return dot_tile_of<8>(kind);
+    case 5: return dot_tile_of<min_of(5, kMaxRows)>(kind);
+    case 6: return dot_tile_of<min_of(6, kMaxRows)>(kind);
+    case 7: return dot_tile_of<min_of(7, kMaxRows)>(kind);
+    default: return dot_tile_of<kMaxRows>(kind);
   }
 }
 
@@ -130,25 +141,29 @@ struct Rows {
   const uint8_t* records;
 };
 
-// Multiply `num_tiles` tiles with rows [begin, end), up to 8 at a time. `take(row, count, out)` gets
-// out[tile][row], tile from 0; it sees each row once.
+// Multiply `num_tiles` tiles with rows [begin, end), a few at a time. `take(row, count, out)` gets
+// out[tile][row][lane], tile from 0; it sees each row once.
 template <int kMaxTiles, class Take>
 DL_INLINE void multiply_tiles(const Matrix& matrix, int first_tile, int num_tiles, const Rows& rows, int begin,
                               int end, Take take) {
-  F32 out[kMaxTiles][kMaxRows];
+  alignas(64) float out[kMaxTiles][kMaxRows][kLanes];
   for (int row = begin; row < end; row += kMaxRows) {
-    const int count = end - row < kMaxRows ? end - row : kMaxRows;
+    const int count = min_of(kMaxRows, end - row);
     const DotTile dot = choose_dot_tile(matrix.kind, count);
     for (int tile = 0; tile < num_tiles; ++tile) {
       const uint8_t* weights = matrix.data + (first_tile + tile) * matrix.tile_bytes;
       dot(weights, rows.records + row * rows.format.stride, rows.format.stride, rows.format.num_units, out[tile]);
-      if (matrix.bias != nullptr) {
-        const F32 bias = load(matrix.bias + (first_tile + tile) * kLanes);
-        for (int i = 0; i < count; ++i) out[tile][i] = out[tile][i] + bias;
-      }
+      if (matrix.bias == nullptr) continue;
+      const float* bias = matrix.bias + (first_tile + tile) * kLanes;
+      for (int i = 0; i < count; ++i)
+        for (int lane = 0; lane < kLanes; ++lane) out[tile][i][lane] += bias[lane];
     }
     take(row, count, out);
   }
+}
+
+DL_INLINE float half_at(const uint8_t* halves, int lane) {
+  return load_half(halves + lane / kWidth * kWidth * 2)[lane % kWidth];
 }
 
 // Write row `index` of a matrix as floats, as many as its columns.
@@ -166,10 +181,10 @@ static void read_row(const Matrix& matrix, int index, float* out) {
       const bool is_q4 = matrix.kind == kQ4;
       const uint8_t* unit = tile + column / kBlock * (is_q4 ? kQ4UnitBytes : kQ8UnitBytes);
       const int group = column % kBlock / 4;
-      const float scale = load_half(unit)[lane];
+      const float scale = half_at(unit, lane);
       if (is_q4) {
         const uint8_t both = unit[64 + 64 * (group / 2) + 4 * lane + column % 4];
-        out[column] = scale * ((both >> (4 * (group % 2))) & 0x0f) + load_half(unit + 32)[lane];
+        out[column] = scale * ((both >> (4 * (group % 2))) & 0x0f) + half_at(unit + 32, lane);
       } else {
         out[column] = scale * (unit[32 + 64 * group + 4 * lane + column % 4] - 128);
       }

@@ -21,22 +21,21 @@ DL_INLINE RowFormat row_format(const Matrix& reader) {
 
 // A block's 32 values become int8 with the scale max / 127. `x` may hold anything finite.
 DL_INLINE void quantize_block(const float* x, int8_t* quants, float* scale, float* scaled_sum, int32_t* offset) {
-  const F32 a = load(x), b = load(x + kLanes);
-  const float most = highest(max(absolute(a), absolute(b)));
-  const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-  const I32 qa = round_to_int(a * splat(inverse)), qb = round_to_int(b * splat(inverse));
-  *reinterpret_cast<I8Quarter*>(quants) = __builtin_convertvector(qa, I8Quarter);
-  *reinterpret_cast<I8Quarter*>(quants + kLanes) = __builtin_convertvector(qb, I8Quarter);
-  int32_t total = 0;
-  const I32 both = qa + qb;
-#if defined(DRAFTLINE_AVX512)
-  total = _mm512_reduce_add_epi32((__m512i)both);
-#else
-  for (int i = 0; i < kLanes; ++i) total += both[i];
-#endif
-  *scale = most * (1.0f / 127.0f);
-  *scaled_sum = *scale * static_cast<float>(total);
-  *offset = -128 * total;
+  F32 most = {};
+  for (int i = 0; i < kBlock; i += kWidth) most = max(most, absolute(load(x + i)));
+  const float limit = highest(most);
+  const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+  I32 total = {};
+  for (int i = 0; i < kBlock; i += kWidth) {
+    const I32 rounded = round_to_int(load(x + i) * splat(inverse));
+    const I8 bytes = __builtin_convertvector(rounded, I8);
+    __builtin_memcpy(quants + i, &bytes, sizeof bytes);
+    total = total + rounded;
+  }
+  const int32_t all = sum(total);
+  *scale = limit * (1.0f / 127.0f);
+  *scaled_sum = *scale * static_cast<float>(all);
+  *offset = -128 * all;
 }
 
 // Writes one row. `x` has zeros up to the end of its last block.
@@ -46,9 +45,9 @@ static void write_row(const RowFormat& format, const float* x, uint8_t* record) 
     __builtin_memcpy(record, x, sizeof(float) * n);
   } else if (format.kind == kBF16) {
     uint16_t* out = reinterpret_cast<uint16_t*>(record);
-    for (int i = 0; i < 2 * n; i += kLanes) {
-      const U16Half rounded = __builtin_convertvector(to_bf16(load(x + i)), U16Half);
-      __builtin_memcpy(out + i, &rounded, sizeof(uint16_t) * (2 * n - i < kLanes ? 2 * n - i : kLanes));
+    for (int i = 0; i < 2 * n; i += kWidth) {
+      const U16 rounded = __builtin_convertvector(to_bf16(load(x + i)), U16);
+      __builtin_memcpy(out + i, &rounded, 2 * min_of(2 * n - i, kWidth));
     }
   } else {
     int8_t* quants = reinterpret_cast<int8_t*>(record);

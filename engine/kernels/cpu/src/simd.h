@@ -1,7 +1,7 @@
-// Sixteen lanes of float and what the kernels do with them, for the instruction set of the including file.
+// Vectors as wide as a register and what the kernels do with them, for the instruction set of the includer.
 //
-// Vectors are GCC's and clang's own, 64 bytes wide: where registers are narrower the compiler splits them.
-// Intrinsics stand where a machine has an instruction that C++ cannot name. Sums keep one order everywhere.
+// The vectors are GCC's and clang's own; intrinsics stand where a machine has an instruction that C++ cannot
+// name. Everything in memory is laid out for 16 lanes: narrower registers take it in parts.
 #ifndef DRAFTLINE_ISA
 #error "include kernels.h from one of the isa_*.cpp files"
 #endif
@@ -9,34 +9,49 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
-typedef float F32 __attribute__((vector_size(64)));
-typedef float F32U __attribute__((vector_size(64), aligned(4)));
-typedef int32_t I32 __attribute__((vector_size(64)));
-typedef uint32_t U32 __attribute__((vector_size(64)));
-typedef uint32_t U32U __attribute__((vector_size(64), aligned(4)));
-typedef uint8_t U8 __attribute__((vector_size(64)));
-typedef uint16_t U16Half __attribute__((vector_size(32)));
-typedef uint16_t U16HalfU __attribute__((vector_size(32), aligned(2)));
-typedef int8_t I8Quarter __attribute__((vector_size(16), aligned(1)));
+#if defined(DRAFTLINE_AVX512)
+constexpr int kWidth = 16;
+constexpr int kMaxRows = 8;     // that share one pass over the weights: their sums must live in registers
+constexpr int kMaxVectors = 4;  // of a row's values summed at once
+#elif defined(DRAFTLINE_AVX2)
+constexpr int kWidth = 8;
+constexpr int kMaxRows = 4;
+constexpr int kMaxVectors = 2;
+#else
+constexpr int kWidth = 4;
+constexpr int kMaxRows = 4;
+constexpr int kMaxVectors = 2;
+#endif
+constexpr int kParts = kLanes / kWidth;  // vectors that make a tile's 16 lanes
+
+typedef float F32 __attribute__((vector_size(4 * kWidth)));
+typedef float F32U __attribute__((vector_size(4 * kWidth), aligned(4)));
+typedef int32_t I32 __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t U32 __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t U32U __attribute__((vector_size(4 * kWidth), aligned(4)));
+typedef uint8_t U8 __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t U16 __attribute__((vector_size(2 * kWidth)));
+typedef uint16_t U16U __attribute__((vector_size(2 * kWidth), aligned(2)));
+typedef int8_t I8 __attribute__((vector_size(kWidth)));
 
 #define DL_PRAGMA(text) _Pragma(#text)
-#if defined(DRAFTLINE_AVX512)
-#define DL_UNROLL(times) DL_PRAGMA(GCC unroll times)  // sums must live in registers
-#else
-#define DL_UNROLL(times)
-#endif
+#define DL_UNROLL(times) DL_PRAGMA(GCC unroll times)
 #define DL_INLINE static inline __attribute__((always_inline))
 
 DL_INLINE F32 load(const float* p) { return *reinterpret_cast<const F32U*>(p); }
 DL_INLINE void store(float* p, F32 x) { *reinterpret_cast<F32U*>(p) = x; }
-DL_INLINE U8 load_bytes(const uint8_t* p) {
-  U32 line = *reinterpret_cast<const U32U*>(p);
-  return (U8)line;
-}
+DL_INLINE U32 load_words(const void* p) { return *reinterpret_cast<const U32U*>(p); }
+DL_INLINE U8 load_bytes(const void* p) { return (U8)load_words(p); }
 DL_INLINE F32 splat(float x) { return F32{} + x; }
 DL_INLINE I32 splat(int32_t x) { return I32{} + x; }
-DL_INLINE I32 lane_numbers() { return I32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 DL_INLINE F32 select(I32 mask, F32 a, F32 b) { return (F32)((mask & (I32)a) | (~mask & (I32)b)); }
+
+DL_INLINE I32 lane_numbers() {
+  I32 numbers;
+  for (int i = 0; i < kWidth; ++i) numbers[i] = i;
+  return numbers;
+}
+
 DL_INLINE int32_t load_int(const void* p) {
   int32_t value;
   __builtin_memcpy(&value, p, 4);
@@ -48,15 +63,9 @@ DL_INLINE F32 fma(F32 a, F32 b, F32 c) {
 #if defined(DRAFTLINE_AVX512)
   return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(DRAFTLINE_AVX2)
-  typedef float Half __attribute__((vector_size(32)));
-  union Halves { F32 whole; Half half[2]; } x{a}, y{b}, z{c};
-  for (int i = 0; i < 2; ++i)
-    z.half[i] = (Half)_mm256_fmadd_ps((__m256)x.half[i], (__m256)y.half[i], (__m256)z.half[i]);
-  return z.whole;
+  return (F32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__aarch64__)
-  union Quarters { F32 whole; float32x4_t quarter[4]; } x{a}, y{b}, z{c};
-  for (int i = 0; i < 4; ++i) z.quarter[i] = vfmaq_f32(z.quarter[i], x.quarter[i], y.quarter[i]);
-  return z.whole;
+  return (F32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -65,6 +74,8 @@ DL_INLINE F32 fma(F32 a, F32 b, F32 c) {
 DL_INLINE F32 max(F32 a, F32 b) {
 #if defined(DRAFTLINE_AVX512)
   return (F32)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(DRAFTLINE_AVX2)
+  return (F32)_mm256_max_ps((__m256)a, (__m256)b);
 #else
   return select(a > b, a, b);
 #endif
@@ -72,24 +83,32 @@ DL_INLINE F32 max(F32 a, F32 b) {
 
 DL_INLINE F32 absolute(F32 x) { return (F32)((I32)x & splat(0x7fffffff)); }
 
-// Halves are added pairwise: the order depends on nothing.
+// Halves are added pairwise.
 DL_INLINE float sum(F32 x) {
-  float lanes[kLanes];
+  float lanes[kWidth];
   store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = kWidth / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+}
+
+DL_INLINE int32_t sum(I32 x) {
+#if defined(DRAFTLINE_AVX512)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
+  int32_t total = 0;
+  for (int i = 0; i < kWidth; ++i) total += x[i];
+  return total;
+#endif
 }
 
 DL_INLINE float highest(F32 x) {
 #if defined(DRAFTLINE_AVX512)
   return _mm512_reduce_max_ps((__m512)x);
 #else
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+  float most = x[0];
+  for (int i = 1; i < kWidth; ++i) most = x[i] > most ? x[i] : most;
+  return most;
 #endif
 }
 
@@ -147,21 +166,15 @@ DL_INLINE F32 load_half(const uint8_t* p) {
 #if defined(DRAFTLINE_AVX512)
   return (F32)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(DRAFTLINE_AVX2)
-  union Halves { F32 whole; __m256 half[2]; } x;
-  for (int i = 0; i < 2; ++i)
-    x.half[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + i));
-  return x.whole;
+  return (F32)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  const U16HalfU h = *reinterpret_cast<const U16HalfU*>(p);
-  const U32 wide = __builtin_convertvector((U16Half)h, U32);
-  const U32 magnitude = (wide & 0x7fff) << 13;
+  const U16 half = *reinterpret_cast<const U16U*>(p);
+  const U32 wide = __builtin_convertvector(half, U32);
   // 2**112 moves the exponent bias, and makes subnormal halves normal floats.
-  const F32 value = (F32)magnitude * splat(5.192296858534828e+33f);
-  return (F32)((U32)value | ((wide & 0x8000) << 16));
+  const F32 magnitude = (F32)((wide & 0x7fff) << 13) * splat(5.192296858534828e+33f);
+  return (F32)((U32)magnitude | ((wide & 0x8000) << 16));
 #endif
 }
-
-DL_INLINE F32 from_bf16(U32 upper) { return (F32)(upper << 16); }
 
 // Rounds to nearest even into the low 16 bits of each lane; not for NaN.
 DL_INLINE U32 to_bf16(F32 x) {
@@ -170,25 +183,27 @@ DL_INLINE U32 to_bf16(F32 x) {
 }
 
 // Lane i: acc + the four products of unsigned bytes w[4i..] and signed bytes a; exact.
-template <bool kSmallWeights>  // weights below 128
+template <bool kSmallWeights>  // below 128
 DL_INLINE I32 dot_bytes(I32 acc, U8 w, int32_t a) {
 #if defined(DRAFTLINE_AVX512)
   return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 #elif defined(DRAFTLINE_AVX2)
-  union Halves { I32 whole; U8 bytes; __m256i half[2]; } sum{acc}, x;
-  x.bytes = w;
   const __m256i four = _mm256_set1_epi32(a), ones = _mm256_set1_epi16(1);
-  for (int i = 0; i < 2; ++i) {
-    // 255 * 127 * 2 does not fit 16 bits: the top bit goes by itself.
-    const __m256i low = kSmallWeights ? x.half[i] : _mm256_and_si256(x.half[i], _mm256_set1_epi8(0x7f));
-    __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(low, four), ones);
-    if (!kSmallWeights) {
-      const __m256i top = _mm256_and_si256(x.half[i], _mm256_set1_epi8(-128));
-      products = _mm256_add_epi32(products, _mm256_madd_epi16(_mm256_maddubs_epi16(top, four), ones));
-    }
-    sum.half[i] = _mm256_add_epi32(sum.half[i], products);
+  // 255 * 127 * 2 does not fit 16 bits: the top bit goes by itself.
+  const __m256i low = kSmallWeights ? (__m256i)w : _mm256_and_si256((__m256i)w, _mm256_set1_epi8(0x7f));
+  __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(low, four), ones);
+  if (!kSmallWeights) {
+    const __m256i top = _mm256_and_si256((__m256i)w, _mm256_set1_epi8(-128));
+    products = _mm256_add_epi32(products, _mm256_madd_epi16(_mm256_maddubs_epi16(top, four), ones));
   }
-  return sum.whole;
+  return acc + (I32)products;
+#elif defined(__SSE2__)
+  // Even and odd bytes as 16-bit numbers: their products fit.
+  const uint32_t even = static_cast<uint16_t>(static_cast<int8_t>(a)) |
+                        static_cast<uint32_t>(static_cast<int8_t>(a >> 16)) << 16;
+  const uint32_t odd = static_cast<uint16_t>(static_cast<int8_t>(a >> 8)) | static_cast<uint32_t>(a >> 24) << 16;
+  const __m128i low = _mm_and_si128((__m128i)w, _mm_set1_epi16(0xff)), high = _mm_srli_epi16((__m128i)w, 8);
+  return acc + (I32)_mm_madd_epi16(low, _mm_set1_epi32(even)) + (I32)_mm_madd_epi16(high, _mm_set1_epi32(odd));
 #else
   const U32 wide = (U32)w;
   for (int byte = 0; byte < 4; ++byte) {
@@ -209,8 +224,6 @@ DL_INLINE F32 dot_bf16(F32 acc, U32 w, uint32_t a) {
   return fma((F32)(w & 0xffff0000u), splat(high.value), acc);
 #endif
 }
-
-DL_INLINE U32 load_words(const void* p) { return *reinterpret_cast<const U32U*>(p); }
 
 }  // namespace DRAFTLINE_ISA
 }  // namespace draftline

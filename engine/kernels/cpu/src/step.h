@@ -111,7 +111,8 @@ class StepThread {
           layer.qkv, head * num_tiles, num_tiles, rows, begin, end, [&](int row, int count, auto& out) {
             for (int i = 0; i < count; ++i) {
               float values[kMaxHeadDim];
-              for (int tile = 0; tile < num_tiles; ++tile) store(values + tile * kLanes, out[tile][i]);
+              for (int tile = 0; tile < num_tiles; ++tile)
+                __builtin_memcpy(values + tile * kLanes, out[tile][i], sizeof out[tile][i]);
               place_head(layer, number, head, row + i, values);
             }
           });
@@ -192,9 +193,12 @@ class StepThread {
       multiply_tiles<2>(layer.gate_up, tile * tiles_each, tiles_each, rows, begin, end,
                         [&](int row, int count, auto& out) {
                           for (int i = 0; i < count; ++i) {
-                            F32 value = activate(model_.activation, out[0][i]);
-                            if (model_.is_gated) value = value * out[1][i];
-                            store(step_.inner + (row + i) * step_.inner_stride + tile * kLanes, value);
+                            float* place = step_.inner + (row + i) * step_.inner_stride + tile * kLanes;
+                            for (int lane = 0; lane < kLanes; lane += kWidth) {
+                              F32 value = activate(model_.activation, load(out[0][i] + lane));
+                              if (model_.is_gated) value = value * load(out[1][i] + lane);
+                              store(place + lane, value);
+                            }
                           }
                         });
     });
@@ -212,16 +216,15 @@ class StepThread {
       multiply_tiles<1>(matrix, tile, 1, rows, begin, end, [&](int row, int count, auto& out) {
         for (int i = 0; i < count; ++i) {
           float* place = x(row + i) + tile * kLanes;
-          store(place, load(place) + out[0][i]);
+          for (int lane = 0; lane < kLanes; ++lane) place[lane] += out[0][i][lane];
         }
       });
     });
   }
 
-  void store_logits(int row, int first, F32 values) {
+  void store_logits(int row, int first, const float* values) {
     float* out = step_.logits + static_cast<int64_t>(row) * model_.vocab_size + first;
-    if (first + kLanes <= model_.vocab_size) return store(out, values);
-    for (int i = 0; i < model_.vocab_size - first; ++i) out[i] = values[i];
+    __builtin_memcpy(out, values, sizeof(float) * min_of(kLanes, model_.vocab_size - first));
   }
 
   template <class Use>
