@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.engine import CompiledGrammar, Engine, StepOutput
+from engine.batch import StepOutput
+from engine.engine import CompiledGrammar, Engine
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.grammar_spec import GrammarSpec
 from engine.info import EngineInfo

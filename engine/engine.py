@@ -1,19 +1,17 @@
 """Engine: the synchronous heart. Token ids in, token ids out; no thread, no text, no HTTP."""
 
-import itertools
 import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from engine.batch import Batch
+from engine.batch import Batch, StepOutput
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarSpec
 from engine.kv_cache.block_hash import hash_root
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.outputs import FinishReason, GenerationRequest, TokenLogprobs
+from engine.outputs import FinishReason, GenerationRequest
 from engine.request import GrammarState, Request
 from engine.sampling.sampler import SamplerOutput
 from engine.sampling_params import SamplingParams
@@ -25,7 +23,7 @@ class StepRunner(Protocol):
     """What the engine needs of a model runner; tests put scripted logits here."""
 
     def execute(self, batch: Batch) -> SamplerOutput:
-        """Run a batch and choose a token for each request that reached its end."""
+        """Run a batch and choose a token for each of its sampled rows."""
 
 
 class CompiledGrammar(Protocol):
@@ -43,15 +41,6 @@ class GrammarSource(Protocol):
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """Return the grammar, from a cache if it was compiled before; raises RequestError."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What a step brought for a request, which may have finished with it."""
-
-    request: Request
-    token_ids: tuple[int, ...]  # none for a request that only scores its prompt
-    logprobs: tuple[TokenLogprobs, ...] = ()  # one per token, if asked for
 
 
 class Engine:
@@ -159,19 +148,10 @@ class Engine:
         self._step_started = time.monotonic()
         batch = self.scheduler.schedule()
         output = self.runner.execute(batch)
-        requests = self.scheduler.update(batch, output.token_ids)
-        self._count(requests)
+        outputs = self.scheduler.update(batch, output)
+        self._count(outputs)
         self._step_started = None
-        return [
-            StepOutput(
-                request,
-                () if token_id is None else (token_id,),
-                () if logprobs is None else (logprobs,),
-            )
-            for request, token_id, logprobs in itertools.zip_longest(
-                requests, output.token_ids, output.logprobs
-            )
-        ]
+        return outputs
 
     def close(self) -> None:
         """Release what is not memory of this process."""
@@ -206,11 +186,12 @@ class Engine:
             return params.stop_token_ids
         return params.stop_token_ids | self.eos_token_ids
 
-    def _count(self, requests: Sequence[Request]) -> None:
+    def _count(self, outputs: Sequence[StepOutput]) -> None:
         self._num_steps += 1
-        for request in requests:
-            self._generation_tokens += request.num_output_tokens > 0
-            if request.num_output_tokens <= 1:
+        for output in outputs:
+            request, num_new = output.request, len(output.token_ids)
+            self._generation_tokens += num_new
+            if request.num_output_tokens == num_new:  # its first tokens
                 self._prompt_tokens += request.num_prompt_tokens
             if request.finish_reason is not None:
                 self._finished[request.finish_reason] += 1

@@ -17,7 +17,9 @@ class ModelInput:
     token_ids: Tensor  # int64 [num_tokens]
     positions: Tensor  # int64 [num_tokens]
     slot_mapping: Tensor  # int64 [num_tokens] where in the KV storage each token goes
-    logits_rows: Tensor  # int64 [num_sampled] the last token of each request that gets a new one
+    logits_rows: (
+        Tensor  # int64 [num_rows] the tokens whose logits choose the next: a request's last, and its drafts
+    )
     tile_groups: list[TileGroup]
 
 
@@ -32,8 +34,9 @@ def build_model_input(batch: Batch, *, block_size: int, device: torch.device) ->
         request, first = chunk.request, chunk.request.num_computed_tokens
         spans.append(QuerySpan(len(token_ids), chunk.num_tokens, first, request.block_ids))
         token_ids.extend(request.token_ids[first : first + chunk.num_tokens])
-        if chunk.reaches_end and request.wants_token:
-            logits_rows.append(len(token_ids) - 1)
+        token_ids.extend(chunk.draft_token_ids)
+        if chunk.is_sampled:
+            logits_rows.extend(range(len(token_ids) - 1 - len(chunk.draft_token_ids), len(token_ids)))
         span_positions = np.arange(first, first + chunk.num_tokens)
         positions.append(span_positions)
         slots.append(_slots(span_positions, request.block_ids, block_size))

@@ -127,7 +127,7 @@ class ScriptedRunner:
 
     def execute(self, batch: Batch) -> SamplerOutput:
         self.batches.append([(chunk.request.request_id, chunk.num_tokens) for chunk in batch.chunks])
-        tokens = tuple(self.next_token(r.token_ids) for r in batch.sampled_requests)
+        tokens = tuple(self.next_token(row.token_ids) for row in batch.sampled_rows)
         return SamplerOutput(tokens, (None,) * len(tokens))
 
 
