@@ -42,6 +42,16 @@ class Batch:
     chunks: tuple[ScheduledChunk, ...]
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that run in the step, drafts included."""
+        return sum([chunk.num_tokens for chunk in self.chunks])
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Drafts among them."""
+        return sum([len(chunk.draft_token_ids) for chunk in self.chunks])
+
+    @property
     def sampled_rows(self) -> list[SampledRow]:
         """The places whose token this step chooses, in batch order: 1 + number of drafts for a request."""
         rows: list[SampledRow] = []

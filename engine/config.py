@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from engine.errors import ConfigError
+from engine.speculation import MAX_DRAFT_TOKENS
 
 
 class RopeScaling(str, Enum):
@@ -98,16 +99,29 @@ class EngineConfig:
     kv_cache_memory: int | None = None  # bytes
     enable_prefix_caching: bool = True
     max_waiting: int = 256  # requests that may wait; one more is refused
+    speculation: str = "off"  # of requests that do not say: "off", "auto", "draft" or "ngram"
+    num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_waiting"):
+        _check_choice("speculation", self.speculation, ("off", "auto", "draft", "ngram"))
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "max_waiting",
+            "num_draft_tokens",
+        ):
             _check_at_least_one(name, getattr(self, name))
         for name in ("max_model_len", "kv_cache_memory"):
             if getattr(self, name) is not None:
                 _check_at_least_one(name, getattr(self, name))
+        if self.num_draft_tokens > MAX_DRAFT_TOKENS:
+            raise ConfigError(
+                f"num_draft_tokens must be at most {MAX_DRAFT_TOKENS}, got {self.num_draft_tokens}"
+            )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from engine.attention_tiles import CHUNK
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.vocabulary import token_bytes
 from engine.config import EngineConfig, ModelConfig
+from engine.draft_loader import add_speculation, prepare_for_draft
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.info import EngineInfo
@@ -39,14 +40,19 @@ class LoadedEngine:
     info: EngineInfo
 
 
-def load_engine(checkpoint: Checkpoint, config: EngineConfig) -> AsyncEngine:
+def load_engine(
+    checkpoint: Checkpoint, config: EngineConfig, draft_checkpoint: Checkpoint | None = None
+) -> AsyncEngine:
     """Load the model and start its engine thread; raises ConfigError or CheckpointError."""
-    loaded = build_engine(checkpoint, config)
+    loaded = build_engine(checkpoint, config, draft_checkpoint)
     return AsyncEngine(loaded.engine, max_waiting=config.max_waiting, info=loaded.info)
 
 
-def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> LoadedEngine:
-    """Load the model and build the synchronous engine around it."""
+def build_engine(
+    checkpoint: Checkpoint, config: EngineConfig, draft_checkpoint: Checkpoint | None = None
+) -> LoadedEngine:
+    """Load the model, and a draft model if there is one, and build the synchronous engine around them."""
+    config = prepare_for_draft(checkpoint, config, draft_checkpoint)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     torch.set_num_threads(choose_num_threads())
@@ -69,7 +75,9 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> LoadedEngine:
         kv_cache_bytes=kv_storage.num_bytes,
         weight_bytes=weights.num_bytes,
     )
-    return LoadedEngine(engine=_assemble(checkpoint, config, model, kv_storage, info, device), info=info)
+    engine = _assemble(checkpoint, config, model, kv_storage, info, device)
+    add_speculation(engine, config, draft_checkpoint, dtype=dtype, device=device)
+    return LoadedEngine(engine=engine, info=info)
 
 
 def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

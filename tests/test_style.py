@@ -29,7 +29,7 @@ ENGINE_LAYERS = [
     {"model_runner", "scheduler"},
     {"engine"},
     {"async_engine"},
-    {"machine", "loader"},
+    {"machine", "draft_loader", "loader"},
 ]
 
 

@@ -42,24 +42,32 @@ class Sampler:
     def __call__(self, logits: Tensor, rows: Sequence[SampledRow]) -> SamplerOutput:
         """Choose a token for each row of [num_rows, >= vocab_size]."""
         raw = logits[:, : self.vocab_size].float()
-        processed = raw
-        if any(needs_processing(row) for row in rows):
-            processed = raw.clone()
-            for row_logits, row in zip(processed, rows, strict=True):
-                process_row(row_logits, row)
-        tokens = processed.argmax(dim=-1)
-        filtered = processed
-        sampled = [number for number, row in enumerate(rows) if not row.params.is_greedy]
-        if sampled:
-            numbers = torch.tensor(sampled, device=logits.device)
-            chosen = [rows[number] for number in sampled]
-            survivors = apply_filters(processed[numbers], [row.params for row in chosen])
-            keys = [noise_key(row.seed, row.choice, row.num_tokens) for row in chosen]
-            tokens[numbers] = draw(survivors, keys)
-            if any(row.params.processed_logprobs for row in chosen):
-                filtered = processed.index_copy(0, numbers, survivors)
-        token_ids = tokens.tolist()
+        filtered, token_ids = _choose(raw, rows)
         return SamplerOutput(tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, rows))
+
+    def choose(self, logits: Tensor, rows: Sequence[SampledRow]) -> list[int]:
+        """Do the same without logprobs."""
+        return _choose(logits[:, : self.vocab_size].float(), rows)[1]
+
+
+def _choose(raw: Tensor, rows: Sequence[SampledRow]) -> tuple[Tensor, list[int]]:
+    """Return the logits after the chain, filtered only where logprobs want that, and the tokens."""
+    processed = raw
+    if any(needs_processing(row) for row in rows):
+        processed = raw.clone()
+        for row_logits, row in zip(processed, rows, strict=True):
+            process_row(row_logits, row)
+    tokens = processed.argmax(dim=-1)
+    filtered = processed
+    sampled = [number for number, row in enumerate(rows) if not row.params.is_greedy]
+    if sampled:
+        numbers = torch.tensor(sampled, device=raw.device)
+        chosen = [rows[number] for number in sampled]
+        survivors = apply_filters(processed[numbers], [row.params for row in chosen])
+        tokens[numbers] = draw(survivors, [noise_key(row.seed, row.choice, row.num_tokens) for row in chosen])
+        if any(row.params.processed_logprobs for row in chosen):
+            filtered = processed.index_copy(0, numbers, survivors)
+    return filtered, tokens.tolist()
 
 
 def apply_filters(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:

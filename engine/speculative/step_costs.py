@@ -1,0 +1,62 @@
+"""StepCosts: seconds of a forward pass by its number of tokens, measured and kept current."""
+
+from bisect import bisect_left
+
+SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
+_SHAPE_MEMORY = 0.9
+_LEVEL_MEMORY = 0.9
+_TYPICAL_FREE = 4.0  # before anything is measured: so many tokens for about the price of one
+_MOST_SURPRISE = 2.0  # an observation further off than this is an interruption, not a price
+
+
+class StepCosts:
+    """A level (what the machine does now) times a shape (how cost grows with the number of tokens).
+
+    A machine that slows down as a whole moves the level, which all sizes share; so prices of sizes that
+    have not run lately stay comparable with those that have.
+    """
+
+    def __init__(self) -> None:
+        self._shape = [max(1.0, 0.9 + 0.1 * size, size / _TYPICAL_FREE) for size in SIZES]
+        self._level = 0.0  # 0: nothing measured yet
+
+    @property
+    def is_measured(self) -> bool:
+        """True once there is any observation."""
+        return self._level > 0.0
+
+    def seconds(self, num_tokens: int) -> float:
+        """Return the expected seconds of a pass over so many tokens; more tokens never cost less."""
+        return (self._level or 1.0) * self._relative(num_tokens)
+
+    def set_measured(self, seconds: dict[int, float]) -> None:
+        """Take over the prices measured at start-up, by number of tokens, for sizes of SIZES."""
+        self._level = seconds[min(seconds)]
+        known = [(size, seconds[size] / self._level) for size in SIZES if size in seconds]
+        last_size, last = known[-1]
+        for place, size in enumerate(SIZES):
+            self._shape[place] = seconds.get(size, 0.0) / self._level or last * size / last_size
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Take in what a pass really took."""
+        if not self.is_measured:
+            self._level = seconds / self._relative(num_tokens)
+            return
+        surprise = seconds / self.seconds(num_tokens)
+        surprise = min(_MOST_SURPRISE, max(1.0 / _MOST_SURPRISE, surprise))
+        self._level *= surprise ** (1.0 - _LEVEL_MEMORY)
+        place = min(bisect_left(SIZES, num_tokens), len(SIZES) - 1)
+        self._shape[place] *= surprise ** (1.0 - _SHAPE_MEMORY)
+
+    def _relative(self, num_tokens: int) -> float:
+        place = bisect_left(SIZES, num_tokens)
+        if place == len(SIZES):
+            return self._monotone(place - 1) * num_tokens / SIZES[-1]
+        above = self._monotone(place)
+        if SIZES[place] == num_tokens or place == 0:
+            return above
+        below, low, high = self._monotone(place - 1), SIZES[place - 1], SIZES[place]
+        return below + (above - below) * (num_tokens - low) / (high - low)
+
+    def _monotone(self, place: int) -> float:
+        return max(self._shape[: place + 1])
