@@ -39,7 +39,7 @@ def prepare_for_draft(target: Checkpoint, config: EngineConfig, draft: Checkpoin
     """
     if draft is None:
         if config.speculation == "draft":
-            raise ConfigError("speculation 'draft' needs a draft model: name one with draft_model")
+            raise ConfigError("speculation 'draft' needs a draft model: name one with --draft-model")
         return config
     check_same_vocabulary(target, draft)
     device = choose_device(config.device)

@@ -119,7 +119,7 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
         parse("--api-key-file", str(path)).all_keys()
 
 
-@pytest.mark.parametrize("argument", ["--draft-model=x", "--nope", "--por=80", "extra"])
+@pytest.mark.parametrize("argument", ["--drafts=x", "--nope", "--por=80", "extra"])
 def test_what_is_not_honoured_is_not_accepted(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         parse(argument)
