@@ -25,7 +25,7 @@ class Drafter(Protocol):
     """A source of drafts.
 
     Whatever it proposes, answers stay the same: a wrong guess costs time, a right one saves it. A new
-    source needs these three methods and a place in the list that Speculator is given.
+    source needs these methods and a place in the list that Speculator is given.
     """
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:

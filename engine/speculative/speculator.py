@@ -104,11 +104,12 @@ class Speculator:
 
     def propose(self, running: Sequence[Request]) -> None:
         """Give drafts to requests that are one token behind, as far as they promise to pay."""
-        plans = [plan for request in running if _is_ready(request) and (plan := self._plan(request))]
         self._expected_tokens = 0.0
-        if not plans:
+        ready = [request for request in running if _is_ready(request)]
+        if not ready:
             return
         load = _load(running, self._max_num_batched_tokens)
+        plans = [plan for request in ready if (plan := self._plan(request, load)) is not None]
         lengths = self.controller.choose([plan.candidate for plan in plans], load)
         self._draft_with_model(plans, lengths)
         for plan, length in zip(plans, lengths, strict=True):
@@ -143,7 +144,7 @@ class Speculator:
         for drafter in self._lookups:
             drafter.finish(request)
 
-    def _plan(self, request: Request) -> _Plan | None:
+    def _plan(self, request: Request, load: StepLoad) -> _Plan | None:
         state = self._states.setdefault(request.request_id, _State())
         state.draft = None
         mode, k = request.speculation.mode, request.speculation.k
@@ -155,10 +156,8 @@ class Speculator:
         best = None if draft is None else self._lookup_plan(request, state, draft, is_fixed=is_fixed)
         if self.draft_model is not None and mode in _MODEL_MODES and not _is_forced(draft):
             other = self._model_plan(request, state, limit, is_fixed=is_fixed)
-            load = StepLoad(1, 1)
-            if best is None or self.controller.rate(other.candidate, load) > self.controller.rate(
-                best.candidate, load
-            ):
+            rate = self.controller.rate
+            if best is None or rate(other.candidate, load) > rate(best.candidate, load):
                 best = other
         return best
 
