@@ -1,6 +1,7 @@
 """StepCosts: seconds of a forward pass by its number of tokens, measured and kept current."""
 
 from bisect import bisect_left
+from itertools import accumulate
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
 _SHAPE_MEMORY = 0.9
@@ -18,6 +19,9 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._shape = [max(1.0, 0.9 + 0.1 * size, size / _TYPICAL_FREE) for size in SIZES]
+        self._rising = (
+            self._shape
+        )  # the shape without dips: what a smaller size costs, a larger one costs too
         self._level = 0.0  # 0: nothing measured yet
 
     @property
@@ -36,6 +40,7 @@ class StepCosts:
         last_size, last = known[-1]
         for place, size in enumerate(SIZES):
             self._shape[place] = seconds.get(size, 0.0) / self._level or last * size / last_size
+        self._rising = list(accumulate(self._shape, max))
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Take in what a pass really took."""
@@ -47,16 +52,14 @@ class StepCosts:
         self._level *= surprise ** (1.0 - _LEVEL_MEMORY)
         place = min(bisect_left(SIZES, num_tokens), len(SIZES) - 1)
         self._shape[place] *= surprise ** (1.0 - _SHAPE_MEMORY)
+        self._rising = list(accumulate(self._shape, max))
 
     def _relative(self, num_tokens: int) -> float:
         place = bisect_left(SIZES, num_tokens)
         if place == len(SIZES):
-            return self._monotone(place - 1) * num_tokens / SIZES[-1]
-        above = self._monotone(place)
+            return self._rising[-1] * num_tokens / SIZES[-1]
+        above = self._rising[place]
         if SIZES[place] == num_tokens or place == 0:
             return above
-        below, low, high = self._monotone(place - 1), SIZES[place - 1], SIZES[place]
+        below, low, high = self._rising[place - 1], SIZES[place - 1], SIZES[place]
         return below + (above - below) * (num_tokens - low) / (high - low)
-
-    def _monotone(self, place: int) -> float:
-        return max(self._shape[: place + 1])

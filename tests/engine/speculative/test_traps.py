@@ -360,6 +360,19 @@ def test_both_models_share_the_memory_for_keys_and_values(noisy):
     assert pool.num_blocks == storage.num_blocks == plain.kv_cache_manager.pool.num_blocks // 2
 
 
+def test_prices_are_measured_at_start_and_leave_nothing_behind(noisy):
+    engine = byte_engine(draft=noisy, speculation="auto", enable_prefix_caching=True)
+    costs = engine.speculator.target_costs, engine.speculator.draft_model.costs
+    assert all(cost.is_measured for cost in costs)
+    assert all(cost.seconds(1) <= cost.seconds(64) for cost in costs)
+    engine.check_invariants()
+    pool = engine.kv_cache_manager.pool
+    assert pool.num_free == pool.num_blocks
+    assert not any(block.block_hash or block.has_draft_kv for block in pool.blocks)
+    tiny_pool = byte_engine(speculation="auto", kv_cache_memory=16 * 2 * 2 * 2 * 16 * 4 * 2)
+    assert len(generate(tiny_pool, generation(range(20)))[0]) == 8
+
+
 def test_a_gpt2_draft_for_a_llama_target():
     engine = byte_engine(draft=byte_checkpoint(GPT2, seed=4))
     request = generation(range(30), max_tokens=30, temperature=1.0, seed=1)
