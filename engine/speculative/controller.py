@@ -8,13 +8,14 @@ the one of the highest rate wins: nothing, where a pass costs as much as its tok
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.speculative.step_costs import StepCosts
 
 PROBE_INTERVAL = 64
-"""Steps between tries that do not seem to pay: enough to notice a change, too few to cost anything."""
+"""Least steps between tries that do not seem to pay."""
 
+_PROBE_SHARE = 0.015  # of the time since the last draft, which a try may cost
 _MARGIN = 1.02  # what is promised must beat doing nothing by this
 _PROBE_TOKENS = 3
 _BIAS_MEMORY = 0.95
@@ -47,6 +48,7 @@ class Controller:
         self.target_costs = target_costs
         self.draft_costs = draft_costs
         self._steps_since_draft = 0
+        self._seconds_since_draft = 0.0  # by the price list
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
     def choose(self, candidates: Sequence[Candidate], load: StepLoad) -> list[int]:
@@ -55,15 +57,29 @@ class Controller:
         free = [number for number, c in enumerate(candidates) if not c.is_fixed and c.survival]
         if free:
             self._extend(lengths, free, candidates, load)
+        if free and not any(lengths):
+            self._probe(lengths, free, candidates, load)
         if any(lengths):
-            self._steps_since_draft = 0
-        elif free:
-            self._steps_since_draft += 1
-            if self._steps_since_draft >= PROBE_INTERVAL:
-                self._steps_since_draft = 0
-                best = max(free, key=lambda number: candidates[number].survival[0])
-                lengths[best] = min(_PROBE_TOKENS, len(candidates[best].survival))
+            self._steps_since_draft, self._seconds_since_draft = 0, 0.0
         return lengths
+
+    def _probe(
+        self, lengths: list[int], free: Sequence[int], candidates: Sequence[Candidate], load: StepLoad
+    ) -> None:
+        """Try the likeliest draft after all, once enough time has passed that its price is lost in it."""
+        plain = self.target_costs.seconds(load.num_tokens)
+        self._steps_since_draft += 1
+        self._seconds_since_draft += plain
+        if self._steps_since_draft < PROBE_INTERVAL:
+            return
+        number = max(free, key=lambda number: candidates[number].survival[0])
+        drafting = _Drafting(self.draft_costs)
+        for place in range(min(_PROBE_TOKENS, len(candidates[number].survival))):
+            drafting.add(replace(candidates[number], num_remaining_steps=1), place)
+            seconds = self.target_costs.seconds(load.num_tokens + place + 1) - plain + drafting.seconds
+            if seconds > _PROBE_SHARE * self._seconds_since_draft:
+                break
+            lengths[number] = place + 1
 
     def rate(self, candidate: Candidate, load: StepLoad) -> float:
         """Return the most tokens per second that this draft alone would bring."""

@@ -82,6 +82,9 @@ def test_probes_come_at_a_low_rate():
     ]
     assert sum(length > 0 for length in lengths) == 4
     assert max(lengths) <= 3
+    reading = Candidate(survival(0.001), needs_model=True, num_catch_up_tokens=9000)
+    lengths = [made.choose([reading], StepLoad(1, 1))[0] for _ in range(4 * PROBE_INTERVAL)]
+    assert max(lengths) == 0, "reading so much would cost as much as hundreds of steps"
 
 
 def test_promises_that_are_not_kept_turn_it_off():
