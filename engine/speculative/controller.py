@@ -16,6 +16,9 @@ PROBE_INTERVAL = 64
 """Least steps between tries that do not seem to pay."""
 
 _PROBE_SHARE = 0.015  # of the time since the last draft, which a try may cost
+PLAIN_INTERVAL = 100
+"""Steps with drafts after which one goes without, so that the price of doing nothing stays known."""
+
 _MARGIN = 1.02  # what is promised must beat doing nothing by this
 _PROBE_TOKENS = 3
 _BIAS_MEMORY = 0.95
@@ -49,6 +52,7 @@ class Controller:
         self.draft_costs = draft_costs
         self._steps_since_draft = 0
         self._seconds_since_draft = 0.0  # by the price list
+        self._steps_since_plain = 0
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
     def choose(self, candidates: Sequence[Candidate], load: StepLoad) -> list[int]:
@@ -57,10 +61,15 @@ class Controller:
         free = [number for number, c in enumerate(candidates) if not c.is_fixed and c.survival]
         if free:
             self._extend(lengths, free, candidates, load)
-        if free and not any(lengths):
+        if self._steps_since_plain >= PLAIN_INTERVAL:
+            lengths = [len(c.survival) if c.is_fixed else 0 for c in candidates]
+        elif free and not any(lengths):
             self._probe(lengths, free, candidates, load)
         if any(lengths):
             self._steps_since_draft, self._seconds_since_draft = 0, 0.0
+            self._steps_since_plain += 1
+        else:
+            self._steps_since_plain = 0
         return lengths
 
     def _probe(
@@ -76,7 +85,7 @@ class Controller:
         drafting = _Drafting(self.draft_costs)
         for place in range(min(_PROBE_TOKENS, len(candidates[number].survival))):
             drafting.add(replace(candidates[number], num_remaining_steps=1), place)
-            seconds = self.target_costs.seconds(load.num_tokens + place + 1) - plain + drafting.seconds
+            seconds = self.target_costs.seconds(load.num_tokens + place + 1, 1) - plain + drafting.seconds
             if seconds > _PROBE_SHARE * self._seconds_since_draft:
                 break
             lengths[number] = place + 1
@@ -107,14 +116,16 @@ class Controller:
         )
         fixed = [c for c in candidates if c.is_fixed]
         num_tokens = load.num_tokens + sum(len(c.survival) for c in fixed)
+        num_drafts = len(fixed)
         expected = load.num_decodes + sum(sum(c.survival) for c in fixed)
-        best_rate = _MARGIN * expected / self.target_costs.seconds(num_tokens)
+        best_rate = _MARGIN * expected / self.target_costs.seconds(num_tokens, num_drafts)
         drafting = _Drafting(self.draft_costs)
         best_count, gained = 0, 0.0
         for count, (negative_chance, number, place) in enumerate(places, start=1):
             gained -= negative_chance
             drafting.add(candidates[number], place)
-            seconds = self.target_costs.seconds(num_tokens + count) + drafting.seconds
+            num_drafts += place == 0
+            seconds = self.target_costs.seconds(num_tokens + count, num_drafts) + drafting.seconds
             rate = (expected + self._bias * gained) / seconds
             if rate > best_rate:
                 best_rate, best_count = rate, count

@@ -123,10 +123,12 @@ class Speculator:
 
         `drafting` and `target` are the seconds that proposing and all the rest took.
         """
+        num_drafts = sum([bool(chunk.draft_token_ids) for chunk in batch.chunks])
         if batch.num_tokens:
-            self.target_costs.observe(batch.num_tokens, target)
-        num_drafts = batch.num_draft_tokens
-        plain = self.target_costs.seconds(batch.num_tokens - num_drafts) if num_drafts else target
+            self.target_costs.observe(batch.num_tokens, target, num_drafts)
+        plain = target
+        if num_drafts:
+            plain = self.target_costs.seconds(batch.num_tokens - batch.num_draft_tokens)
         num_new = 0
         for output in outputs:
             num_new += len(output.token_ids)

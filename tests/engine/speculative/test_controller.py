@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.speculation import DraftSource
 from engine.speculative.acceptance import AcceptanceTable, RequestAcceptance, match_bucket
-from engine.speculative.controller import PROBE_INTERVAL, Candidate, Controller, StepLoad
+from engine.speculative.controller import PLAIN_INTERVAL, PROBE_INTERVAL, Candidate, Controller, StepLoad
 from engine.speculative.drafter import Draft
 from engine.speculative.step_costs import SIZES, StepCosts
 
@@ -146,6 +146,25 @@ def test_a_slower_machine_moves_all_prices_together():
     assert made.seconds(8) / made.seconds(1) > 0.5 * before
     made.observe(1, 30.0)
     assert made.seconds(1) < 0.04, "one interruption is no price"
+
+
+def test_a_fee_for_each_draft_is_learned_apart():
+    made = costs(free=4.0)
+    for _ in range(100):
+        made.observe(20, made.seconds(20) + 3 * 0.004, num_drafts=3)
+        made.observe(16, 0.04)
+    assert made.seconds(16) == pytest.approx(0.04, rel=0.05)
+    assert made.seconds(20, 3) == pytest.approx(made.seconds(20) + 0.012, rel=0.05)
+    dear = Controller(made, costs()).choose([Candidate(survival(0.6))] * 4, StepLoad(4, 4))
+    cheap = Controller(costs(free=4.0), costs()).choose([Candidate(survival(0.9))], StepLoad(1, 1))
+    assert dear == [0] * 4
+    assert cheap[0] > 0
+
+
+def test_a_step_without_drafts_keeps_the_price_of_doing_nothing_known():
+    made = controller()
+    lengths = [made.choose([Candidate(survival(0.9))], StepLoad(1, 1))[0] for _ in range(3 * PLAIN_INTERVAL)]
+    assert lengths.count(0) == 2
 
 
 def test_the_first_observation_sets_the_level():

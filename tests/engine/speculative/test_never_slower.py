@@ -24,7 +24,7 @@ def price(num_tokens, free):
     return 0.01 * max(1.0 + 0.01 * num_tokens, num_tokens / free)
 
 
-def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, change_at=None):
+def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, change_at=None, fee=0.0):
     """Run some streams to their end; each draft token is right with chance `rate`, later with another."""
     clock, rng = Clock(), random.Random(4)
     monkeypatch.setattr("engine.engine.time", clock)
@@ -48,7 +48,8 @@ def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, chang
     execute = engine.runner.execute
 
     def timed(batch):
-        clock.now += price(batch.num_tokens, free) * rng.uniform(0.9, 1.1)
+        num_drafts = sum(bool(chunk.draft_token_ids) for chunk in batch.chunks)
+        clock.now += price(batch.num_tokens, free) * rng.uniform(0.9, 1.1) + fee * num_drafts
         return execute(batch)
 
     engine.runner.execute = timed
@@ -73,6 +74,14 @@ def test_auto_is_never_slower_than_off(monkeypatch, rate, free, num_streams):
         assert ratio > 1.6
     if rate == 0.9 and free == 10.0 and num_streams == 4:
         assert ratio > 1.4
+
+
+@pytest.mark.parametrize("num_streams", [1, 16])
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_a_fee_that_no_price_list_mentions_is_learned(monkeypatch, rate, num_streams):
+    case = {"rate": rate, "free": 20.0, "num_streams": num_streams, "fee": 0.01}
+    ratio = seconds(monkeypatch, "off", **case) / seconds(monkeypatch, "auto", **case)
+    assert ratio > 0.96
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.95])
