@@ -74,6 +74,8 @@ def build_engine(
         num_kv_blocks=kv_storage.num_blocks,
         kv_cache_bytes=kv_storage.num_bytes,
         weight_bytes=weights.num_bytes,
+        speculation=config.speculation,
+        draft_model=None if draft_checkpoint is None else draft_checkpoint.name,
     )
     engine = _assemble(checkpoint, config, model, kv_storage, info, device)
     add_speculation(engine, config, draft_checkpoint, dtype=dtype, device=device)

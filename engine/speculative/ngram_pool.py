@@ -34,7 +34,7 @@ class _Place:
 class NgramPool:
     """Answers of finished requests, at most `max_tokens` of them; the oldest leave first."""
 
-    def __init__(self, *, max_tokens: int = 200_000) -> None:
+    def __init__(self, *, max_tokens: int = 100_000) -> None:
         self._max_tokens = max_tokens
         self._num_tokens = 0
         self._texts: OrderedDict[int, _Text] = OrderedDict()

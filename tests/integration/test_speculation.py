@@ -9,7 +9,7 @@ import random
 import pytest
 
 NUM_REQUESTS = int(os.environ.get("DRAFTLINE_TEST_REQUESTS", "5"))
-WORDS = "the sea river stone garden a of and under light old house window letter winter song".split()
+WORDS = ["the", "sea", "river", "stone", "garden", "of", "and", "under", "old", "house", "winter", "song"]
 KINDS = [
     {"temperature": 0},
     {"temperature": 0.7, "top_p": 0.9, "n": 3},
