@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.engine import CompiledGrammar, Engine, StepOutput
+from engine.batch import StepOutput
+from engine.engine import CompiledGrammar, Engine
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.grammar_spec import GrammarSpec
 from engine.info import EngineInfo
@@ -297,7 +298,7 @@ class AsyncEngine:
         for step in steps:
             request = step.request
             stream, index = self._targets[request.request_id]
-            outputs.append((stream, _request_output(step, index)))
+            outputs.append((stream, _request_output(step, index, self._engine.num_steps)))
             if request.finish_reason is not None:
                 del self._targets[request.request_id]
                 del self._requests[stream.stream_id, index]
@@ -312,7 +313,7 @@ class AsyncEngine:
                     self._abort(_Abort(stream, frozenset(indices)))
 
 
-def _request_output(step: StepOutput, index: int) -> RequestOutput:
+def _request_output(step: StepOutput, index: int, step_number: int) -> RequestOutput:
     request = step.request
     last = step.token_ids[-1] if step.token_ids else None
     # An answer that a grammar completed ends with `stop` on a token that is part of it.
@@ -328,6 +329,8 @@ def _request_output(step: StepOutput, index: int) -> RequestOutput:
         finish_reason=request.finish_reason,
         stop_token_id=last if stopped else None,
         queue_seconds=request.queue_seconds,
+        step=step_number,
+        speculation=step.speculation,
     )
 
 

@@ -1,6 +1,7 @@
 """Which code runs the model: plain torch or the fused CPU kernels; chosen here and nowhere else."""
 
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,10 +11,12 @@ from engine.errors import ConfigError
 from engine.kernels.cpu.fused_decoder import FusedDecoder, why_not_fused
 from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat, load_library
 from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, tiled_kv_bytes_per_block
+from engine.kernels.cpu.token_chooser import FusedTokenChooser
 from engine.kv_cache.kv_storage import KVMemory, KVStorage, kv_bytes_per_block
 from engine.machine import choose_dtype
 from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
+from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ class Backend(Protocol):
 
     def build_kv_storage(self, config: ModelConfig, *, num_blocks: int, block_size: int) -> KVMemory:
         """Return the storage that models of this backend take."""
+
+    def build_sampler(self, vocab_size: int) -> Sampler:
+        """Return the sampler for a vocabulary."""
 
 
 class TorchBackend:
@@ -69,6 +75,10 @@ class TorchBackend:
             dtype=self.dtype,
             device=self.device,
         )
+
+    def build_sampler(self, vocab_size: int) -> Sampler:
+        """Return the sampler in plain torch."""
+        return Sampler(vocab_size=vocab_size)
 
 
 class FusedBackend:
@@ -128,12 +138,16 @@ class FusedBackend:
             kind=self._kv_kind,
         )
 
+    def build_sampler(self, vocab_size: int) -> Sampler:
+        """Return the sampler that leaves filters and noise to the kernels."""
+        return Sampler(vocab_size=vocab_size, chooser=FusedTokenChooser(self.context))
+
 
 def choose_backend(
-    config: EngineConfig, model_config: ModelConfig, *, device: torch.device, num_threads: int
+    config: EngineConfig, models: Sequence[ModelConfig], *, device: torch.device, num_threads: int
 ) -> Backend:
-    """Return the fused kernels where they can run, unless told otherwise; raises ConfigError."""
-    reason = _why_not_fused(config, model_config, device)
+    """Return the fused kernels where they can run all models, unless told otherwise; raises ConfigError."""
+    reason = _why_not_fused(config, models, device)
     if reason is None:
         return FusedBackend(
             KernelContext(num_threads=num_threads),
@@ -151,7 +165,7 @@ def choose_backend(
     return TorchBackend(device, choose_dtype(config.dtype, device))
 
 
-def _why_not_fused(config: EngineConfig, model_config: ModelConfig, device: torch.device) -> str | None:
+def _why_not_fused(config: EngineConfig, models: Sequence[ModelConfig], device: torch.device) -> str | None:
     if config.kernels == "torch":
         return "kernels 'torch' was asked for"
     if device.type != "cpu":
@@ -162,4 +176,4 @@ def _why_not_fused(config: EngineConfig, model_config: ModelConfig, device: torc
         return "they have no float16; use bfloat16"
     if config.block_size % TILE_POSITIONS:
         return f"block_size must be a multiple of {TILE_POSITIONS}, got {config.block_size}"
-    return why_not_fused(model_config)
+    return next(filter(None, map(why_not_fused, models)), None)

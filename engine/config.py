@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from engine.errors import ConfigError
+from engine.speculation import MAX_DRAFT_TOKENS
 
 
 class RopeScaling(str, Enum):
@@ -101,6 +102,8 @@ class EngineConfig:
     kv_cache_memory: int | None = None  # bytes
     enable_prefix_caching: bool = True
     max_waiting: int = 256  # requests that may wait; one more is refused
+    speculation: str = "off"  # of requests that do not say: "off", "auto", "draft" or "ngram"
+    num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -110,11 +113,22 @@ class EngineConfig:
         _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "int8"))
         if self.quantization is not None:
             _check_choice("quantization", self.quantization, ("q8_0", "q4_1", "q4_0"))
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_waiting"):
+        _check_choice("speculation", self.speculation, ("off", "auto", "draft", "ngram"))
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "max_waiting",
+            "num_draft_tokens",
+        ):
             _check_at_least_one(name, getattr(self, name))
         for name in ("max_model_len", "kv_cache_memory"):
             if getattr(self, name) is not None:
                 _check_at_least_one(name, getattr(self, name))
+        if self.num_draft_tokens > MAX_DRAFT_TOKENS:
+            raise ConfigError(
+                f"num_draft_tokens must be at most {MAX_DRAFT_TOKENS}, got {self.num_draft_tokens}"
+            )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,23 +1,23 @@
 """Engine: the synchronous heart. Token ids in, token ids out; no thread, no text, no HTTP."""
 
-import itertools
 import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from engine.batch import Batch
+from engine.batch import Batch, StepOutput
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarSpec
 from engine.kv_cache.block_hash import hash_root
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.outputs import FinishReason, GenerationRequest, TokenLogprobs
+from engine.outputs import FinishReason, GenerationRequest
 from engine.request import GrammarState, Request
 from engine.sampling.sampler import SamplerOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler
+from engine.speculation import SpeculationMode
+from engine.speculative.speculator import Speculator
 from engine.stats import EngineStats
 
 
@@ -25,7 +25,7 @@ class StepRunner(Protocol):
     """What the engine needs of a model runner; tests put scripted logits here."""
 
     def execute(self, batch: Batch) -> SamplerOutput:
-        """Run a batch and choose a token for each request that reached its end."""
+        """Run a batch and choose a token for each of its sampled rows."""
 
 
 class CompiledGrammar(Protocol):
@@ -45,15 +45,6 @@ class GrammarSource(Protocol):
         """Return the grammar, from a cache if it was compiled before; raises RequestError."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What a step brought for a request, which may have finished with it."""
-
-    request: Request
-    token_ids: tuple[int, ...]  # none for a request that only scores its prompt
-    logprobs: tuple[TokenLogprobs, ...] = ()  # one per token, if asked for
-
-
 class Engine:
     """Requests over one model: add, abort, step until nothing is left."""
 
@@ -70,6 +61,7 @@ class Engine:
         fingerprint: bytes = b"",
         kv_dtype: str = "",
         grammar_source: GrammarSource | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.runner = runner
         self.kv_cache_manager = kv_cache_manager
@@ -82,10 +74,11 @@ class Engine:
         self._fingerprint = fingerprint
         self._kv_dtype = kv_dtype
         self._grammar_source = grammar_source
+        self.speculator = speculator or Speculator(default_mode=SpeculationMode.OFF)
         self._secret = secrets.token_bytes(32)
         self._next_request_id = 0
         self._finished: Counter[FinishReason] = Counter()
-        self._prompt_tokens = self._generation_tokens = self._num_steps = 0
+        self._prompt_tokens = self._generation_tokens = self.num_steps = 0
         self._step_started: float | None = None
 
     def validate(self, generation: GenerationRequest) -> None:
@@ -106,6 +99,11 @@ class Engine:
         _check_token_ids("allowed_token_ids", params.allowed_token_ids or (), self.vocab_size)
         for sequence in params.banned_sequences:
             _check_token_ids("bad_words", sequence, self.vocab_size)
+        if generation.speculation.mode is SpeculationMode.DRAFT and self.speculator.draft_model is None:
+            raise RequestError(
+                "speculation.mode 'draft' needs a draft model, and this server has none (--draft-model)",
+                param="speculation.mode",
+            )
 
     def add_request(
         self, generation: GenerationRequest, *, grammar: CompiledGrammar | None = None
@@ -130,6 +128,7 @@ class Engine:
             ),
             stop_token_ids=self._stop_token_ids(params),
             max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
+            speculation=self.speculator.resolve(generation.speculation),
         )
         if params.grammar is not None:
             request.grammar_state = (grammar or self.compile_grammar(params.grammar)).start()
@@ -147,6 +146,7 @@ class Engine:
         """End a request in whatever state it is and free its blocks; finished ones stay as they are."""
         if request.finish_reason is None:
             self.scheduler.finish(request, FinishReason.ABORT)
+            self.speculator.forget(request)
             self._finished[FinishReason.ABORT] += 1
 
     @property
@@ -155,23 +155,18 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def step(self) -> list[StepOutput]:
-        """Schedule, execute, update: advance every request of one batch."""
-        self._step_started = time.monotonic()
+        """Propose, schedule, execute, update: advance every request of one batch."""
+        started = self._step_started = time.monotonic()
+        self.speculator.propose(self.scheduler.running)
+        proposed = time.monotonic()
         batch = self.scheduler.schedule()
         output = self.runner.execute(batch)
-        requests = self.scheduler.update(batch, output.token_ids)
-        self._count(requests)
+        outputs = self.scheduler.update(batch, output)
+        ended = time.monotonic()
+        self.speculator.record(batch, outputs, drafting=proposed - started, target=ended - proposed)
+        self._count(outputs)
         self._step_started = None
-        return [
-            StepOutput(
-                request,
-                () if token_id is None else (token_id,),
-                () if logprobs is None else (logprobs,),
-            )
-            for request, token_id, logprobs in itertools.zip_longest(
-                requests, output.token_ids, output.logprobs
-            )
-        ]
+        return outputs
 
     def close(self) -> None:
         """Release what is not memory of this process."""
@@ -180,7 +175,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return a snapshot; safe to call from any thread, also during a step."""
-        started = self._step_started
+        started, counters = self._step_started, self.speculator.counters
         return EngineStats(
             num_requests_running=len(self.scheduler.running),
             num_requests_waiting=len(self.scheduler.waiting),
@@ -192,7 +187,12 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             requests_finished=dict(self._finished),
-            num_steps=self._num_steps,
+            num_steps=self.num_steps,
+            num_drafts=counters.num_drafts,
+            num_draft_tokens=counters.num_draft_tokens,
+            num_accepted_tokens=counters.num_accepted_tokens,
+            drafted_by_position=tuple(counters.drafted_at),
+            accepted_by_position=tuple(counters.accepted_at),
             seconds_since_step=0.0 if started is None else time.monotonic() - started,
         )
 
@@ -206,11 +206,12 @@ class Engine:
             return params.stop_token_ids
         return params.stop_token_ids | self.eos_token_ids
 
-    def _count(self, requests: Sequence[Request]) -> None:
-        self._num_steps += 1
-        for request in requests:
-            self._generation_tokens += request.num_output_tokens > 0
-            if request.num_output_tokens <= 1:
+    def _count(self, outputs: Sequence[StepOutput]) -> None:
+        self.num_steps += 1
+        for output in outputs:
+            request, num_new = output.request, len(output.token_ids)
+            self._generation_tokens += num_new
+            if request.num_output_tokens == num_new:  # its first tokens
                 self._prompt_tokens += request.num_prompt_tokens
             if request.finish_reason is not None:
                 self._finished[request.finish_reason] += 1

@@ -15,5 +15,7 @@ class EngineInfo:
     max_model_len: int
     block_size: int
     num_kv_blocks: int
-    kv_cache_bytes: int
-    weight_bytes: int
+    kv_cache_bytes: int  # the draft model's come on top
+    weight_bytes: int  # of the model, without the draft model
+    speculation: str = "off"  # of requests that do not say
+    draft_model: str | None = None

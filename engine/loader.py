@@ -11,6 +11,7 @@ from engine.backend import Backend, choose_backend
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.vocabulary import token_bytes
 from engine.config import EngineConfig, ModelConfig
+from engine.draft_loader import add_speculation, prepare_for_draft
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.info import EngineInfo
@@ -22,7 +23,6 @@ from engine.model.registry import Model
 from engine.model.weights import Weights
 from engine.model_runner import ModelRunner
 from engine.sampling.grammar import GrammarCompiler
-from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -35,21 +35,27 @@ class LoadedEngine:
     info: EngineInfo
 
 
-def load_engine(checkpoint: Checkpoint, config: EngineConfig) -> AsyncEngine:
+def load_engine(
+    checkpoint: Checkpoint, config: EngineConfig, draft_checkpoint: Checkpoint | None = None
+) -> AsyncEngine:
     """Load the model and start its engine thread; raises ConfigError or CheckpointError."""
-    loaded = build_engine(checkpoint, config)
+    loaded = build_engine(checkpoint, config, draft_checkpoint)
     return AsyncEngine(loaded.engine, max_waiting=config.max_waiting, info=loaded.info)
 
 
-def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> LoadedEngine:
-    """Load the model and build the synchronous engine around it."""
+def build_engine(
+    checkpoint: Checkpoint, config: EngineConfig, draft_checkpoint: Checkpoint | None = None
+) -> LoadedEngine:
+    """Load the model, and a draft model if there is one, and build the synchronous engine around them."""
     device = choose_device(config.device)
     num_threads = choose_num_threads()
     keep_freed_memory()
     if CHUNK % config.block_size:
         raise ConfigError(f"block_size must divide {CHUNK}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)
-    backend = choose_backend(config, checkpoint.config, device=device, num_threads=num_threads)
+    models = [c.config for c in (checkpoint, draft_checkpoint) if c is not None]
+    backend = choose_backend(config, models, device=device, num_threads=num_threads)
+    config = prepare_for_draft(checkpoint, config, draft_checkpoint, backend=backend, device=device)
     # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
     torch.set_num_threads(num_threads if backend.name == "torch" else 1)
     weights = Weights(checkpoint.tensors, dtype=choose_dtype(config.dtype, device), device=device)
@@ -67,8 +73,12 @@ def build_engine(checkpoint: Checkpoint, config: EngineConfig) -> LoadedEngine:
         num_kv_blocks=kv_storage.num_blocks,
         kv_cache_bytes=kv_storage.num_bytes,
         weight_bytes=weights.num_bytes,
+        speculation=config.speculation,
+        draft_model=None if draft_checkpoint is None else draft_checkpoint.name,
     )
-    return LoadedEngine(engine=_assemble(checkpoint, config, model, kv_storage, info, device), info=info)
+    engine = _assemble(checkpoint, config, backend, model, kv_storage, info, device)
+    add_speculation(engine, config, draft_checkpoint, backend=backend, device=device)
+    return LoadedEngine(engine=engine, info=info)
 
 
 def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
@@ -84,6 +94,7 @@ def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int
 def _assemble(
     checkpoint: Checkpoint,
     config: EngineConfig,
+    backend: Backend,
     model: Model,
     kv_storage: KVMemory,
     info: EngineInfo,
@@ -91,7 +102,7 @@ def _assemble(
 ) -> Engine:
     # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
     vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
-    sampler = Sampler(vocab_size=vocab_size)
+    sampler = backend.build_sampler(vocab_size)
     return Engine(
         ModelRunner(model, kv_storage, sampler, block_size=config.block_size, device=device),
         KVCacheManager(

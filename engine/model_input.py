@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.attention_tiles import QuerySpan, TileGroup, build_tile_groups
-from engine.batch import Batch
+from engine.batch import Batch, ScheduledChunk
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ModelInput:
 
     token_id_list: list[int]  # [num_tokens]
     spans: list[QuerySpan]
-    logits_rows: list[int]  # [num_sampled] the last token of each request that gets a new one
+    logits_rows: list[int]  # [num_rows] tokens whose logits choose the next: a request's last, and its drafts
     block_size: int
     device: torch.device
 
@@ -51,18 +51,39 @@ class ModelInput:
         return torch.from_numpy(np.concatenate(parts)).to(self.device)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """Consecutive tokens of one sequence that go through a model together."""
+
+    token_ids: Sequence[int]
+    first_position: int
+    block_ids: list[int]
+    num_logits: int  # of the last tokens, whose logits are wanted
+
+
 def build_model_input(batch: Batch, *, block_size: int, device: torch.device) -> ModelInput:
     """Lay out the chunks of a batch, in order; the slots were allocated by the scheduler."""
+    return lay_out([_span(chunk) for chunk in batch.chunks], block_size=block_size, device=device)
+
+
+def lay_out(spans: Sequence[TokenSpan], *, block_size: int, device: torch.device) -> ModelInput:
+    """Put spans one after the other; every position has its slot in the block table."""
     token_ids: list[int] = []
     logits_rows: list[int] = []
-    spans: list[QuerySpan] = []
-    for chunk in batch.chunks:
-        request, first = chunk.request, chunk.request.num_computed_tokens
-        spans.append(QuerySpan(len(token_ids), chunk.num_tokens, first, request.block_ids))
-        token_ids += request.token_ids[first : first + chunk.num_tokens]
-        if chunk.reaches_end and request.wants_token:
-            logits_rows.append(len(token_ids) - 1)
-    return ModelInput(token_ids, spans, logits_rows, block_size, device)
+    queries: list[QuerySpan] = []
+    for span in spans:
+        queries.append(QuerySpan(len(token_ids), len(span.token_ids), span.first_position, span.block_ids))
+        token_ids += span.token_ids
+        logits_rows += range(len(token_ids) - span.num_logits, len(token_ids))
+    return ModelInput(token_ids, queries, logits_rows, block_size, device)
+
+
+def _span(chunk: ScheduledChunk) -> TokenSpan:
+    request, first = chunk.request, chunk.request.num_computed_tokens
+    token_ids = request.token_ids[first : first + chunk.num_tokens]
+    token_ids.extend(chunk.draft_token_ids)
+    num_logits = 1 + len(chunk.draft_token_ids) if chunk.is_sampled else 0
+    return TokenSpan(token_ids, first, request.block_ids, num_logits)
 
 
 def _positions(span: QuerySpan) -> np.ndarray:

@@ -33,14 +33,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> SamplerOutput:
-        """Run a batch, score prompts that want it, and choose a token for each sampled request."""
+        """Run a batch, score prompts that want it, and choose a token for each sampled row."""
         model_input = build_model_input(batch, block_size=self.block_size, device=self.device)
         hidden = self.model(model_input, self.kv_storage)
         self._score_prompts(batch, hidden)
-        requests = batch.sampled_requests
-        if not requests:
+        rows = batch.sampled_rows
+        if not rows:
             return SamplerOutput((), ())
-        return self.sampler(self.model.compute_logits(hidden[model_input.logits_rows]), requests)
+        return self.sampler(self.model.compute_logits(hidden[model_input.logits_rows]), rows)
 
     def _score_prompts(self, batch: Batch, hidden: Tensor) -> None:
         start = 0

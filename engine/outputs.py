@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from engine.sampling_params import SamplingParams
+from engine.speculation import SpeculationOutput, SpeculationParams
 
 
 class FinishReason(str, Enum):
@@ -26,6 +27,7 @@ class GenerationRequest:
     params: SamplingParams
     choice: int = 0
     cache_salt: bytes = b""
+    speculation: SpeculationParams = SpeculationParams()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +51,5 @@ class RequestOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that caused finish reason `stop`
     queue_seconds: float = 0.0  # from arrival to the first step that ran the request
+    step: int = 0  # number of the engine's step that brought the tokens
+    speculation: SpeculationOutput | None = None  # with every draft that was verified, and at the end

@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.kv_cache.block import Block
 from engine.outputs import FinishReason, TokenLogprobs
 from engine.sampling_params import SamplingParams
+from engine.speculation import NOT_SPECULATING, SpeculationParams
 
 
 class RequestStatus(Enum):
@@ -30,6 +31,15 @@ class GrammarState(Protocol):
     def accept(self, token_id: int) -> None:
         """Advance by a token that was allowed."""
 
+    def allows(self, token_id: int) -> bool:
+        """Tell whether a token may come next."""
+
+    def copy(self) -> "GrammarState":
+        """Return a state that goes its own way from here."""
+
+    def forced_tokens(self, limit: int) -> list[int]:
+        """Return up to `limit` tokens that must come next, without an end token."""
+
     @property
     def is_complete(self) -> bool:
         """True when nothing but an end token may follow."""
@@ -45,7 +55,10 @@ class Request:
 
     token_ids = prompt + answer so far. [0, num_computed_tokens) have their KV in the blocks of
     block_table; the rest is to be computed. There is no prefill or decode phase: the counter chases
-    the number of tokens.
+    the number of tokens and, while there are drafts, of them too.
+
+        | prompt | answer so far | drafts |      token_ids ends where the drafts begin
+                       ^ num_computed_tokens
     """
 
     request_id: int
@@ -61,6 +74,9 @@ class Request:
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = 0
+    speculation: SpeculationParams = NOT_SPECULATING  # its mode is never None here
+    draft_token_ids: tuple[int, ...] = ()  # proposed for the next step, never part of the answer by itself
+    num_draft_computed_tokens: int = 0  # have their KV in the draft model's storage, in the same blocks
     num_cached_tokens: int = 0  # of the prompt, when the request first ran
     first_run_time: float | None = None
     block_table: list[Block] = field(default_factory=list)

@@ -3,12 +3,13 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from dataclasses import replace
 
-from engine.batch import Batch, ScheduledChunk
+from engine.batch import Batch, ScheduledChunk, StepOutput
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.outputs import FinishReason
 from engine.request import Request, RequestStatus
+from engine.sampling.sampler import SamplerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +18,10 @@ class Scheduler:
     """First come, first served, under a token budget per step.
 
     Every running request is either catching up on its prompt (a chunk) or one token behind (a decode);
-    both are the same arithmetic. When blocks run out, the youngest running request gives its blocks
-    back and waits at the front of the queue; its tokens are recomputed later, mostly from the cache.
+    both are the same arithmetic. Drafts come after every running request has its own tokens: they take
+    what is left of the budget and of the free blocks. When blocks run out, all drafts give theirs back;
+    if that is not enough, the youngest running request gives all of its blocks back and waits at the front
+    of the queue; its tokens are recomputed later, mostly from the cache.
     """
 
     def __init__(
@@ -42,27 +45,63 @@ class Scheduler:
         chunks: list[ScheduledChunk] = []
         budget, preempted = self._schedule_running(chunks, self.max_num_batched_tokens)
         if not preempted:
+            budget = self._schedule_drafts(chunks, budget)
             self._schedule_waiting(chunks, budget)
         return Batch(tuple(sorted(chunks, key=_layout_key)))
 
-    def update(self, batch: Batch, token_ids: Sequence[int]) -> list[Request]:
-        """Take in a step's result, a token per sampled request, in order.
+    def update(self, batch: Batch, output: SamplerOutput) -> list[StepOutput]:
+        """Take in a step's result, a token per sampled row, in order.
 
-        Returns the requests that advanced or ended: the sampled ones, then those that only wanted scores.
+        Returns what it brought the requests that advanced or ended: the sampled ones, then those that only
+        wanted scores. A draft token stays if it is what the target chose in its place; the tokens chosen
+        after the first that does not are dropped.
         """
-        sampled = batch.sampled_requests
+        outputs: list[StepOutput] = []
         scored = [c.request for c in batch.chunks if c.reaches_end and not c.request.wants_token]
+        first_row = 0
         for chunk in batch.chunks:
-            chunk.request.num_computed_tokens += chunk.num_tokens
-            self.kv_cache_manager.publish_computed_blocks(chunk.request)
-        for request, token_id in zip(sampled, token_ids, strict=True):
-            request.append(token_id)
-            reason = finish_reason_after(request, token_id)
-            if reason is not None:
-                self.finish(request, reason)
+            if chunk.is_sampled:
+                outputs.append(self._advance(chunk, output, first_row))
+                first_row += 1 + len(chunk.draft_token_ids)
+            else:
+                self._move_counter(chunk.request, chunk.num_tokens)
         for request in scored:
             self.finish(request, FinishReason.LENGTH)
-        return sampled + scored
+            outputs.append(StepOutput(request))
+        return outputs
+
+    def _advance(self, chunk: ScheduledChunk, output: SamplerOutput, first_row: int) -> StepOutput:
+        """Append the accepted drafts and the target's own token after them; end the request where it ends."""
+        request, drafts = chunk.request, chunk.draft_token_ids
+        num_new, reason = 0, None
+        for place in range(1 + len(drafts)):
+            token_id = output.token_ids[first_row + place]
+            request.append(token_id)
+            num_new += 1
+            reason = finish_reason_after(request, token_id)
+            if reason is not None or place == len(drafts) or token_id != drafts[place]:
+                break
+        new_token_ids = tuple(output.token_ids[first_row : first_row + num_new])
+        logprobs = output.logprobs[first_row : first_row + num_new]
+        num_accepted = sum(a == b for a, b in zip(new_token_ids, drafts, strict=False))
+        request.draft_token_ids = ()
+        self._move_counter(request, chunk.num_tokens - len(drafts) + num_new - 1)
+        if reason is not None:
+            self.finish(request, reason)
+        return StepOutput(
+            request,
+            new_token_ids,
+            tuple([score for score in logprobs if score is not None]),
+            num_draft_tokens=len(drafts),
+            num_accepted_tokens=num_accepted,
+        )
+
+    def _move_counter(self, request: Request, num_tokens: int) -> None:
+        """Count tokens whose KV is now there and final."""
+        request.num_computed_tokens += num_tokens
+        if request.num_draft_computed_tokens:
+            self.kv_cache_manager.settle_draft_tokens(request)
+        self.kv_cache_manager.publish_computed_blocks(request)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in whatever state it is; a finished one stays as it is."""
@@ -74,6 +113,7 @@ class Scheduler:
             self.waiting.remove(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
+        request.draft_token_ids = ()
         self.kv_cache_manager.free(request)
 
     def _schedule_running(self, chunks: list[ScheduledChunk], budget: int) -> tuple[int, bool]:
@@ -85,6 +125,8 @@ class Scheduler:
                 continue
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
             while not self.kv_cache_manager.allocate_slots(request, num_tokens):
+                if self._drop_drafts():
+                    continue
                 preempted = True
                 victim = self.running[-1]
                 self._preempt(victim)
@@ -94,6 +136,26 @@ class Scheduler:
                 chunks.append(ScheduledChunk(request, num_tokens))
                 budget -= num_tokens
         return budget, preempted
+
+    def _schedule_drafts(self, chunks: list[ScheduledChunk], budget: int) -> int:
+        """Let drafts ride along as far as budget and free blocks go; return what is left of the budget."""
+        for place, chunk in enumerate(chunks):
+            drafts = chunk.request.draft_token_ids
+            if drafts and budget > 0:
+                drafts = drafts[:budget]
+                num_tokens = chunk.num_tokens + len(drafts)
+                if self.kv_cache_manager.allocate_slots(chunk.request, num_tokens):
+                    chunks[place] = replace(chunk, num_tokens=num_tokens, draft_token_ids=drafts)
+                    budget -= len(drafts)
+        return budget
+
+    def _drop_drafts(self) -> bool:
+        """Forget all drafts and give their blocks back; False if there were none to give."""
+        released = False
+        for request in self.running:
+            request.draft_token_ids = ()
+            released |= self.kv_cache_manager.release_draft_slots(request)
+        return released
 
     def _schedule_waiting(self, chunks: list[ScheduledChunk], budget: int) -> None:
         postponed: list[Request] = []
@@ -129,6 +191,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.kv_cache_manager.free(request)
         self.running.remove(request)
+        request.draft_token_ids = ()
         request.status = RequestStatus.WAITING
         self.waiting.appendleft(request)
         self.num_preemptions += 1

@@ -20,6 +20,11 @@ class EngineStats:
     generation_tokens: int = 0
     requests_finished: dict[FinishReason, int] = field(default_factory=dict)
     num_steps: int = 0
+    num_drafts: int = 0  # verified
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    drafted_by_position: tuple[int, ...] = ()  # tokens at each position of a draft
+    accepted_by_position: tuple[int, ...] = ()
     seconds_since_step: float = 0.0  # how long the present step has been running; 0 when idle
 
     @property

@@ -113,6 +113,8 @@ def print_banner(console: Console, model: "ServedModel", url: str, *, needs_key:
             f"KV cache  {_mebibytes(info.kv_cache_bytes)}: {num_tokens:,} tokens, or "
             f"{num_tokens / info.max_model_len:.1f} requests of {info.max_model_len:,} tokens at once"
         )
+        with_draft = f", draft model {escape(info.draft_model)}" if info.draft_model else ""
+        console.print(f"guessing  {info.speculation}{with_draft}: answers stay the same")
     console.print(f"serving   {url}/v1  (docs: {url}/docs)")
     key = '-H "Authorization: Bearer $KEY" ' if needs_key else ""
     console.print("\n[dim]try:[/dim]")

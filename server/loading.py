@@ -19,7 +19,8 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
     checkpoint = load_checkpoint(settings.model)
     name = settings.served_model_name if isinstance(settings, ServeSettings) else None
     tokenizer = Tokenizer(checkpoint.tokenizer)
-    engine = load_engine(checkpoint, config)
+    draft_checkpoint = None if settings.draft_model is None else load_checkpoint(settings.draft_model)
+    engine = load_engine(checkpoint, config, draft_checkpoint)
     return ServedModel(
         name=name or checkpoint.name,
         description=_describe(checkpoint),
@@ -40,6 +41,8 @@ def _engine_config(settings: ModelSettings) -> EngineConfig:
         max_model_len=settings.max_model_len,
         block_size=settings.block_size,
         kv_cache_memory=settings.kv_cache_memory,
+        speculation=settings.speculation,
+        num_draft_tokens=settings.num_draft_tokens,
     )
     if not isinstance(settings, ServeSettings):
         return replace(config, max_num_seqs=1)

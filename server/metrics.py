@@ -3,7 +3,7 @@
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -18,25 +18,29 @@ _BUCKETS = (
 )
 
 
-class LatencyHistogram:
-    """Seconds in buckets; one bisection per observation, no lock: only the event loop writes."""
+_RATIO_BUCKETS = (0.5, 0.8, 0.9, 0.95, 0.97, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 
-    def __init__(self, name: str, documentation: str) -> None:
+
+class Histogram:
+    """Values in buckets; one bisection per observation, no lock: only the event loop writes."""
+
+    def __init__(self, name: str, documentation: str, *, bounds: Sequence[float] = _BUCKETS) -> None:
         self._name = name
         self._documentation = documentation
-        self._counts = [0] * (len(_BUCKETS) + 1)
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, seconds: float, count: int = 1) -> None:
-        """Record `count` events of `seconds` each."""
-        self._counts[bisect_left(_BUCKETS, seconds)] += count
-        self._sum += seconds * count
+    def observe(self, value: float, count: int = 1) -> None:
+        """Record `count` events of the same value."""
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
 
     def family(self, model_name: str) -> Metric:
         """Return the histogram in Prometheus's cumulative form."""
         cumulative = 0
         buckets: list[tuple[str, float]] = []
-        for bound, count in zip((*_BUCKETS, "+Inf"), self._counts, strict=True):
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
             cumulative += count
             buckets.append((str(bound), cumulative))
         family = HistogramMetricFamily(self._name, self._documentation, labels=["model_name"])
@@ -53,17 +57,22 @@ class ServerMetrics(Collector):
     def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.registry = CollectorRegistry()
         self.clock = clock
-        self.time_to_first_token = LatencyHistogram(
+        self.time_to_first_token = Histogram(
             "draftline_time_to_first_token_seconds", "From the arrival of the request to its first token."
         )
-        self.inter_token_latency = LatencyHistogram(
+        self.inter_token_latency = Histogram(
             "draftline_inter_token_latency_seconds", "Between one token and the next of the same choice."
         )
-        self.e2e_request_latency = LatencyHistogram(
+        self.e2e_request_latency = Histogram(
             "draftline_e2e_request_latency_seconds", "From the arrival of the request to its last token."
         )
-        self.request_queue_time = LatencyHistogram(
+        self.request_queue_time = Histogram(
             "draftline_request_queue_time_seconds", "From submission to the first step that ran the choice."
+        )
+        self.speedup = Histogram(
+            "draftline_spec_decode_speedup_ratio",
+            "Of choices with drafts: estimated time without speculation over time with it.",
+            bounds=_RATIO_BUCKETS,
         )
         self.num_disconnected = 0
         self._finished: Counter[FinishReason] = Counter()
@@ -102,6 +111,7 @@ class ServerMetrics(Collector):
             self.inter_token_latency,
             self.e2e_request_latency,
             self.request_queue_time,
+            self.speedup,
         ):
             yield histogram.family(self._model_name)
         success = CounterMetricFamily(
@@ -141,8 +151,24 @@ def _engine_metrics(stats: EngineStats, model_name: str) -> Iterator[Metric]:
         ("prompt_tokens", "Prompt tokens of choices that started.", stats.prompt_tokens),
         ("generation_tokens", "Tokens generated.", stats.generation_tokens),
         ("engine_steps", "Steps of the engine.", stats.num_steps),
+        ("spec_decode_num_drafts", "Drafts that were verified.", stats.num_drafts),
+        ("spec_decode_num_draft_tokens", "Tokens of drafts.", stats.num_draft_tokens),
+        ("spec_decode_num_accepted_tokens", "Draft tokens that were right.", stats.num_accepted_tokens),
     ):
         yield _counter(f"draftline_{name}", documentation, counter, model_name)
+    yield _by_position("num_draft_tokens_per_pos", "Draft tokens", stats.drafted_by_position, model_name)
+    yield _by_position("num_accepted_tokens_per_pos", "Right ones", stats.accepted_by_position, model_name)
+
+
+def _by_position(name: str, what: str, counts: Sequence[int], model_name: str) -> Metric:
+    family = CounterMetricFamily(
+        f"draftline_spec_decode_{name}",
+        f"{what} by their position in the draft, from 0.",
+        labels=["model_name", "position"],
+    )
+    for position, count in enumerate(counts):
+        family.add_metric([model_name, str(position)], count)
+    return family
 
 
 def _gauge(name: str, documentation: str, value: float, model_name: str) -> Metric:

@@ -103,6 +103,13 @@ class ModelSettings(BaseSettings):
         None, description="for keys and values, as 512MiB or 2GiB; chosen from what is free if not given"
     )
     block_size: PositiveInt = Field(16, description="tokens in a block of the KV cache")
+    speculation: Literal["off", "auto", "draft", "ngram"] = Field(
+        "auto", description="how to guess ahead for requests that do not say; never changes an answer"
+    )
+    draft_model: str | None = Field(
+        None, min_length=1, description="a smaller model of the same vocabulary, named as --model is"
+    )
+    num_draft_tokens: int = Field(8, ge=1, le=16, description="guessed in one step at most")
 
 
 class ChatSettings(ModelSettings):

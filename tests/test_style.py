@@ -23,13 +23,13 @@ FORBIDDEN_IMPORTS = {
 }
 # Lower layers of the engine never import higher ones; modules not listed are leaves.
 ENGINE_LAYERS = [
-    {"errors", "grammar_spec", "outputs", "sampling_params", "stats", "info", "config"},
-    {"request", "batch", "attention_tiles", "model_input", "kv_cache", "checkpoint"},
+    {"errors", "grammar_spec", "outputs", "sampling_params", "stats", "info", "config", "speculation"},
+    {"request", "sampled_row", "batch", "attention_tiles", "model_input", "kv_cache", "checkpoint"},
     {"model", "sampling", "speculative", "kernels"},
     {"model_runner", "scheduler"},
     {"engine"},
     {"async_engine"},
-    {"machine", "loader"},
+    {"machine", "backend", "draft_loader", "loader"},
 ]
 
 

@@ -18,6 +18,8 @@ from engine.outputs import GenerationRequest
 from engine.request import Request
 from engine.sampling.sampler import SamplerOutput
 from engine.sampling_params import SamplingParams
+from engine.speculation import SpeculationParams
+from engine.speculative.speculator import Speculator
 
 LLAMA = ModelConfig(
     architecture="llama",
@@ -127,7 +129,7 @@ class ScriptedRunner:
 
     def execute(self, batch: Batch) -> SamplerOutput:
         self.batches.append([(chunk.request.request_id, chunk.num_tokens) for chunk in batch.chunks])
-        tokens = tuple(self.next_token(r.token_ids) for r in batch.sampled_requests)
+        tokens = tuple(self.next_token(row.token_ids) for row in batch.sampled_rows)
         return SamplerOutput(tokens, (None,) * len(tokens))
 
 
@@ -142,6 +144,7 @@ def scripted_engine(
     enable_prefix_caching: bool = True,
     eos_token_ids: frozenset[int] = frozenset(),
     grammar_source: GrammarSource | None = None,
+    speculator: Speculator | None = None,
 ) -> Engine:
     """An engine whose bookkeeping is real and whose model is a script."""
     manager = KVCacheManager(
@@ -156,16 +159,26 @@ def scripted_engine(
         vocab_size=100,
         eos_token_ids=eos_token_ids,
         grammar_source=grammar_source,
+        speculator=speculator,
     )
 
 
 def generation(
-    prompt: Sequence[int], *, choice: int = 0, salt: bytes = b"", **params: object
+    prompt: Sequence[int],
+    *,
+    choice: int = 0,
+    salt: bytes = b"",
+    speculation: SpeculationParams | None = None,
+    **params: object,
 ) -> GenerationRequest:
     """A request; greedy unless told otherwise."""
     settings = {"temperature": 0.0, "max_tokens": 8} | params
     return GenerationRequest(
-        prompt_token_ids=tuple(prompt), params=SamplingParams(**settings), choice=choice, cache_salt=salt
+        prompt_token_ids=tuple(prompt),
+        params=SamplingParams(**settings),
+        choice=choice,
+        cache_salt=salt,
+        speculation=speculation or SpeculationParams(),
     )
 
 

@@ -10,3 +10,4 @@ class Block:
     block_id: int
     ref_count: int = 0  # requests that hold it; at 0 it is in the free queue
     block_hash: bytes | None = None  # set while the prefix cache may hand it out
+    has_draft_kv: bool = False  # the draft model has written all of it too

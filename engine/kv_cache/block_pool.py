@@ -44,6 +44,7 @@ class BlockPool:
         if block.block_hash is not None:
             del self._cached[block.block_hash]
             block.block_hash = None
+        block.has_draft_kv = False
         block.ref_count = 1
         return block
 

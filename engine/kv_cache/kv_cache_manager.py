@@ -1,5 +1,7 @@
 """KVCacheManager: which blocks each request holds and which of them others may reuse."""
 
+import itertools
+
 from engine.kv_cache.block import Block
 from engine.kv_cache.block_hash import hash_block
 from engine.kv_cache.block_pool import BlockPool
@@ -64,6 +66,8 @@ class KVCacheManager:
         self._append(request, cached_blocks)
         request.num_computed_tokens = len(cached_blocks) * self.block_size
         request.num_published_blocks = len(cached_blocks)
+        written = itertools.takewhile(lambda block: block.has_draft_kv, cached_blocks)
+        request.num_draft_computed_tokens = self.block_size * sum(1 for _ in written)
         for block_hash in request.block_hashes[len(cached_blocks) :]:
             self._in_flight.setdefault(block_hash, request.request_id)
 
@@ -89,6 +93,25 @@ class KVCacheManager:
             self._forget_in_flight(block_hash, request)
         request.num_published_blocks = num_full
 
+    def settle_draft_tokens(self, request: Request) -> None:
+        """Forget what the draft model computed of rejected tokens, and mark the blocks that it has filled.
+
+        Call after num_computed_tokens moved, which counts accepted tokens only.
+        """
+        num_tokens = min(request.num_draft_computed_tokens, request.num_computed_tokens)
+        request.num_draft_computed_tokens = num_tokens
+        for block in request.block_table[: num_tokens // self.block_size]:
+            block.has_draft_kv = True
+
+    def release_draft_slots(self, request: Request) -> bool:
+        """Give back the blocks that hold drafts only; False if there were none."""
+        request.num_draft_computed_tokens = min(request.num_draft_computed_tokens, request.num_tokens)
+        num_needed = self.num_blocks_for(request.num_tokens)
+        surplus = request.block_table[num_needed:]
+        self.pool.free(reversed(surplus))
+        del request.block_table[num_needed:], request.block_ids[num_needed:]
+        return bool(surplus)
+
     def free(self, request: Request) -> None:
         """Take every block from the request; the tail is evicted first, it is the least shared."""
         for block_hash in request.block_hashes[request.num_published_blocks :]:
@@ -97,6 +120,7 @@ class KVCacheManager:
         request.block_table.clear()
         request.block_ids.clear()
         request.num_computed_tokens = 0
+        request.num_draft_computed_tokens = 0
         request.num_published_blocks = 0
 
     def check_invariants(self, requests: list[Request]) -> None:
@@ -107,7 +131,9 @@ class KVCacheManager:
             assert block.ref_count == held.count(block), f"block {block.block_id}: wrong reference count"
         for request in requests:
             assert request.block_ids == [block.block_id for block in request.block_table]
-            assert request.num_computed_tokens <= len(request.block_table) * self.block_size
+            num_slots = len(request.block_table) * self.block_size
+            assert request.num_computed_tokens <= num_slots
+            assert request.num_draft_computed_tokens <= num_slots
         owners = {request.request_id for request in requests}
         assert set(self._in_flight.values()) <= owners, "a block in flight has no owner"
 

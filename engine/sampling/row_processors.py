@@ -1,63 +1,59 @@
-"""Row processors: what a request's own history and wishes do to its row of logits [vocab_size], in place."""
+"""Row processors: what a request's history and wishes do to a row of its logits [vocab_size], in place."""
 
 import torch
 from torch import Tensor
 
-from engine.request import Request
+from engine.sampled_row import SampledRow
 from engine.sampling_params import SamplingParams
 
 _NEVER = float("-inf")
 
 
-def process_row(logits: Tensor, request: Request) -> None:
+def process_row(logits: Tensor, at: SampledRow) -> None:
     """Apply penalties, bias, bans and grammar, in this order."""
-    params = request.params
+    params = at.params
     if params.has_penalties:
-        apply_penalties(logits, request)
+        apply_penalties(logits, at)
     if params.logit_bias:
         apply_logit_bias(logits, params)
-    if has_bans(request):
-        apply_bans(logits, request)
-    if request.grammar_state is not None:
-        apply_grammar(logits, request)
+    if has_bans(at):
+        apply_bans(logits, at)
+    if at.grammar_state is not None:
+        apply_grammar(logits, at)
 
 
-def needs_processing(request: Request) -> bool:
+def needs_processing(at: SampledRow) -> bool:
     """Tell whether process_row() would change anything."""
-    params = request.params
-    return bool(
-        params.has_penalties or params.logit_bias or request.grammar_state is not None or has_bans(request)
-    )
+    params = at.params
+    return bool(params.has_penalties or params.logit_bias or at.grammar_state is not None or has_bans(at))
 
 
-def has_bans(request: Request) -> bool:
+def has_bans(at: SampledRow) -> bool:
     """Tell whether some tokens may not come now."""
-    params = request.params
+    params = at.params
     return bool(
         params.allowed_token_ids is not None
         or params.banned_sequences
-        or request.num_output_tokens < params.min_tokens
+        or at.num_output_tokens < params.min_tokens
     )
 
 
-def apply_penalties(logits: Tensor, request: Request) -> None:
+def apply_penalties(logits: Tensor, at: SampledRow) -> None:
     """Make repetition less (or more) likely.
 
     repetition_penalty divides positive and multiplies negative logits of every token of prompt and answer
     (arXiv 1909.05858); then frequency_penalty times its count in the answer and presence_penalty, once,
     are taken off a token of the answer (OpenAI's definition).
     """
-    params = request.params
+    params = at.params
     if params.repetition_penalty != 1.0:
-        seen = _ids(set(request.token_ids), logits)
+        seen = _ids(set(at.token_ids), logits)
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    if request.answer_counts and (params.frequency_penalty or params.presence_penalty):
-        counts = torch.tensor(list(request.answer_counts.values()), dtype=torch.float32, device=logits.device)
-        logits[_ids(request.answer_counts, logits)] -= (
-            counts * params.frequency_penalty + params.presence_penalty
-        )
+    if at.answer_counts and (params.frequency_penalty or params.presence_penalty):
+        counts = torch.tensor(list(at.answer_counts.values()), dtype=torch.float32, device=logits.device)
+        logits[_ids(at.answer_counts, logits)] -= counts * params.frequency_penalty + params.presence_penalty
 
 
 def apply_logit_bias(logits: Tensor, params: SamplingParams) -> None:
@@ -66,10 +62,10 @@ def apply_logit_bias(logits: Tensor, params: SamplingParams) -> None:
     logits[_ids(params.logit_bias, logits)] += biases
 
 
-def apply_bans(logits: Tensor, request: Request) -> None:
+def apply_bans(logits: Tensor, at: SampledRow) -> None:
     """Remove tokens that may not come now; bans that would leave nothing are not applied."""
-    params = request.params
-    banned = banned_tokens(request)
+    params = at.params
+    banned = banned_tokens(at)
     if params.allowed_token_ids is None:
         allowed = torch.ones_like(logits, dtype=torch.bool)
     else:
@@ -80,26 +76,26 @@ def apply_bans(logits: Tensor, request: Request) -> None:
     logits.masked_fill_(~(allowed if allowed.any() else wider), _NEVER)
 
 
-def banned_tokens(request: Request) -> set[int]:
+def banned_tokens(at: SampledRow) -> set[int]:
     """Return the stop tokens before min_tokens, and every token that would end a banned sequence."""
-    params = request.params
-    banned = set(request.stop_token_ids) if request.num_output_tokens < params.min_tokens else set()
+    params = at.params
+    banned = set(at.stop_token_ids) if at.num_output_tokens < params.min_tokens else set()
     for sequence in params.banned_sequences:
         *before, last = sequence
-        start = request.num_tokens - len(before)
-        if start >= request.num_prompt_tokens and request.token_ids[start:] == before:
+        start = at.num_tokens - len(before)
+        if start >= at.num_prompt_tokens and at.token_ids[start:] == before:
             banned.add(last)
     return banned
 
 
-def apply_grammar(logits: Tensor, request: Request) -> None:
+def apply_grammar(logits: Tensor, at: SampledRow) -> None:
     """Remove tokens that the grammar does not allow; where nothing else is left, the grammar wins."""
-    assert request.grammar_state is not None
+    assert at.grammar_state is not None
     before = logits.clone()
-    request.grammar_state.mask_logits(logits)
+    at.grammar_state.mask_logits(logits)
     if not logits.isfinite().any():
         logits.copy_(torch.where(before.isfinite(), before, torch.zeros_like(before)))
-        request.grammar_state.mask_logits(logits)
+        at.grammar_state.mask_logits(logits)
 
 
 def _ids(token_ids: object, logits: Tensor) -> Tensor:

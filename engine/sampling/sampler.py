@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine.outputs import TokenLogprobs
-from engine.request import Request
+from engine.sampled_row import SampledRow
 from engine.sampling.logits_processors import (
     apply_min_p,
     apply_temperature,
@@ -15,49 +16,85 @@ from engine.sampling.logits_processors import (
     apply_typical_p,
 )
 from engine.sampling.logprobs import token_logprobs
-from engine.sampling.noise import gumbel_noise, noise_key
+from engine.sampling.noise import NoiseKey, gumbel_noise, noise_key
 from engine.sampling.row_processors import needs_processing, process_row
 from engine.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
 class SamplerOutput:
-    """What a step chose, for each sampled request in batch order."""
+    """What a step chose, for each sampled row in batch order."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
 
 
+class TokenChooser(Protocol):
+    """A faster way from processed logits to tokens, for parameters that it knows."""
+
+    def __call__(self, logits: Tensor, rows: Sequence[SampledRow | None]) -> list[int]:
+        """Return a token for each row of [num_rows, vocab_size]; the likeliest where it is None."""
+
+
 class Sampler:
     """Gumbel-max sampling: argmax(processed logits + noise); greedy rows have no noise.
 
-    `vocab_size` is the number of tokens that the tokenizer knows; logits beyond it are padding rows of
-    the checkpoint and never win.
+    A request has one row in a step, or several while drafts are verified: each is treated as if it were
+    alone. `vocab_size` is the number of tokens that the tokenizer knows; logits beyond it are padding rows
+    of the checkpoint and never win.
     """
 
-    def __init__(self, *, vocab_size: int) -> None:
+    def __init__(self, *, vocab_size: int, chooser: TokenChooser | None = None) -> None:
         self.vocab_size = vocab_size
+        self._chooser = chooser
 
-    def __call__(self, logits: Tensor, requests: Sequence[Request]) -> SamplerOutput:
-        """Choose a token for each request from its row of [num_requests, >= vocab_size]."""
+    def __call__(self, logits: Tensor, rows: Sequence[SampledRow]) -> SamplerOutput:
+        """Choose a token for each row of [num_rows, >= vocab_size], which may be overwritten."""
         raw = logits[:, : self.vocab_size].float()
+        filtered, token_ids = self._choose(raw, rows)
+        return SamplerOutput(tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, rows))
+
+    def choose(self, logits: Tensor, rows: Sequence[SampledRow]) -> list[int]:
+        """Do the same without logprobs."""
+        return self._choose(logits[:, : self.vocab_size].float(), rows)[1]
+
+    def _choose(self, raw: Tensor, rows: Sequence[SampledRow]) -> tuple[Tensor, list[int]]:
+        """Return the logits after the chain, filtered only where logprobs want that, and the tokens."""
         processed = raw
-        if any(needs_processing(request) for request in requests):
-            processed = raw.clone()
-            for row, request in zip(processed, requests, strict=True):
-                process_row(row, request)
-        tokens = processed.argmax(dim=-1)
-        filtered = processed
-        sampled = [row for row, request in enumerate(requests) if not request.params.is_greedy]
-        if sampled:
-            rows = torch.tensor(sampled, device=logits.device)
-            chosen = [requests[row] for row in sampled]
-            survivors = apply_filters(processed[rows], [request.params for request in chosen])
-            tokens[rows] = draw(survivors, chosen)
-            if any(request.params.processed_logprobs for request in chosen):
-                filtered = processed.index_copy(0, rows, survivors)
-        token_ids = tokens.tolist()
-        return SamplerOutput(tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, requests))
+        if any(needs_processing(row) for row in rows):
+            processed = raw.clone() if any(row.params.logprobs is not None for row in rows) else raw
+            for row_logits, row in zip(processed, rows, strict=True):
+                process_row(row_logits, row)
+        if self._chooser is None:
+            slow = [number for number, row in enumerate(rows) if not row.params.is_greedy]
+            token_ids: list[int] = processed.argmax(dim=-1).tolist()
+        else:  # which way a row goes depends on the row alone
+            slow = [number for number, row in enumerate(rows) if _needs_torch(row.params)]
+            fast: list[SampledRow | None] = list(rows)
+            for number in slow:
+                fast[number] = None
+            token_ids = self._chooser(processed, fast)
+        return _sample_in_torch(processed, rows, slow, token_ids) if slow else processed, token_ids
+
+
+def _needs_torch(params: SamplingParams) -> bool:
+    """Tell whether a row asks for what only the plain sampler does."""
+    return not params.is_greedy and (params.typical_p < 1.0 or params.processed_logprobs)
+
+
+def _sample_in_torch(
+    processed: Tensor, rows: Sequence[SampledRow], numbers: list[int], token_ids: list[int]
+) -> Tensor:
+    """Sample the numbered rows into token_ids; return the logits with theirs filtered if asked for."""
+    indices = torch.tensor(numbers, device=processed.device)
+    chosen = [rows[number] for number in numbers]
+    survivors = apply_filters(processed[indices], [row.params for row in chosen])
+    drawn = draw(survivors, [noise_key(row.seed, row.choice, row.num_tokens) for row in chosen])
+    for number, token_id in zip(numbers, drawn.tolist(), strict=True):
+        token_ids[number] = token_id
+    if any(row.params.processed_logprobs for row in chosen):
+        return processed.index_copy(0, indices, survivors)
+    return processed
 
 
 def apply_filters(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -79,26 +116,25 @@ def apply_filters(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """Sample a token from each row, with the noise of the request's next position."""
-    keys = [noise_key(request.seed, request.choice, request.num_tokens) for request in requests]
+def draw(logits: Tensor, keys: list[NoiseKey]) -> Tensor:
+    """Sample a token from each row of [num_rows, vocab_size] with the noise of its key."""
     return gumbel_noise(keys, logits.shape[1], device=logits.device).add_(logits).argmax(dim=-1)
 
 
 def chosen_logprobs(
-    raw: Tensor, processed: Tensor, token_ids: Sequence[int], requests: Sequence[Request]
+    raw: Tensor, processed: Tensor, token_ids: Sequence[int], rows: Sequence[SampledRow]
 ) -> tuple[TokenLogprobs | None, ...]:
-    """Return the logprobs of the chosen tokens, None for requests that want none."""
-    results: list[TokenLogprobs | None] = [None] * len(requests)
+    """Return the logprobs of the chosen tokens, None for rows that want none."""
+    results: list[TokenLogprobs | None] = [None] * len(rows)
     for logits, is_processed in ((raw, False), (processed, True)):
-        rows = [
-            row
-            for row, request in enumerate(requests)
-            if request.params.logprobs is not None and request.params.processed_logprobs is is_processed
+        numbers = [
+            number
+            for number, row in enumerate(rows)
+            if row.params.logprobs is not None and row.params.processed_logprobs is is_processed
         ]
-        if rows:
-            num_top = [requests[row].params.logprobs or 0 for row in rows]
-            found = token_logprobs(logits[rows], [token_ids[row] for row in rows], num_top)
-            for row, logprobs in zip(rows, found, strict=True):
-                results[row] = logprobs
+        if numbers:
+            num_top = [rows[number].params.logprobs or 0 for number in numbers]
+            found = token_logprobs(logits[numbers], [token_ids[number] for number in numbers], num_top)
+            for number, logprobs in zip(numbers, found, strict=True):
+                results[number] = logprobs
     return tuple(results)

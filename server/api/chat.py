@@ -46,6 +46,8 @@ def _choice(call: ChatCall, index: int, whole: WholeChoice) -> dict[str, object]
         "finish_reason": whole.finish_reason,
         "seed": call.preparation.prompts[0].seed,
     }
+    if call.body.return_provenance:
+        choice["provenance"] = [token.to_json() for token in whole.provenance]
     if call.body.return_token_ids:
         choice["token_ids"] = whole.token_ids
     return choice

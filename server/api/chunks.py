@@ -71,14 +71,17 @@ class ChunkWriter:
 
     def delta(self, delta: TextDelta) -> bytes:
         """Return the events of one delta, none if it has nothing to say."""
-        ids = ""
+        extras = ""
         if self._with_token_ids and delta.token_ids:
-            ids = f',"token_ids":{list(delta.token_ids)}'
+            extras = f',"token_ids":{list(delta.token_ids)}'
+        if delta.provenance:
+            sources = to_json([token.to_json() for token in delta.provenance]).decode()
+            extras += f',"provenance":{sources}'
         chunks = ""
-        if delta.text or ids or delta.logprobs:
+        if delta.text or extras or delta.logprobs:
             text = encode_string(delta.text)
             after_text = self._scored(delta) if delta.logprobs else self._after_text
-            chunks = f"{self._before_text[delta.index]}{text}{after_text}{ids}}}]}}\n\n"
+            chunks = f"{self._before_text[delta.index]}{text}{after_text}{extras}}}]}}\n\n"
         if delta.finish_reason is not None:
             chunks += self._end(delta.index, delta.finish_reason)
         if delta.prompt_logprobs is not None and self._prompt_event is not None:

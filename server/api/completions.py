@@ -42,7 +42,7 @@ def _choice(call: CompletionCall, index: int, whole: WholeChoice) -> dict[str, o
     tokens = whole.logprobs
     if call.preparation.logprobs.echo is not None:
         tokens = _echoed_tokens(call, prompt, whole.prompt_logprobs) + tokens
-    choice = {
+    choice: dict[str, object] = {
         "index": index,
         "text": prompt.echo + whole.text,
         "logprobs": _logprobs(call, tokens),
@@ -50,6 +50,8 @@ def _choice(call: CompletionCall, index: int, whole: WholeChoice) -> dict[str, o
         "seed": prompt.seed,
         **_prompt_logprobs(call, whole.prompt_logprobs),
     }
+    if call.body.return_provenance:
+        choice["provenance"] = [token.to_json() for token in whole.provenance]
     if call.body.return_token_ids:
         choice |= {"prompt_token_ids": prompt.token_ids, "token_ids": whole.token_ids}
     return choice

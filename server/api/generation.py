@@ -9,6 +9,7 @@ from engine.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.preparation import Preparation, TextOptions
 from server.api.prompt_scores import PromptScores
+from server.api.speculation import SpeculationTally, provenance, total
 from server.api.text_delta import TextDelta
 from server.api.token_scores import ScoredText
 from server.api.usage import Usage
@@ -25,6 +26,7 @@ class ChoiceText:
     def __init__(self, tokenizer: Tokenizer, options: TextOptions, scored: ScoredText | None = None) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self.speculation = SpeculationTally()
         self._options = options
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special_tokens)
         self._matcher = options.new_matcher()
@@ -58,6 +60,9 @@ class ChoiceText:
             token_ids=token_ids[:num_new],
             finish_reason=self.finish_reason,
         )
+        self.speculation.add(output, num_new)
+        if self._options.with_provenance:
+            delta.provenance = provenance(output, num_new)
         if output.logprobs:
             self._sum_logprobs += sum([score.logprob for score in output.logprobs[:num_new]])
         if self._scored is not None:
@@ -153,6 +158,7 @@ class Generation:
             prompt_tokens=sum(len(prompt.token_ids) for prompt in self._preparation.prompts),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             cached_tokens=sum(self._cached_tokens),
+            speculation=total(choice.speculation for choice in self._choices),
         )
 
     def mean_logprob(self, index: int) -> float:
@@ -190,6 +196,8 @@ class Generation:
                 self._stream.abort(output.index)
             self._num_open -= 1
             self._metrics.count_finished(delta.finish_reason)
+            if choice.speculation.num_verifications:
+                self._metrics.speedup.observe(choice.speculation.estimated_speedup)
             self._metrics.e2e_request_latency.observe(now - self._arrived)
             self._rate.record()
         return delta

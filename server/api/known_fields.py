@@ -24,8 +24,6 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "priority": (0,),
-    "speculation": (),
-    "return_provenance": (False,),
     "cache_explain": (False,),
     "deadline_ms": (),
 }

@@ -8,6 +8,7 @@ from functools import cached_property
 from engine.errors import RequestError
 from engine.outputs import GenerationRequest
 from engine.sampling_params import SamplingParams
+from engine.speculation import SpeculationParams
 from server.api.errors import describe
 from server.api.grammars import RequestedGrammar
 from server.api.logprobs import LogprobOptions, check_num_logprobs
@@ -32,6 +33,7 @@ class TextOptions:
     include_stop: bool = False
     skip_special_tokens: bool = True
     min_tokens: int = 0
+    with_provenance: bool = False
 
     def new_matcher(self) -> StopStringMatcher | None:
         """Return a matcher for one choice, None without stop strings."""
@@ -157,7 +159,7 @@ def _prepare(
             seed=prompt.seed,
             prompt_logprobs=score or 0 if max_tokens == 0 else score,  # the engine must have something to do
         )
-        requests += _choices(prompt, params, n, salt)
+        requests += _choices(prompt, params, n, salt, body.speculation.params)
     return Preparation(
         requests=tuple(requests),
         prompts=tuple(prompts),
@@ -169,7 +171,9 @@ def _prepare(
     )
 
 
-def _choices(prompt: PreparedPrompt, params: SamplingParams, n: int, salt: bytes) -> list[GenerationRequest]:
+def _choices(
+    prompt: PreparedPrompt, params: SamplingParams, n: int, salt: bytes, speculation: SpeculationParams
+) -> list[GenerationRequest]:
     """Return the requests of one prompt; the first alone scores it, for all of them."""
     others = replace(params, prompt_logprobs=None) if params.max_tokens else params
     return [
@@ -178,6 +182,7 @@ def _choices(prompt: PreparedPrompt, params: SamplingParams, n: int, salt: bytes
             params=others if choice else params,
             choice=choice,
             cache_salt=salt,
+            speculation=speculation,
         )
         for choice in range(n)
     ]
@@ -205,6 +210,7 @@ def _text_options(body: GenerationBody) -> TextOptions:
         include_stop=body.include_stop_str_in_output,
         skip_special_tokens=body.skip_special_tokens,
         min_tokens=body.min_tokens,
+        with_provenance=body.return_provenance,
     )
     options.new_matcher()  # builds the automaton here, where a large request has a thread
     return options

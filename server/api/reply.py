@@ -9,6 +9,7 @@ from engine.outputs import FinishReason, TokenLogprobs
 from server.api.generation import Generation
 from server.api.known_fields import FieldWarning
 from server.api.preparation import Preparation
+from server.api.speculation import TokenProvenance
 from server.api.token_scores import ScoredToken
 from server.serving import ServedModel
 
@@ -58,6 +59,7 @@ class WholeChoice:
     parts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[ScoredToken] = field(default_factory=list)
+    provenance: list[TokenProvenance] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprobs] = ()  # from the prompt's second token on
     finish_reason: FinishReason | None = None
 
@@ -86,6 +88,7 @@ async def collect(generation: Generation, num_choices: int) -> Sequence[WholeCho
             choice.parts.append(delta.text)
             choice.token_ids.extend(delta.token_ids)
             choice.logprobs.extend(delta.logprobs)
+            choice.provenance.extend(delta.provenance)
             choice.prompt_logprobs = delta.prompt_logprobs or choice.prompt_logprobs
             choice.finish_reason = delta.finish_reason
     return choices

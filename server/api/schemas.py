@@ -25,6 +25,7 @@ from server.api.fields import (
 )
 from server.api.known_fields import FieldWarning, refuse_unsupported, warnings_about
 from server.api.limits import MAX_CACHE_SALT_CHARS, MAX_USER_CHARS
+from server.api.speculation import RequestedSpeculation, parse_speculation
 from server.api.structure import Structure, parse_response_format, parse_structured_outputs
 
 _IDS = {"type": "array", "items": {"type": "integer"}}
@@ -45,6 +46,13 @@ _MESSAGES_SCHEMA = {
             "name": {"type": "string"},
             "tool_call_id": {"type": "string"},
         },
+    },
+}
+_SPECULATION_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "mode": {"enum": ["off", "auto", "draft", "ngram"]},
+        "k": {"type": "integer", "minimum": 1, "maximum": 16},
     },
 }
 _BIAS_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
@@ -103,6 +111,9 @@ ResponseFormatField = Annotated[
 ]
 StructuredOutputsField = Annotated[
     Structure, PlainValidator(parse_structured_outputs), WithJsonSchema(_STRUCTURE_SCHEMA)
+]
+SpeculationField = Annotated[
+    RequestedSpeculation, PlainValidator(parse_speculation), WithJsonSchema(_SPECULATION_SCHEMA)
 ]
 TokenIdsField = Annotated[tuple[int, ...], PlainValidator(parse_token_ids), WithJsonSchema(_IDS)]
 
@@ -171,6 +182,10 @@ class GenerationBody(Body):
     )
     user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
     return_token_ids: bool = Field(False, description="Return the ids of prompt and answer too.")
+    speculation: SpeculationField = Field(
+        RequestedSpeculation(), description="How to guess ahead, which never changes the answer."
+    )
+    return_provenance: bool = Field(False, description="Say of each token where it came from.")
 
     @property
     def num_logprobs(self) -> int | None:
@@ -260,7 +275,12 @@ def _unknown_nested(body: Body) -> list[str]:
     if isinstance(body, ChatCompletionRequest | TokenizeRequest):
         names += [key for message in body.messages or () for key in message.unknown_keys]
     if isinstance(body, GenerationBody):
-        for part in (body.stream_options, body.response_format, body.structured_outputs):
+        for part in (
+            body.stream_options,
+            body.response_format,
+            body.structured_outputs,
+            body.speculation,
+        ):
             names += part.unknown_keys if part is not None else ()
     return names
 

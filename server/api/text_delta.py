@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.outputs import FinishReason, TokenLogprobs
+from server.api.speculation import TokenProvenance
 from server.api.token_scores import ScoredToken
 
 
@@ -16,4 +17,5 @@ class TextDelta:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     logprobs: Sequence[ScoredToken] = ()  # of the tokens whose text is complete now
+    provenance: Sequence[TokenProvenance] = ()  # of token_ids, if asked for
     prompt_logprobs: Sequence[TokenLogprobs] | None = None  # on the choice's first delta, if asked for

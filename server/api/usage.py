@@ -1,6 +1,8 @@
 """Usage: the token counts of one request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from server.api.speculation import SpeculationTally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,12 +12,19 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    speculation: SpeculationTally = field(default_factory=SpeculationTally)
 
     def to_json(self) -> dict[str, object]:
-        """Return OpenAI's `usage` object."""
+        """Return OpenAI's `usage` object, and ours in it."""
+        num_accepted = self.speculation.num_accepted_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": num_accepted,
+                "rejected_prediction_tokens": self.speculation.num_draft_tokens - num_accepted,
+            },
+            "draftline": {"speculation": self.speculation.to_json()},
         }

@@ -8,11 +8,14 @@ from draftline_client import (
     CompletionLogprobs,
     CompletionTokensDetails,
     Delta,
+    DraftlineUsage,
     PromptLogprob,
     PromptTokensDetails,
     ProtocolError,
     ReplyWarning,
+    SpeculationUsage,
     TokenLogprob,
+    TokenProvenance,
     TopLogprob,
     Usage,
     _parse,
@@ -244,3 +247,37 @@ def test_what_is_not_json_is_a_short_error(text: str | bytes) -> None:
 def test_json_that_is_no_object_is_an_error(text: str) -> None:
     with pytest.raises(ProtocolError, match="in place of an object at its top level"):
         parse_object(text)
+
+
+def test_speculation_in_usage_and_provenance() -> None:
+    counts = {
+        "drafted": 5,
+        "accepted": 3,
+        "verification_steps": 2,
+        "mean_accepted_length": 2.5,
+        "source": "ngram",
+        "estimated_speedup": 1.5,
+    }
+    tokens = [{"source": "ngram", "step": 7}, {"source": "target", "step": 8, "newer": 1}]
+    reply = {
+        **COMPLETION,
+        "choices": [{"index": 0, "text": "ab", "provenance": tokens}],
+        "usage": {**USAGE, "draftline": {"speculation": counts, "newer": 2}},
+    }
+    completion = _parse.parse_completion(fields(reply))
+    speculation = SpeculationUsage(**counts)
+    assert completion.usage.draftline == DraftlineUsage(speculation=speculation, extra={"newer": 2})
+    assert completion.choices[0].provenance == (
+        TokenProvenance(source="ngram", step=7),
+        TokenProvenance(source="target", step=8, extra={"newer": 1}),
+    )
+    off = {**counts, "drafted": 0, "mean_accepted_length": None, "source": None}
+    chunk = {**COMPLETION, "choices": [], "usage": {**USAGE, "draftline": {"speculation": off}}}
+    parsed = _parse.parse_completion_chunk(fields(chunk))
+    assert parsed.usage is not None
+    assert parsed.usage.draftline is not None
+    assert parsed.usage.draftline.speculation == SpeculationUsage(
+        drafted=0, accepted=3, verification_steps=2, estimated_speedup=1.5
+    )
+    chat = {**CHAT, "choices": [{"index": 0, "message": {"role": "a"}, "provenance": tokens[:1]}]}
+    assert _parse.parse_chat_completion(fields(chat)).choices[0].provenance[0].step == 7

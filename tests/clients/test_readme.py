@@ -54,7 +54,7 @@ OUTPUTS = [
     " blue\n blue 5\n",
     " blue\n2 tokens, request req-7\n",
     " blue\n blue\n blue\n blue",
-    "a_field: not known\nPromptTokensDetails(cached_tokens=1)\n",
+    "a_field: not known\nPromptTokensDetails(cached_tokens=1) None\n[]\n",
     "top_k: temperature must be between 0 and 2, got 99 (request req-7)\n",
     "1.2.3\n",
     "['m']\n(1, 2) 2 2048\nHello\n2\n",

@@ -95,6 +95,8 @@ def test_the_banner_says_what_is_served_and_how_to_try_it() -> None:
         num_kv_blocks=250,
         kv_cache_bytes=64 * 2**20,
         weight_bytes=256 * 2**20,
+        speculation="auto",
+        draft_model="small",
     )
     model = replace(served_model(engine), description="llama, 134.5M parameters")
     console = Console(file=io.StringIO(), width=200)
@@ -106,6 +108,7 @@ def test_the_banner_says_what_is_served_and_how_to_try_it() -> None:
         "bfloat16",
         "4,000 tokens",
         "4.0 requests of 1,000 tokens",
+        "auto, draft model small: answers stay the same",
     ):
         assert part in shown
     (curl,) = [line for line in shown.splitlines() if line.startswith("curl ")]

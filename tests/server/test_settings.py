@@ -119,7 +119,7 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
         parse("--api-key-file", str(path)).all_keys()
 
 
-@pytest.mark.parametrize("argument", ["--draft-model=x", "--nope", "--por=80", "extra"])
+@pytest.mark.parametrize("argument", ["--drafts=x", "--nope", "--por=80", "extra"])
 def test_what_is_not_honoured_is_not_accepted(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         parse(argument)
@@ -146,3 +146,13 @@ def test_variables_that_nothing_reads_are_named() -> None:
         {**kubernetes, "DRAFTLINE_PROT": "1", "DRAFTLINE_PORT": "1", "DRAFTLINE_CACHE_DIR": "x", "PATH": "x"}
     )
     assert lines == ["the environment variable DRAFTLINE_PROT has no effect; did you mean DRAFTLINE_PORT?"]
+
+
+def test_speculation_flags() -> None:
+    settings = parse("--speculation", "ngram", "--draft-model", "small", "--num-draft-tokens", "4")
+    assert (settings.speculation, settings.draft_model, settings.num_draft_tokens) == ("ngram", "small", 4)
+    assert (parse().speculation, parse().draft_model, parse().num_draft_tokens) == ("auto", None, 8)
+    with pytest.raises(ConfigError, match=r"--num-draft-tokens.*less than or equal to 16, got '17'"):
+        parse("--num-draft-tokens", "17")
+    with pytest.raises(ConfigError, match="--speculation"):
+        parse("--speculation", "always")

@@ -234,7 +234,6 @@ def test_t48_too_many_prompts_are_refused_before_anything_is_done(server: Runnin
     [
         ("suffix", "x"),
         ("tools", [{"type": "function"}]),
-        ("speculation", {"mode": "off"}),
         ("priority", 1),
         ("deadline_ms", 5),
     ],

@@ -65,6 +65,9 @@ class Fields:
     def optional_integer(self, name: str) -> int | None:
         return self._optional(name, int)
 
+    def optional_number(self, name: str) -> float | None:
+        return self._optional(name, float)
+
     def optional_record(self, name: str, parse: Callable[[Fields], T]) -> T | None:
         return self.record(name, parse) if self.has(name) else None
 

@@ -19,14 +19,17 @@ from draftline_client.types import (
     CompletionLogprobs,
     CompletionTokensDetails,
     Delta,
+    DraftlineUsage,
     Model,
     ModelList,
     PromptLogprob,
     PromptLogprobs,
     PromptTokensDetails,
     ReplyWarning,
+    SpeculationUsage,
     Tokenization,
     TokenLogprob,
+    TokenProvenance,
     TopLogprob,
     Usage,
 )
@@ -151,6 +154,7 @@ def _parse_usage(fields: Fields) -> Usage:
         completion_tokens_details=fields.optional_record(
             "completion_tokens_details", _parse_completion_details
         ),
+        draftline=fields.optional_record("draftline", _parse_draftline_usage),
         extra=fields.extra(),
     )
 
@@ -167,6 +171,27 @@ def _parse_completion_details(fields: Fields) -> CompletionTokensDetails:
     )
 
 
+def _parse_draftline_usage(fields: Fields) -> DraftlineUsage:
+    speculation = fields.optional_record("speculation", _parse_speculation_usage)
+    return DraftlineUsage(speculation=speculation, extra=fields.extra())
+
+
+def _parse_speculation_usage(fields: Fields) -> SpeculationUsage:
+    return SpeculationUsage(
+        drafted=fields.integer("drafted"),
+        accepted=fields.integer("accepted"),
+        verification_steps=fields.integer("verification_steps"),
+        mean_accepted_length=fields.optional_number("mean_accepted_length"),
+        source=fields.optional_string("source"),
+        estimated_speedup=fields.optional_number("estimated_speedup"),
+        extra=fields.extra(),
+    )
+
+
+def _parse_provenance(fields: Fields) -> TokenProvenance:
+    return TokenProvenance(source=fields.string("source"), step=fields.integer("step"), extra=fields.extra())
+
+
 def _parse_completion_choice(fields: Fields) -> CompletionChoice:
     return CompletionChoice(
         index=fields.integer("index"),
@@ -175,6 +200,7 @@ def _parse_completion_choice(fields: Fields) -> CompletionChoice:
         logprobs=fields.optional_record("logprobs", _parse_completion_logprobs),
         seed=fields.optional_integer("seed"),
         token_ids=fields.optional_integers("token_ids"),
+        provenance=fields.optional_records("provenance", _parse_provenance),
         prompt_token_ids=fields.optional_integers("prompt_token_ids"),
         prompt_logprobs=_parse_prompt_logprobs(fields),
         extra=fields.extra(),
@@ -213,6 +239,7 @@ def _parse_chat_choice(fields: Fields) -> ChatChoice:
         logprobs=fields.optional_record("logprobs", _parse_chat_logprobs),
         seed=fields.optional_integer("seed"),
         token_ids=fields.optional_integers("token_ids"),
+        provenance=fields.optional_records("provenance", _parse_provenance),
         extra=fields.extra(),
     )
 
@@ -225,6 +252,7 @@ def _parse_chat_chunk_choice(fields: Fields) -> ChatChunkChoice:
         logprobs=fields.optional_record("logprobs", _parse_chat_logprobs),
         seed=fields.optional_integer("seed"),
         token_ids=fields.optional_integers("token_ids"),
+        provenance=fields.optional_records("provenance", _parse_provenance),
         extra=fields.extra(),
     )
 

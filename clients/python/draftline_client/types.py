@@ -33,6 +33,33 @@ class CompletionTokensDetails(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeculationUsage(_Record):
+    """What speculation did for one request, all of its choices together."""
+
+    drafted: int  # tokens
+    accepted: int  # of them
+    verification_steps: int
+    mean_accepted_length: float | None = None  # tokens that a verification brought, its own one included
+    source: str | None = None  # draft, ngram or draft+ngram; None without drafts
+    estimated_speedup: float | None = None  # against no speculation, by the costs the server measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftlineUsage(_Record):
+    """What only this server counts."""
+
+    speculation: SpeculationUsage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenProvenance(_Record):
+    """Where one token of an answer came from."""
+
+    source: str  # draft, ngram, bonus or target
+    step: int  # of the server's engine
+
+
+@dataclass(frozen=True, kw_only=True)
 class Usage(_Record):
     """Token counts of one request."""
 
@@ -41,6 +68,7 @@ class Usage(_Record):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
     completion_tokens_details: CompletionTokensDetails | None = None
+    draftline: DraftlineUsage | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +115,7 @@ class CompletionChoice(_Record):
     logprobs: CompletionLogprobs | None = None
     seed: int | None = None  # gives this choice again; in a stream, of the chunk with the finish reason
     token_ids: tuple[int, ...] | None = None  # with return_token_ids
+    provenance: tuple[TokenProvenance, ...] = ()  # of token_ids, with return_provenance
     prompt_token_ids: tuple[int, ...] | None = None  # with return_token_ids
     prompt_logprobs: PromptLogprobs | None = field(default=None, hash=False)  # in a stream, of one chunk
 
@@ -160,6 +189,7 @@ class ChatChoice(_Record):
     logprobs: ChatLogprobs | None = None
     seed: int | None = None  # gives this answer again
     token_ids: tuple[int, ...] | None = None  # with return_token_ids
+    provenance: tuple[TokenProvenance, ...] = ()  # of token_ids, with return_provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +220,7 @@ class ChatChunkChoice(_Record):
     logprobs: ChatLogprobs | None = None
     seed: int | None = None  # gives this answer again
     token_ids: tuple[int, ...] | None = None  # with return_token_ids
+    provenance: tuple[TokenProvenance, ...] = ()  # of token_ids, with return_provenance
 
 
 @dataclass(frozen=True, kw_only=True)

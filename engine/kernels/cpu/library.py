@@ -2,7 +2,7 @@
 
 import ctypes
 import functools
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 from pathlib import Path
 
@@ -131,19 +131,6 @@ class StepTimes(ctypes.Structure):
         ("barrier_nanoseconds", c_uint64),
         ("num_steps", c_uint64),
         ("num_barriers", c_uint64),
-    ]
-
-
-class RowSampling(ctypes.Structure):
-    """struct RowSampling."""
-
-    _fields_ = [
-        ("temperature", c_float),
-        ("top_p", c_float),
-        ("min_p", c_float),
-        ("top_k", c_int32),
-        ("noise_low", c_uint32),
-        ("noise_high", c_uint32),
     ]
 
 

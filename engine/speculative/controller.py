@@ -1,0 +1,159 @@
+"""The controller: how many tokens of each draft to verify, so that tokens per second are the most.
+
+With N requests to decode, n tokens in the step anyway and drafts whose places survive with chances S, the
+step is expected to bring N + sum(S) tokens in V(n + drafts) + D seconds, where V and D are measured prices
+of the target's pass and of drafting. Places are taken in order of their chances, and of all the ways to stop
+the one of the highest rate wins: nothing, where a pass costs as much as its tokens, as in large batches.
+(The rule of SmartSpec, arXiv 2406.14066.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.speculative.step_costs import StepCosts
+
+PROBE_INTERVAL = 64
+"""Least steps between tries that do not seem to pay."""
+
+_PROBE_SHARE = 0.015  # of the time since the last draft, which a try may cost
+PLAIN_INTERVAL = 100
+"""Steps with drafts after which one goes without, so that the price of doing nothing stays known."""
+
+_MARGIN = 1.02  # what is promised must beat doing nothing by this
+_PROBE_TOKENS = 3
+_BIAS_MEMORY = 0.95
+_LEAST_BIAS, _MOST_BIAS = 0.5, 1.0
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A draft that could be verified, or made, for one request."""
+
+    survival: Sequence[float]  # chance of each place, in order, never rising
+    is_fixed: bool = False  # the request names its length
+    needs_model: bool = False  # the draft model has to make it, one pass for each place
+    num_catch_up_tokens: int = 0  # that the draft model has to read first
+    num_remaining_steps: int = 1  # over which reading them pays off
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """What the step does in any case."""
+
+    num_tokens: int
+    num_decodes: int  # requests that will get a token
+
+
+class Controller:
+    """Chooses draft lengths; all it knows is prices and chances."""
+
+    def __init__(self, target_costs: StepCosts, draft_costs: StepCosts) -> None:
+        self.target_costs = target_costs
+        self.draft_costs = draft_costs
+        self._steps_since_draft = 0
+        self._seconds_since_draft = 0.0  # by the price list
+        self._steps_since_plain = 0
+        self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
+
+    def choose(self, candidates: Sequence[Candidate], load: StepLoad) -> list[int]:
+        """Return a length for each candidate, 0 for those not worth their price."""
+        lengths = [len(c.survival) if c.is_fixed else 0 for c in candidates]
+        free = [number for number, c in enumerate(candidates) if not c.is_fixed and c.survival]
+        if free:
+            self._extend(lengths, free, candidates, load)
+        if self._steps_since_plain >= PLAIN_INTERVAL:
+            lengths = [len(c.survival) if c.is_fixed else 0 for c in candidates]
+        elif free and not any(lengths):
+            self._probe(lengths, free, candidates, load)
+        if any(lengths):
+            self._steps_since_draft, self._seconds_since_draft = 0, 0.0
+            self._steps_since_plain += 1
+        else:
+            self._steps_since_plain = 0
+        return lengths
+
+    def _probe(
+        self, lengths: list[int], free: Sequence[int], candidates: Sequence[Candidate], load: StepLoad
+    ) -> None:
+        """Try the likeliest draft after all, once enough time has passed that its price is lost in it."""
+        plain = self.target_costs.seconds(load.num_tokens)
+        self._steps_since_draft += 1
+        self._seconds_since_draft += plain
+        if self._steps_since_draft < PROBE_INTERVAL:
+            return
+        number = max(free, key=lambda number: candidates[number].survival[0])
+        drafting = _Drafting(self.draft_costs)
+        for place in range(min(_PROBE_TOKENS, len(candidates[number].survival))):
+            drafting.add(replace(candidates[number], num_remaining_steps=1), place)
+            seconds = self.target_costs.seconds(load.num_tokens + place + 1, 1) - plain + drafting.seconds
+            if seconds > _PROBE_SHARE * self._seconds_since_draft:
+                break
+            lengths[number] = place + 1
+
+    def rate(self, candidate: Candidate, load: StepLoad) -> float:
+        """Return the most tokens per second that this draft alone would bring."""
+        lengths = [0]
+        return self._extend(lengths, [0], [candidate], load)
+
+    def record(self, *, expected_tokens: float, num_tokens: int, num_decodes: int) -> None:
+        """Compare what a step with drafts brought with what was expected of it."""
+        gain, promised = num_tokens - num_decodes, expected_tokens - num_decodes
+        if promised > 0:
+            measured = (num_decodes + gain) / (num_decodes + promised)
+            bias = self._bias * _BIAS_MEMORY + measured * (1.0 - _BIAS_MEMORY)
+            self._bias = min(_MOST_BIAS, max(_LEAST_BIAS, bias))
+
+    def _extend(
+        self, lengths: list[int], free: Sequence[int], candidates: Sequence[Candidate], load: StepLoad
+    ) -> float:
+        """Lengthen the free drafts as long as it pays; return the rate that is reached."""
+        places = sorted(
+            (
+                (-chance, number, place)
+                for number in free
+                for place, chance in enumerate(candidates[number].survival)
+            ),
+        )
+        fixed = [c for c in candidates if c.is_fixed]
+        num_tokens = load.num_tokens + sum(len(c.survival) for c in fixed)
+        num_drafts = len(fixed)
+        expected = load.num_decodes + sum(sum(c.survival) for c in fixed)
+        best_rate = _MARGIN * expected / self.target_costs.seconds(num_tokens, num_drafts)
+        drafting = _Drafting(self.draft_costs)
+        best_count, gained = 0, 0.0
+        for count, (negative_chance, number, place) in enumerate(places, start=1):
+            gained -= negative_chance
+            drafting.add(candidates[number], place)
+            num_drafts += place == 0
+            seconds = self.target_costs.seconds(num_tokens + count, num_drafts) + drafting.seconds
+            rate = (expected + self._bias * gained) / seconds
+            if rate > best_rate:
+                best_rate, best_count = rate, count
+        for _, number, place in places[:best_count]:
+            lengths[number] = place + 1
+        return best_rate
+
+
+class _Drafting:
+    """The price of making the drafts taken so far: passes of the draft model over the requests at once."""
+
+    def __init__(self, costs: StepCosts) -> None:
+        self._costs = costs
+        self._widths: list[int] = []  # requests that draft at each place
+        self._catch_up = 0.0
+
+    def add(self, candidate: Candidate, place: int) -> None:
+        """Take one more place of a draft."""
+        if not candidate.needs_model:
+            return
+        if place == 0 and candidate.num_catch_up_tokens > 1:
+            seconds = self._costs.seconds(candidate.num_catch_up_tokens) - self._costs.seconds(1)
+            self._catch_up += seconds / candidate.num_remaining_steps
+        if place == len(self._widths):
+            self._widths.append(0)
+        self._widths[place] += 1
+
+    @property
+    def seconds(self) -> float:
+        """What all of it takes."""
+        return self._catch_up + sum(map(self._costs.seconds, self._widths))

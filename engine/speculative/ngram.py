@@ -1,0 +1,81 @@
+"""N-gram drafts: what followed the latest tokens the last time they came, in the same request."""
+
+from collections.abc import Sequence
+
+from engine.request import Request
+from engine.speculation import DraftSource
+from engine.speculative.drafter import Draft
+
+NGRAM_SIZES = (5, 3, 2)
+"""Lengths that are looked up, longest first: a longer match is right more often."""
+
+MAX_MATCH_LENGTH = 32
+"""How far back a match is followed to see how long it is."""
+
+
+class NgramIndex:
+    """Where each n-gram of a growing sequence last came; adding a token costs one entry for each size."""
+
+    def __init__(self) -> None:
+        self._followers: dict[tuple[int, ...], int] = {}
+        self._num_indexed = 0
+
+    def update(self, token_ids: Sequence[int]) -> None:
+        """Take in the tokens that are new. The last n-gram stays out: nothing has followed it yet."""
+        for end in range(max(1, self._num_indexed), len(token_ids)):
+            for size in NGRAM_SIZES:
+                if size <= end:
+                    self._followers[tuple(token_ids[end - size : end])] = end
+        self._num_indexed = len(token_ids)
+
+    def find(self, token_ids: Sequence[int]) -> int | None:
+        """Return the position after the latest place where the sequence's last n-gram came before."""
+        for size in NGRAM_SIZES:
+            position = self._followers.get(tuple(token_ids[-size:]))
+            if position is not None:
+                return position
+        return None
+
+
+class NgramDrafter:
+    """Prompt lookup over each request's own prompt and answer (the method of arXiv 2304.04487)."""
+
+    def __init__(self) -> None:
+        self._indices: dict[int, NgramIndex] = {}
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
+        """Guess what followed the longest earlier match."""
+        return [self._propose(request, limit) for request, limit in zip(requests, limits, strict=True)]
+
+    def finish(self, request: Request) -> None:
+        """Forget the request's index."""
+        self._indices.pop(request.request_id, None)
+
+    def _propose(self, request: Request, limit: int) -> Draft:
+        index = self._indices.get(request.request_id)
+        if index is None:
+            index = self._indices[request.request_id] = NgramIndex()
+        token_ids = request.token_ids
+        index.update(token_ids)
+        position = index.find(token_ids)
+        if position is None:
+            return Draft((), DraftSource.NGRAM)
+        return Draft(
+            continuation(token_ids, position, limit),
+            DraftSource.NGRAM,
+            match_length(token_ids, token_ids, position),
+        )
+
+
+def continuation(token_ids: Sequence[int], position: int, limit: int) -> tuple[int, ...]:
+    """Return `limit` tokens from `position` on; past the end the same stretch goes on repeating."""
+    period = len(token_ids) - position
+    return tuple([token_ids[position + offset % period] for offset in range(limit)])
+
+
+def match_length(token_ids: Sequence[int], source: Sequence[int], position: int) -> int:
+    """Count how many of the last tokens equal those that end before `position` of the source."""
+    length, limit = 0, min(MAX_MATCH_LENGTH, position, len(token_ids))
+    while length < limit and token_ids[-1 - length] == source[position - 1 - length]:
+        length += 1
+    return length
