@@ -1,17 +1,33 @@
 """Same seed, same tokens: the promise, bit for bit, on random models.
 
-Every case runs the same requests in a way that must not matter and compares whole answers. Float32 and
-bfloat16 alike: the torch path sums each row in an order that depends on nothing but the row.
+Every case runs the same requests in a way that must not matter and compares whole answers, in plain torch and
+in the CPU kernels: both sum each row in an order that depends on nothing but the row.
 """
 
 import random
 
 import pytest
 
+from engine.kernels.cpu.library import load_library
 from tests.tiny import GPT2, LLAMA, generate, generation, tiny_engine
 
 MODELS = pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
-DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+WAYS = {
+    "torch-float32": {"kernels": "torch", "dtype": "float32"},
+    "torch-bfloat16": {"kernels": "torch", "dtype": "bfloat16"},
+    "fused-float32": {"dtype": "float32"},
+    "fused-bfloat16": {"dtype": "bfloat16"},
+    "fused-q4_1": {"dtype": "auto", "quantization": "q4_1"},
+    "fused-int8-kv": {"dtype": "auto", "quantization": "q8_0", "kv_cache_dtype": "int8"},
+}
+NEEDS_KERNELS = pytest.mark.skipif(load_library() is None, reason="there was no C++ compiler")
+EVERY_WAY = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, id=name, marks=NEEDS_KERNELS if "fused" in name else ())
+        for name, way in WAYS.items()
+    ],
+)
 
 
 def mixed_requests(count=9):
@@ -36,45 +52,46 @@ def mixed_requests(count=9):
     ]
 
 
-def answers_alone(config, dtype):
+def answers_alone(config, way):
     return [
-        generate(tiny_engine(config, dtype=dtype, enable_prefix_caching=False).engine, request)[0]
+        generate(tiny_engine(config, **way, enable_prefix_caching=False).engine, request)[0]
         for request in mixed_requests()
     ]
 
 
 @MODELS
-@DTYPES
-def test_t25_alone_or_among_others_cold_or_warm_whole_or_in_chunks(config, dtype):
-    alone = answers_alone(config, dtype)
+@EVERY_WAY
+def test_t25_alone_or_among_others_cold_or_warm_whole_or_in_chunks(config, way):
+    alone = answers_alone(config, way)
     assert len({tuple(answer) for answer in alone}) > 6, "the model should not say the same thing always"
 
-    engine = tiny_engine(config, dtype=dtype).engine
+    engine = tiny_engine(config, **way).engine
     assert generate(engine, *mixed_requests()) == alone, "among others, cold cache"
     assert generate(engine, *mixed_requests()) == alone, "among others, warm cache"
     assert engine.stats().prefix_cache_hits > 300
 
     for budget in (16, 37, 130):
-        chunked = tiny_engine(config, dtype=dtype, max_num_batched_tokens=budget).engine
+        chunked = tiny_engine(config, **way, max_num_batched_tokens=budget).engine
         assert generate(chunked, *mixed_requests()) == alone, f"prompts in chunks of {budget}"
 
-    other_blocks = tiny_engine(config, dtype=dtype, block_size=32).engine
+    other_blocks = tiny_engine(config, **way, block_size=32).engine
     assert generate(other_blocks, *mixed_requests()) == alone, "blocks of 32"
 
 
 @MODELS
-@DTYPES
-def test_t42_after_preemption(config, dtype):
-    alone = answers_alone(config, dtype)
-    block_bytes = 16 * 2 * 2 * config.num_kv_heads * config.head_dim * (4 if dtype == "float32" else 2)
-    tight = tiny_engine(config, dtype=dtype, kv_cache_memory=20 * block_bytes, max_model_len=240).engine
+@EVERY_WAY
+def test_t42_after_preemption(config, way):
+    alone = answers_alone(config, way)
+    info = tiny_engine(config, **way).info
+    block_bytes = info.kv_cache_bytes // info.num_kv_blocks
+    tight = tiny_engine(config, **way, kv_cache_memory=20 * block_bytes, max_model_len=240).engine
     assert generate(tight, *mixed_requests()) == alone
     assert tight.stats().num_preemptions > 0
 
 
-@DTYPES
-def test_t24_choices_differ_repeat_and_choice_0_is_the_single_answer(dtype):
-    engine = tiny_engine(dtype=dtype).engine
+@EVERY_WAY
+def test_t24_choices_differ_repeat_and_choice_0_is_the_single_answer(way):
+    engine = tiny_engine(**way).engine
     prompt = list(range(40))
 
     def choices(seed, n):
