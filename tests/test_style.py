@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
     path
-    for folder in ("engine", "server", "clients/python/draftline_client", "loadtest")
+    for folder in ("engine", "server", "clients/python/draftline_client", "loadtest", "tools")
     for path in (ROOT / folder).rglob("*.py")
 )
 MAX_FILE_LINES = 400
