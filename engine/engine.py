@@ -86,6 +86,7 @@ class Engine:
         self._next_request_id = 0
         self._finished: Counter[FinishReason] = Counter()
         self._prompt_tokens = self._generation_tokens = self._num_steps = 0
+        self._execute_seconds = 0.0
         self._step_started: float | None = None
 
     def validate(self, generation: GenerationRequest) -> None:
@@ -158,7 +159,9 @@ class Engine:
         """Schedule, execute, update: advance every request of one batch."""
         self._step_started = time.monotonic()
         batch = self.scheduler.schedule()
+        started = time.monotonic()
         output = self.runner.execute(batch)
+        self._execute_seconds += time.monotonic() - started
         requests = self.scheduler.update(batch, output.token_ids)
         self._count(requests)
         self._step_started = None
@@ -193,6 +196,7 @@ class Engine:
             generation_tokens=self._generation_tokens,
             requests_finished=dict(self._finished),
             num_steps=self._num_steps,
+            execute_seconds=self._execute_seconds,
             seconds_since_step=0.0 if started is None else time.monotonic() - started,
         )
 

@@ -20,6 +20,7 @@ class EngineStats:
     generation_tokens: int = 0
     requests_finished: dict[FinishReason, int] = field(default_factory=dict)
     num_steps: int = 0
+    execute_seconds: float = 0.0  # spent in executing batches; what else a step takes is bookkeeping
     seconds_since_step: float = 0.0  # how long the present step has been running; 0 when idle
 
     @property

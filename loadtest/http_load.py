@@ -4,6 +4,7 @@ Client and server share the cores in these tests: plain sockets, no JSON parsed 
 """
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -29,10 +30,20 @@ class StreamTiming:
     @property
     def decode_rate(self) -> float:
         """Tokens per second after the first one."""
-        return (self.completion_tokens - 1) / (self.chunk_times[-1] - self.chunk_times[0])
+        return 1.0 / self.tpot if self.tpot else 0.0
+
+    @property
+    def tpot(self) -> float:
+        """Seconds per token after the first one; 0 for an answer of one token or one chunk."""
+        return (self.chunk_times[-1] - self.chunk_times[0]) / max(1, self.completion_tokens - 1)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between one chunk and the next: several tokens in a chunk count once."""
+        return [later - earlier for earlier, later in itertools.pairwise(self.chunk_times)]
 
 
-async def stream_completion(base_url: str, body: Mapping[str, object]) -> StreamTiming:
+async def stream_completion(base_url: str, body: Mapping[str, object], *, api_key: str = "") -> StreamTiming:
     """POST /v1/completions with stream on; raises RuntimeError on any other answer than a whole stream."""
     url = urlsplit(base_url)
     payload = json.dumps(
@@ -49,7 +60,9 @@ async def stream_completion(base_url: str, body: Mapping[str, object]) -> Stream
         started = time.perf_counter()
         writer.write(
             b"POST /v1/completions HTTP/1.1\r\nHost: %b\r\nContent-Type: application/json\r\n"
-            b"Connection: close\r\nContent-Length: %d\r\n\r\n" % (url.netloc.encode(), len(payload)) + payload
+            b"%bConnection: close\r\nContent-Length: %d\r\n\r\n"
+            % (url.netloc.encode(), _authorization(api_key), len(payload))
+            + payload
         )
         status = await reader.readline()
         if b" 200 " not in status:
@@ -57,6 +70,10 @@ async def stream_completion(base_url: str, body: Mapping[str, object]) -> Stream
         return await _read_stream(reader, started)
     finally:
         writer.close()
+
+
+def _authorization(api_key: str) -> bytes:
+    return f"Authorization: Bearer {api_key}\r\n".encode() if api_key else b""
 
 
 async def _read_stream(reader: asyncio.StreamReader, started: float) -> StreamTiming:

@@ -141,6 +141,7 @@ def _engine_metrics(stats: EngineStats, model_name: str) -> Iterator[Metric]:
         ("prompt_tokens", "Prompt tokens of choices that started.", stats.prompt_tokens),
         ("generation_tokens", "Tokens generated.", stats.generation_tokens),
         ("engine_steps", "Steps of the engine.", stats.num_steps),
+        ("engine_execute_seconds", "Time in which the model ran.", stats.execute_seconds),
     ):
         yield _counter(f"draftline_{name}", documentation, counter, model_name)
 
