@@ -3,9 +3,9 @@
     python -m loadtest.compare --llama-server PATH --llama-model PATH.gguf --vllm PATH --vllm-model DIR
 
 All servers are started and loaded first; then one at a time works while all processes of the others are
-stopped (SIGSTOP), so that none costs another time or memory bandwidth. Each round gives each case to each server in
-turn, in an order that moves on from round to round; the figures are medians over rounds. Prompts are the
-same bytes for every server and new in every round. Rivals that are not named are left out with a note.
+stopped (SIGSTOP), so that none costs another time or memory bandwidth. Each round gives each case to each
+server in turn, in an order that moves on from round to round; the figures are medians over rounds. Prompts
+are the same bytes for every server and new in every round. Rivals not named are left out with a note.
 
 Writes DIR/DATE-compare.json and DIR/DATE-compare.md (--output DIR), prints the table, then one JSON line.
 """

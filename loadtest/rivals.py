@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llama-model",
         action="append",
-        help="GGUF file for llama-server, one server each; repeatable ($COMPARE_LLAMA_MODEL: split at colons)",
+        help="GGUF file for llama-server; repeatable, a server each ($COMPARE_LLAMA_MODEL: split at colons)",
     )
     parser.add_argument("--vllm-env", action="append", default=[], metavar="KEY=VALUE", help="repeatable")
 
