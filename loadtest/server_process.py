@@ -74,6 +74,7 @@ class ServerProcess:
     def pause(self) -> None:
         """Stop every process of the group: it costs neither time nor memory bandwidth until resume()."""
         os.killpg(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let it go on."""

@@ -52,9 +52,7 @@ def bar_chart(groups: Sequence[Bars], *, title: str, subtitle: str) -> str:
             colour = colour_of.setdefault(name, COLOURS[len(colour_of) % len(COLOURS)])
             length = max(1.0, (width - left - 90) * value / top)
             parts.append(text(left - 8, y + 13, name, anchor="end"))
-            parts.append(
-                f"<rect x='{left}' y='{y:.1f}' width='{length:.1f}' height='14' fill='{colour}'/>"
-            )
+            parts.append(f"<rect x='{left}' y='{y:.1f}' width='{length:.1f}' height='14' fill='{colour}'/>")
             parts.append(text(left + length + 6, y + 12, _figure(value)))
             y += bar
         y += gap
