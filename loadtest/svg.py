@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 FONT = "font-family='system-ui, sans-serif'"
-COLOURS = ("#2563eb", "#94a3b8", "#64748b", "#b45309", "#15803d", "#7e22ce", "#be123c", "#0e7490")
+COLOURS = ("#2563eb", "#d97706", "#15803d", "#be123c", "#7e22ce", "#0e7490", "#64748b")
 INK, GRID = "#334155", "#e2e8f0"
 
 
@@ -101,11 +101,11 @@ def _dots(places: Sequence[tuple[float, float]], colour: str) -> list[str]:
 
 
 def round_up(value: float) -> float:
-    """Return the next larger one of 1, 2, 2.5, 5 times a power of ten: the end of an axis."""
+    """Return the next larger round number: the end of an axis whose quarters are readable."""
     if value <= 0:
         return 1.0
     unit = 10.0 ** (len(f"{int(value)}") - 1) if value >= 1 else 10.0 ** -len(str(int(1 / value)))
-    return next(step * unit for step in (1, 2, 2.5, 5, 10, 20, 25, 50, 100) if step * unit >= value)
+    return next(step * unit for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10, 20, 40, 100) if step * unit >= value)
 
 
 def _figure(value: float) -> str:
