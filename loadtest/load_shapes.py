@@ -10,7 +10,7 @@ def ramp(second: float, *, step_users: int, step_seconds: float, num_steps: int)
 def burst(
     second: float, *, users: int, burst_users: int, period: float, length: float, duration: float
 ) -> int | None:
-    """Return `users`, and `burst_users` in the last `length` seconds of every `period`; None after `duration`."""
+    """Return `users`, but `burst_users` in the last `length` seconds of a `period`; None after `duration`."""
     if second >= duration:
         return None
     return burst_users if second % period >= period - length else users

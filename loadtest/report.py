@@ -16,13 +16,15 @@ from loadtest.recording import KINDS
 from loadtest.svg import line_chart
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1e293b; background: #f8fafc; margin: 0 auto; max-width: 1460px;
-  padding: 24px; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1e293b; background: #f8fafc; }
+body { margin: 0 auto; max-width: 1460px; padding: 24px; }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 32px 0 8px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(560px, 1fr)); gap: 16px; }
 .plots svg { width: 100%; height: auto; border: 1px solid #e2e8f0; border-radius: 8px; }
-table { border-collapse: collapse; background: #fff; } td, th { border: 1px solid #e2e8f0; padding: 4px 12px; }
-th { background: #f1f5f9; text-align: left; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; background: #fff; }
+td, th { border: 1px solid #e2e8f0; padding: 4px 12px; }
+th { background: #f1f5f9; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .good { color: #15803d; } .bad { color: #b91c1c; font-weight: 600; } .note { color: #64748b; }
 """
 
