@@ -35,10 +35,10 @@ ARG MODEL=
 RUN install -d /models \
  && if [ -n "${MODEL}" ]; then DRAFTLINE_CACHE_DIR=/models MODEL="${MODEL}" /opt/draftline/bin/python -c \
       "import os; from engine.checkpoint import load_checkpoint; load_checkpoint(os.environ['MODEL'])"; fi
-# Headers and static libraries serve compilers only; byte code is written nowhere at run time.
-RUN rm -rf /opt/draftline/lib/python3*/site-packages/torch/include \
- && find /opt/draftline -name '*.a' -delete \
- && find /opt/draftline -name __pycache__ -prune -exec rm -rf {} +
+# Headers, static libraries and torch's own tests serve no server. Byte code stays: it halves the time to start.
+RUN cd /opt/draftline/lib/python3*/site-packages/torch \
+ && rm -rf include test bin/*test* lib/*test*.so \
+ && find /opt/draftline -name '*.a' -delete
 
 FROM ${BASE_IMAGE}
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent draftline
