@@ -35,9 +35,9 @@ ARG MODEL=
 RUN install -d /models \
  && if [ -n "${MODEL}" ]; then DRAFTLINE_CACHE_DIR=/models MODEL="${MODEL}" /opt/draftline/bin/python -c \
       "import os; from engine.checkpoint import load_checkpoint; load_checkpoint(os.environ['MODEL'])"; fi
-# Headers, static libraries and torch's own tests serve no server. Byte code stays: it halves the time to start.
+# Headers, static libraries and torch's own tests serve no server. Byte code stays: or each start compiles it.
 RUN cd /opt/draftline/lib/python3*/site-packages/torch \
- && rm -rf include test bin/*test* lib/*test*.so \
+ && rm -rf include test bin/*[Tt]est* bin/protoc* lib/*test*.so \
  && find /opt/draftline -name '*.a' -delete
 
 FROM ${BASE_IMAGE}
