@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+_NO_TEXT = (b'"text":""', b'"text": ""', b'"choices":[]', b'"choices": []')
+
 
 @dataclass(frozen=True)
 class StreamTiming:
@@ -83,9 +85,12 @@ async def _read_stream(reader: asyncio.StreamReader, started: float) -> StreamTi
             continue  # headers, chunk sizes, blank lines
         if line.startswith(b"data: [DONE]"):
             done = True
-        elif b'"choices":[]' in line or b'"choices": []' in line:
+            continue
+        if (
+            b'"usage":{' in line or b'"usage": {' in line
+        ):  # a last chunk of its own, or the last of the choice
             usage = json.loads(line[6:])["usage"]
-        elif b'"text":""' not in line and b'"text": ""' not in line:
+        if not any(mark in line for mark in _NO_TEXT):
             chunk_times.append(time.perf_counter() - started)
     if not done or usage is None or not chunk_times:
         raise RuntimeError("the stream ended early")

@@ -1,11 +1,13 @@
 """The load generator against a real server around a fake engine, and its figures from made-up times."""
 
+import asyncio
 import itertools
 import json
+import time
 
 import pytest
 
-from loadtest import serve, workloads
+from loadtest import http_load, serve, workloads
 from loadtest.http_load import StreamTiming
 from loadtest.load_summary import Outcome, Slo, percentiles, summarize
 from tests.fakes import FakeEngine, cut, say
@@ -126,3 +128,35 @@ def test_workloads_are_functions_of_their_seed():
     assert paragraph.startswith(head)
     [message] = workloads.edit_messages("e", 40)
     assert "lantern" in message["content"]
+
+
+def reply(*events: str) -> StreamTiming:
+    async def read() -> StreamTiming:
+        reader = asyncio.StreamReader()
+        reader.feed_data("".join(f"data: {event}\r\n\r\n" for event in events).encode())
+        reader.feed_eof()
+        return await http_load._read_stream(reader, time.perf_counter())
+
+    return asyncio.run(read())
+
+
+USAGE = '"usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}'
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        '{"choices":[],' + USAGE + "}",  # OpenAI, vllm and draftline
+        '{"choices":[{"text":"","finish_reason":"length"}],' + USAGE + "}",  # llama.cpp
+    ],
+)
+def test_usage_is_found_where_each_server_puts_it(last):
+    found = reply('{"choices":[{"text":"a"}],"usage":null}', '{"choices":[{"text":" b"}]}', last, "[DONE]")
+    assert (found.prompt_tokens, found.completion_tokens, found.cached_tokens) == (5, 2, 3)
+    assert len(found.chunk_times) == 2
+
+
+@pytest.mark.parametrize("events", [("[DONE]",), ('{"choices":[{"text":"a"}],' + USAGE + "}",)])
+def test_half_a_stream_is_an_error(events):
+    with pytest.raises(RuntimeError, match="ended early"):
+        reply(*events)
