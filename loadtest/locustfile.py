@@ -45,7 +45,7 @@ def start_recording(environment: Environment, **_: object) -> None:
     """Sample the server's metrics every second from now on; a server without any is no error."""
     RECORDER.__init__()  # type: ignore[misc]  # the web page can start several runs
     RECORDER.begin(_scrape(environment))
-    gevent.spawn(_sample_every_second, environment, time.perf_counter())
+    gevent.spawn(_sample_every_second, environment)
 
 
 @events.test_stop.add_listener
@@ -54,6 +54,8 @@ def write_report(environment: Environment, **_: object) -> None:
     target = environment.parsed_options.report
     if not target:
         return
+    gevent.sleep(1.0)  # the server counts the last answers
+    _sample(environment)
     result = {"benchmark": "locust", **taken_at(), "problems": problems(environment), **RECORDER.result()}
     result["host"] = environment.host
     Path(target).with_suffix(".json").write_text(json.dumps(result) + "\n")
@@ -93,10 +95,19 @@ def _scrape(environment: Environment) -> dict[str, float]:
         return {}
 
 
-def _sample_every_second(environment: Environment, started: float) -> None:
-    while environment.runner is not None and environment.runner.state not in ("stopped", "cleanup"):
+def _sample_every_second(environment: Environment) -> None:
+    while environment.runner is not None and environment.runner.state not in (
+        "stopping",
+        "stopped",
+        "cleanup",
+    ):
         gevent.sleep(1.0)
-        RECORDER.sample(time.perf_counter() - started, environment.runner.user_count, _scrape(environment))
+        _sample(environment)
+
+
+def _sample(environment: Environment) -> None:
+    seconds = time.perf_counter() - RECORDER.started
+    RECORDER.sample(seconds, environment.runner.user_count, _scrape(environment))
 
 
 class CompletionUser(StreamingUser):

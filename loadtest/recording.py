@@ -1,5 +1,6 @@
 """What a load test saw, second by second, beside what the server says of itself: the source of the report."""
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Recorder:
     totals: ClientTotals = field(default_factory=ClientTotals)
     samples: list[dict[str, Any]] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    started: float = field(default_factory=time.perf_counter)
     _recent: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     _all: defaultdict[str, defaultdict[str, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
