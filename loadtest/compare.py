@@ -24,7 +24,7 @@ from loadtest import compare_report, rivals
 from loadtest.bandwidth import decode_limit, measure_bandwidth
 from loadtest.compare_cases import CASES, Scale
 from loadtest.environment import environment
-from loadtest.server_process import ServerProcess
+from loadtest.server_process import ServerProcess, ServerSpec
 
 Results = defaultdict[str, defaultdict[str, list[float]]]  # server -> measure -> one figure a round
 
@@ -73,7 +73,7 @@ def measure(servers: dict[str, ServerProcess], arguments: argparse.Namespace) ->
     return results
 
 
-def start_all(specs: Sequence[rivals.ServerSpec], stack: ExitStack) -> dict[str, ServerProcess]:
+def start_all(specs: Sequence[ServerSpec], stack: ExitStack) -> dict[str, ServerProcess]:
     """Start the servers one after the other and stop each as soon as it is loaded."""
     logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
     servers = {}
@@ -117,7 +117,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _flags(spec: rivals.ServerSpec) -> str:
+def _flags(spec: ServerSpec) -> str:
     """Return the command without the paths of this machine."""
     return " ".join(Path(word).name if "/" in word else word for word in spec.command)
 

@@ -53,7 +53,8 @@ class Scale:
 
     def body(self, server: ServerSpec, text: str, max_tokens: int | None = None) -> dict[str, object]:
         """Return the body of a request."""
-        return {"model": server.model, "prompt": text, "max_tokens": max_tokens or self.max_tokens}
+        length = max_tokens or self.max_tokens
+        return {"model": server.model, "prompt": text, "max_tokens": length, **server.body}
 
 
 Case = Callable[[ServerSpec, int, Scale], dict[str, float]]

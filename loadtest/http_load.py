@@ -46,17 +46,15 @@ class StreamTiming:
 
 
 async def stream_completion(base_url: str, body: Mapping[str, object], *, api_key: str = "") -> StreamTiming:
-    """POST /v1/completions with stream on; raises RuntimeError on any other answer than a whole stream."""
+    """POST /v1/completions with stream on; raises RuntimeError on any other answer than a whole stream.
+
+    Greedy and without an end unless `body` says otherwise; a field that is None is left out.
+    """
     url = urlsplit(base_url)
-    payload = json.dumps(
-        {
-            "temperature": 0,
-            "ignore_eos": True,
-            **body,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
+    defaults = {"temperature": 0, "ignore_eos": True}
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    fields = {name: value for name, value in {**defaults, **body, **stream}.items() if value is not None}
+    payload = json.dumps(fields).encode()
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     try:
         started = time.perf_counter()

@@ -43,7 +43,6 @@ def add_arguments(parser: LocustArgumentParser) -> None:
 @events.test_start.add_listener
 def start_recording(environment: Environment, **_: object) -> None:
     """Sample the server's metrics every second from now on; a server without any is no error."""
-    RECORDER.__init__()  # type: ignore[misc]  # the web page can start several runs
     RECORDER.begin(_scrape(environment))
     gevent.spawn(_sample_every_second, environment)
 

@@ -26,6 +26,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.checkpoint import DEFAULT_MODEL, load_checkpoint
 from engine.config import EngineConfig
@@ -93,7 +94,8 @@ def http_scorer(base_url: str, model: str) -> Scorer:
     def score(token_ids: Sequence[int]) -> list[float]:
         body = {"model": model, "prompt": list(token_ids), "echo": True, "max_tokens": 0, "logprobs": 0}
         answer = _post(f"{base_url}/v1/completions", body)
-        return answer["choices"][0]["logprobs"]["token_logprobs"][1:]
+        logprobs: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"][1:]
+        return logprobs
 
     return score
 
@@ -114,7 +116,7 @@ def llama_perplexity(program: str, model: str, text: Path, context: int) -> dict
     return figures | ({"windows": int(chunks[1])} if chunks else {})
 
 
-def _post(url: str, body: object) -> dict:
+def _post(url: str, body: object) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as response:
         return json.load(response)
@@ -135,7 +137,7 @@ def measure(arguments: argparse.Namespace, text: str) -> dict[str, object]:
         loaded = build_engine(checkpoint, config)
         found = perplexity(engine_scorer(loaded.engine), cut)
         how = {"through": "engine", "dtype": loaded.info.dtype}
-    figures = {
+    figures: dict[str, object] = {
         "perplexity": round(found.value, 4),
         "error": round(found.error, 4),
         "tokens": found.num_tokens,

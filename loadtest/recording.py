@@ -52,7 +52,8 @@ class Recorder:
         self._all[kind][name].append(value)
 
     def begin(self, server: Metrics) -> None:
-        """Note the server's counters before the first request; empty if it has none."""
+        """Forget an earlier run; note the server's counters before the first request, if it has any."""
+        vars(self).update(vars(Recorder()))
         self._first = self._last = server
 
     def sample(self, second: float, users: int, server: Metrics) -> None:

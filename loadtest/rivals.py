@@ -72,9 +72,10 @@ def _llama_models(arguments: argparse.Namespace) -> Sequence[str]:
 
 
 def _draftlines(arguments: argparse.Namespace) -> list[ServerSpec]:
+    variants = [variant.partition("=") for variant in arguments.draftline or ["draftline="]]
     return [
-        _draftline(arguments.model, *variant.partition("=")[::2], FIRST_PORT + number)
-        for number, variant in enumerate(arguments.draftline or ["draftline="])
+        _draftline(arguments.model, name, flags, FIRST_PORT + number)
+        for number, (name, _, flags) in enumerate(variants)
     ]
 
 
@@ -132,6 +133,7 @@ def _transformers(arguments: argparse.Namespace, port: int) -> ServerSpec:
         model=arguments.vllm_model,
         weight_bytes=_weight_bytes(arguments.vllm_model),
         environment={"HF_HUB_OFFLINE": "1"},
+        body={"ignore_eos": None},  # it refuses fields it does not know: an answer may end early
     )
 
 

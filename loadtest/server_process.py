@@ -27,6 +27,7 @@ class ServerSpec:
     weight_bytes: int  # read once per decoded token at batch 1
     ready_path: str = "/health"
     environment: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, object] = field(default_factory=dict)  # fields of each request; None leaves one out
 
     @property
     def base_url(self) -> str:

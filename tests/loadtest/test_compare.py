@@ -125,6 +125,7 @@ def test_commands_of_every_rival(monkeypatch, tmp_path):
     assert specs[3].command[1:3] == ("-m", "/m/a.Q8_0.gguf")
     assert specs[4].weight_bytes == 1000
     assert specs[4].environment["A"] == "b=c"
+    assert compare.Scale().body(specs[5], "x", 2)["ignore_eos"] is None
 
 
 def test_every_server_has_every_place_in_turn():

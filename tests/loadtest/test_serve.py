@@ -160,3 +160,10 @@ def test_usage_is_found_where_each_server_puts_it(last):
 def test_half_a_stream_is_an_error(events):
     with pytest.raises(RuntimeError, match="ended early"):
         reply(*events)
+
+
+def test_a_field_that_is_none_is_left_out(server):
+    body = {"model": "fake", "prompt": "x", "max_tokens": 2}
+    for extra, ends in (({}, True), ({"ignore_eos": None}, False)):
+        asyncio.run(http_load.stream_completion(server.url, body | extra, api_key="a-secret-key"))
+        assert server.engine.requests[-1].params.ignore_eos is ends
