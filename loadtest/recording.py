@@ -2,13 +2,22 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from loadtest.load_summary import percentiles
 
 KINDS = {"TTFT": "ms", "ITL": "ms", "RATE": "tok/s"}
+DRIFTING = {
+    "time to first token p50, ms": ("TTFT", "p50"),
+    "between tokens p50, ms": ("ITL", "p50"),
+    "answer tok/s": ("answer_tok_s",),
+    "acceptance": ("acceptance",),
+    "resident memory, MB": ("memory_mb",),
+    "open files": ("open_files",),
+}
 TOLERANCE = 0.05  # by how much client and server may differ
 
 Metrics = Mapping[str, float]
@@ -82,6 +91,7 @@ class Recorder:
             },
             "samples": self.samples,
             "agreement": agreement(self.totals, self._first, self._last) if self._last else [],
+            "drift": drift(self.samples),
         }
 
 
@@ -134,6 +144,38 @@ def agreement(totals: ClientTotals, before: Metrics, after: Metrics) -> list[dic
         {"figure": name, "client": round(ours, 2), "server": round(theirs, 2), "agrees": agrees(ours, theirs)}
         for name, ours, theirs in rows
     ]
+
+
+def drift(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Set the second quarter of a run beside its last: what a soak must keep flat; nothing for a short run.
+
+    The first quarter warms caches and fills the allocator. `change` is relative.
+    """
+    busy = [sample for sample in samples if sample["users"] > 0]
+    quarter = len(busy) // 4
+    if quarter < 5:
+        return []
+    rows = []
+    for name, path in DRIFTING.items():
+        early, late = (
+            _mean_of(part, path) for part in (busy[quarter : 2 * quarter], busy[len(busy) - quarter :])
+        )
+        if early is not None and late is not None:
+            change = round(late / early - 1, 4) if early else 0.0
+            rows.append({"figure": name, "early": round(early, 3), "late": round(late, 3), "change": change})
+    return rows
+
+
+def _mean_of(samples: Sequence[Mapping[str, Any]], path: Sequence[str]) -> float | None:
+    """Return the mean of the figure at `path` over the samples that have it."""
+    found = []
+    for sample in samples:
+        value: Any = sample
+        for key in path:
+            value = value.get(key) if value else None
+        if value is not None:
+            found.append(value)
+    return fmean(found) if found else None
 
 
 def agrees(ours: float, theirs: float) -> bool:

@@ -43,6 +43,7 @@ def html_report(result: Mapping[str, Any]) -> str:
         _section("Totals", _table(("figure", "value"), _totals(result))),
         _section("Latencies by kind of request", _latency_table(result["latencies"])),
         _section("Client and server", _agreement_table(result["agreement"])),
+        _drift_section(result.get("drift", ())),
         _section("Errors", _table(("error", "times"), result["errors"].items())) if result["errors"] else "",
         "<h2>Plots</h2><div class='plots'>",
         *plots(samples),
@@ -150,6 +151,14 @@ def _agreement_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [(r["figure"], r["client"], r["server"], "yes" if r["agrees"] else "NO") for r in rows]
     note = "<p class='note'>Agreement within 5 %, if nobody else used the server meanwhile.</p>"
     return note + _table(("figure", "client", "server", "agree"), cells)
+
+
+def _drift_section(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    cells = [(r["figure"], r["early"], r["late"], f"{100 * r['change']:+.1f} %") for r in rows]
+    table = _table(("figure", "second quarter", "last quarter", "change"), cells)
+    return _section("Drift over the run", table)
 
 
 def _section(title: str, content: str) -> str:

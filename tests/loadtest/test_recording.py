@@ -94,6 +94,28 @@ def recorded() -> dict:
     }
 
 
+def test_drift_sets_the_second_quarter_beside_the_last():
+    recorder = Recorder()
+    for second in range(1, 41):
+        recorder.observe("TTFT", "chat", 100.0 if second <= 20 else 150.0)
+        metrics = {"process_resident_memory_bytes": 5e8, "process_open_fds": 10.0 + (second > 30)}
+        recorder.sample(float(second), 3, metrics)
+    found = {row["figure"]: row for row in recorder.result()["drift"]}
+    assert found["time to first token p50, ms"]["change"] == 0.5
+    assert found["resident memory, MB"] == {
+        "figure": "resident memory, MB",
+        "early": 500.0,
+        "late": 500.0,
+        "change": 0.0,
+    }
+    assert (found["open files"]["early"], found["open files"]["late"]) == (10, 11)
+    assert "acceptance" not in found
+    page = report.html_report({**recorded(), **recorder.result()})
+    assert "Drift over the run" in page
+    assert "+50.0 %" in page
+    assert recorded()["drift"] == []
+
+
 def test_samples_hold_rates_and_percentiles_of_their_interval():
     samples = recorded()["samples"]
     assert [sample["answer_tok_s"] for sample in samples] == [50.0] * 8
