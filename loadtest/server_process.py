@@ -7,6 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ class ServerSpec:
 
 
 class ServerProcess:
-    """One running server in a process group of its own, which can be stopped and continued as a whole."""
+    """One running server in a session of its own, whose processes can be stopped and continued together."""
 
     def __init__(self, spec: ServerSpec, log: Path) -> None:
         self.spec = spec
@@ -69,21 +70,21 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Return the process id, which is the group's too."""
+        """Return the process id, which is the session's too."""
         return self._process.pid
 
     def pause(self) -> None:
-        """Stop every process of the group: it costs neither time nor memory bandwidth until resume()."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        """Stop every process of the server: it costs neither time nor memory bandwidth until resume()."""
+        self._signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let it go on."""
-        os.killpg(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def memory_mb(self) -> float:
-        """Return the proportional set size of the process tree."""
-        return sum(_pss_kb(pid) for pid in process_tree(self.pid)) / 1024
+        """Return the proportional set size of all its processes."""
+        return sum(_pss_kb(pid) for pid in server_processes(self.pid)) / 1024
 
     def _wait_until_ready(self, deadline: float) -> None:
         while time.perf_counter() < deadline:
@@ -103,32 +104,35 @@ class ServerProcess:
         return self.log.read_text(errors="replace")[-2000:]
 
     def _stop(self) -> None:
-        """End the group: politely, then not."""
-        for number in (signal.SIGCONT, signal.SIGTERM):
-            self._signal(number)
+        """End the first process politely, then whatever is left."""
+        self._signal(signal.SIGCONT)
+        self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_TIMEOUT)
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+        for pid in server_processes(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
-def process_tree(root: int) -> list[int]:
-    """Return a process and all its descendants (Linux)."""
-    children: dict[int, list[int]] = {}
+def server_processes(root: int) -> list[int]:
+    """Return the processes of the session that `root` leads, and the descendants of `root` (Linux)."""
+    found, children = [root], defaultdict[int, list[int]](list)
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            _, parent, _, session, *_ = path.read_text().rpartition(")")[2].split()
         except OSError:  # it ended meanwhile
             continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    tree = [root]
-    for pid in tree:
-        tree.extend(children.get(pid, ()))
-    return tree
+        pid = int(path.parent.name)
+        children[int(parent)].append(pid)
+        if int(session) == root and pid != root:
+            found.append(pid)
+    for pid in found:
+        found.extend(child for child in children.get(pid, ()) if child not in found)
+    return found
 
 
 def _pss_kb(pid: int) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from loadtest import bandwidth, charts, compare, compare_report, rivals
 from loadtest.compare_cases import MEASURES
 from loadtest.environment import ROOT
-from loadtest.server_process import ServerProcess, ServerSpec, process_tree
+from loadtest.server_process import ServerProcess, ServerSpec, server_processes
 from server.http_server import listen
 
 FAKE_RIVAL = Path(__file__).parent / "fake_rival.py"
@@ -93,8 +95,19 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
         ServerProcess(spec, tmp_path / "log").__enter__()
 
 
-def test_process_tree_begins_with_the_process():
-    assert process_tree(os.getpid())[0] == os.getpid()
+def test_children_belong_to_a_server_even_in_a_process_group_of_their_own():
+    parent = (
+        "import subprocess as s; print(s.Popen(['sleep', '60'], process_group=0).pid, flush=True); input()"
+    )
+    command = [sys.executable, "-c", parent]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        child = int(process.stdout.readline())
+        assert server_processes(process.pid) == [process.pid, child]
+        process.stdin.close()  # the parent ends, the child stays in the session
+        process.wait(10)
+        assert child in server_processes(process.pid)
+        os.kill(child, signal.SIGKILL)
 
 
 def arguments(*flags: str):
