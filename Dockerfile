@@ -1,37 +1,70 @@
-# draftline on a CPU.   docker build -t draftline .   docker run -p 8000:8000 -v draftline:/var/cache/draftline draftline
+# draftline as a container: no compiler, no root, a root file system that may be read-only.
+#
+#   docker build -t draftline --build-arg TORCH_INDEX=<index URL of PyTorch's CPU wheels> .
+#   docker run --read-only --tmpfs /tmp -p 8000:8000 -v draftline:/var/cache/draftline draftline
+#
+# Arguments: BASE_IMAGE, VARIANT (cpu or cuda: the build fails if the torch that pip chose is not of this kind),
+# TORCH (which torch), TORCH_INDEX (where from; the default index holds CUDA builds on x86-64, several GB of
+# them), MODEL (a name of `draftline models` to bake in: then no volume and no network is needed),
+# VERSION, REVISION and CREATED (for the labels).
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS build
-# Which torch, and from which wheel index: the default index holds CUDA builds on x86-64, several GB of them.
+RUN apt-get update -q \
+ && apt-get install -y -q --no-install-recommends g++ python3-dev \
+ && rm -rf /var/lib/apt/lists/*
 ARG TORCH=torch>=2.9
 ARG TORCH_INDEX=
-RUN python3 -m venv /opt/draftline
-RUN /opt/draftline/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "${TORCH}"
+ARG VARIANT=cpu
+RUN python3 -m venv /opt/draftline \
+ && /opt/draftline/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "${TORCH}" \
+ && VARIANT="${VARIANT}" /opt/draftline/bin/python -W ignore -c "import os, torch; \
+      kind = 'cuda' if torch.version.cuda else 'cpu'; \
+      assert kind == os.environ['VARIANT'], f'torch {torch.__version__} is a build for {kind}: set TORCH_INDEX or VARIANT'"
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE setup.p[y] ./
 COPY engine ./engine
 COPY server ./server
-RUN /opt/draftline/bin/pip install --no-cache-dir . \
- && find /opt/draftline -name __pycache__ -prune -exec rm -rf {} +
+RUN /opt/draftline/bin/pip install --no-cache-dir .
+# What is inside, for scanners. The tool has an environment of its own and stays behind.
+RUN python3 -m venv /opt/sbom \
+ && /opt/sbom/bin/pip install --no-cache-dir "cyclonedx-bom>=7" \
+ && /opt/sbom/bin/cyclonedx-py environment /opt/draftline/bin/python --pyproject pyproject.toml \
+      --output-reproducible --output-file /opt/draftline/sbom.cdx.json
+ARG MODEL=
+RUN install -d /models \
+ && if [ -n "${MODEL}" ]; then DRAFTLINE_CACHE_DIR=/models MODEL="${MODEL}" /opt/draftline/bin/python -c \
+      "import os; from engine.checkpoint import load_checkpoint; load_checkpoint(os.environ['MODEL'])"; fi
+# Headers, static libraries and torch's own tests serve no server. Byte code stays: or each start compiles it.
+RUN cd /opt/draftline/lib/python3*/site-packages/torch \
+ && rm -rf include test bin/*[Tt]est* bin/protoc* lib/*test*.so \
+ && find /opt/draftline -name '*.a' -delete
 
 FROM ${BASE_IMAGE}
-LABEL org.opencontainers.image.title="draftline" \
-      org.opencontainers.image.description="Inference server for GPT-style language models" \
-      org.opencontainers.image.licenses="Apache-2.0"
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent draftline \
- && install -d -o draftline -g draftline /var/cache/draftline
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent draftline
 COPY --from=build /opt/draftline /opt/draftline
+COPY --from=build --chown=10001:10001 /models /var/cache/draftline
 ENV PATH=/opt/draftline/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     DRAFTLINE_HOST=0.0.0.0 \
+    DRAFTLINE_LOG_FORMAT=json \
     DRAFTLINE_CACHE_DIR=/var/cache/draftline
 USER 10001:10001
 WORKDIR /tmp
-VOLUME /var/cache/draftline
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-  CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s CMD ["python3", "-c", \
+  "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ.get('DRAFTLINE_PORT', 8000)}/health\", timeout=2)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["draftline"]
 CMD ["serve"]
+ARG VERSION=0
+ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
+ARG VARIANT=cpu
+LABEL org.opencontainers.image.title="draftline" \
+      org.opencontainers.image.description="Inference server for GPT-style language models (${VARIANT})" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}"

@@ -79,6 +79,7 @@ class Engine:
         self._next_request_id = 0
         self._finished: Counter[FinishReason] = Counter()
         self._prompt_tokens = self._generation_tokens = self.num_steps = 0
+        self._execute_seconds = 0.0
         self._step_started: float | None = None
 
     def validate(self, generation: GenerationRequest) -> None:
@@ -156,14 +157,17 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Propose, schedule, execute, update: advance every request of one batch."""
-        started = self._step_started = time.monotonic()
+        begun = self._step_started = time.monotonic()
         self.speculator.propose(self.scheduler.running)
         proposed = time.monotonic()
         batch = self.scheduler.schedule()
+        scheduled = time.monotonic()
         output = self.runner.execute(batch)
+        executed = time.monotonic()
+        self._execute_seconds += proposed - begun + executed - scheduled
         outputs = self.scheduler.update(batch, output)
         ended = time.monotonic()
-        self.speculator.record(batch, outputs, drafting=proposed - started, target=ended - proposed)
+        self.speculator.record(batch, outputs, drafting=proposed - begun, target=ended - proposed)
         self._count(outputs)
         self._step_started = None
         return outputs
@@ -193,6 +197,7 @@ class Engine:
             num_accepted_tokens=counters.num_accepted_tokens,
             drafted_by_position=tuple(counters.drafted_at),
             accepted_by_position=tuple(counters.accepted_at),
+            execute_seconds=self._execute_seconds,
             seconds_since_step=0.0 if started is None else time.monotonic() - started,
         )
 

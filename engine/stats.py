@@ -25,6 +25,7 @@ class EngineStats:
     num_accepted_tokens: int = 0
     drafted_by_position: tuple[int, ...] = ()  # tokens at each position of a draft
     accepted_by_position: tuple[int, ...] = ()
+    execute_seconds: float = 0.0  # spent in drafting and executing; what else a step takes is bookkeeping
     seconds_since_step: float = 0.0  # how long the present step has been running; 0 when idle
 
     @property

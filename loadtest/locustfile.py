@@ -1,95 +1,112 @@
 """Locust users for any OpenAI-style server: time to first token, gaps between tokens, tokens per second.
 
-    locust -f loadtest/locustfile.py --headless -u 8 -r 4 -t 60s -H http://127.0.0.1:8000
+    locust -f loadtest/locustfile.py --headless -u 8 -r 4 -t 60s -H http://127.0.0.1:8000 --report report.html
+    locust -f loadtest/locustfile.py,loadtest/shapes/ramp.py ...     # more users step by step
+    locust -f loadtest/locustfile.py,loadtest/shapes/burst.py ...    # bursts over a steady load
 
 Beside Locust's own table (where a request is a whole answer) three kinds of rows appear: TTFT and ITL in
 milliseconds, and RATE in answer tokens per second of one stream. The run fails (exit code 1) when a
-request failed or a percentile is above its limit: --max-ttft-p95 and --max-itl-p95, in milliseconds.
+request failed or a limit was passed: --max-ttft-p95 and --max-itl-p95 in milliseconds, --min-rate-p50.
+Name user classes at the end of the command to run only these; --report writes a page that opens offline.
 """
 
-import itertools
 import json
-import os
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
-from locust import HttpUser, constant, events, task
+import gevent
+from locust import events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
-from loadtest.workloads import prompt, shared_prefix_prompts, words
-
-MODEL = os.environ.get("LOADTEST_MODEL", "smollm2-135m-instruct")
-API_KEY = os.environ.get("LOADTEST_API_KEY", "")
-USER_NUMBERS = itertools.count()
+from loadtest.environment import environment as taken_at
+from loadtest.report import html_report
+from loadtest.server_metrics import scrape
+from loadtest.streaming_user import API_KEY, RECORDER, StreamingUser
+from loadtest.workloads import copy_prompt, edit_messages, mixed_lengths, prompt, shared_prefix_prompts, words
 
 
 @events.init_command_line_parser.add_listener
 def add_arguments(parser: LocustArgumentParser) -> None:
-    """Add the limits that make a run fail."""
+    """Add the limits that make a run fail, and the report."""
+    for flag, what in (
+        ("--max-ttft-p95", "fail above this many ms"),
+        ("--max-itl-p95", "fail above this many ms"),
+        ("--min-rate-p50", "fail below so many answer tokens a second in one stream"),
+    ):
+        parser.add_argument(flag, type=float, default=0.0, help=f"{what}; 0: no limit")
     parser.add_argument(
-        "--max-ttft-p95", type=float, default=0.0, help="fail above this many ms; 0: no limit"
+        "--report", default="", help="write this HTML page, and its figures beside it as .json"
     )
-    parser.add_argument("--max-itl-p95", type=float, default=0.0, help="fail above this many ms; 0: no limit")
+
+
+@events.test_start.add_listener
+def start_recording(environment: Environment, **_: object) -> None:
+    """Sample the server's metrics every second from now on; a server without any is no error."""
+    RECORDER.begin(_scrape(environment))
+    gevent.spawn(_sample_every_second, environment)
+
+
+@events.test_stop.add_listener
+def write_report(environment: Environment, **_: object) -> None:
+    """Write the page and its figures, if asked for."""
+    target = environment.parsed_options.report
+    if not target:
+        return
+    gevent.sleep(1.0)  # the server counts the last answers
+    _sample(environment)
+    result = {"benchmark": "locust", **taken_at(), "problems": problems(environment), **RECORDER.result()}
+    result["host"] = environment.host
+    Path(target).with_suffix(".json").write_text(json.dumps(result) + "\n")
+    Path(target).write_text(html_report(result))
 
 
 @events.quitting.add_listener
 def judge(environment: Environment, **_: object) -> None:
     """Set the exit code from failures and limits."""
-    options, stats = environment.parsed_options, environment.stats
-    problems = [f"{stats.total.num_failures} requests failed"] if stats.total.num_failures else []
-    for kind, limit in (("TTFT", options.max_ttft_p95), ("ITL", options.max_itl_p95)):
-        for (name, method), entry in stats.entries.items():
-            p95 = entry.get_response_time_percentile(0.95)
-            if method == kind and limit and p95 > limit:
-                problems.append(f"{kind} p95 of {name} is {p95:.0f} ms, above {limit:.0f} ms")
-    for problem in problems:
+    found = problems(environment)
+    for problem in found:
         print(f"FAILED: {problem}")
-    environment.process_exit_code = 1 if problems else 0
+    environment.process_exit_code = 1 if found else 0
 
 
-class StreamingUser(HttpUser):
-    """Posts a streamed request and reports its times."""
+def problems(environment: Environment) -> list[str]:
+    """Return why the run failed, or nothing."""
+    options, stats = environment.parsed_options, environment.stats
+    found = [f"{stats.total.num_failures} requests failed"] if stats.total.num_failures else []
+    for kind, share, limit, sign in (
+        ("TTFT", 0.95, options.max_ttft_p95, 1),
+        ("ITL", 0.95, options.max_itl_p95, 1),
+        ("RATE", 0.5, options.min_rate_p50, -1),
+    ):
+        for (name, method), entry in stats.entries.items():
+            value = entry.get_response_time_percentile(share)
+            if method == kind and limit and sign * (value - limit) > 0:
+                side = "above" if sign > 0 else "below"
+                found.append(f"{kind} p{100 * share:.0f} of {name} is {value:.0f}, {side} {limit:.0f}")
+    return found
 
-    abstract = True
-    wait_time = constant(0)
 
-    def on_start(self) -> None:
-        """Give the user a number and its key."""
-        self.number = next(USER_NUMBERS)
-        self.requests_made = 0
-        if API_KEY:
-            self.client.headers["Authorization"] = f"Bearer {API_KEY}"
+def _scrape(environment: Environment) -> dict[str, float]:
+    try:
+        return scrape(environment.host or "", API_KEY)
+    except (OSError, ValueError):
+        return {}
 
-    def stream(self, name: str, path: str, body: dict[str, object]) -> str:
-        """Stream one answer and return its text; failures are Locust's to count."""
-        self.requests_made += 1
-        body = {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}, **body}
-        started = time.perf_counter()
-        with self.client.post(path, json=body, stream=True, catch_response=True, name=name) as response:
-            if response.status_code != 200:
-                response.failure(f"{response.status_code}: {response.text[:200]}")
-                return ""
-            text, times, num_tokens, is_complete = _read(response.iter_lines())
-            if not is_complete:
-                response.failure("the stream ended without [DONE]")
-                return text
-        self._report(name, started, times, num_tokens)
-        return text
 
-    def _report(self, name: str, started: float, times: list[float], num_tokens: int) -> None:
-        if not times:
-            return
-        self._fire("TTFT", name, 1e3 * (times[0] - started))
-        for earlier, later in itertools.pairwise(times):
-            self._fire("ITL", name, 1e3 * (later - earlier))
-        if times[-1] > times[0]:
-            self._fire("RATE", name, (num_tokens - 1) / (times[-1] - times[0]))
+def _sample_every_second(environment: Environment) -> None:
+    while environment.runner is not None and environment.runner.state not in (
+        "stopping",
+        "stopped",
+        "cleanup",
+    ):
+        gevent.sleep(1.0)
+        _sample(environment)
 
-    def _fire(self, kind: str, name: str, value: float) -> None:
-        self.environment.events.request.fire(
-            request_type=kind, name=name, response_time=value, response_length=0, exception=None, context={}
-        )
+
+def _sample(environment: Environment) -> None:
+    seconds = time.perf_counter() - RECORDER.started
+    RECORDER.sample(seconds, environment.runner.user_count, _scrape(environment))
 
 
 class CompletionUser(StreamingUser):
@@ -133,25 +150,51 @@ class ChatUser(StreamingUser):
         if len(self.messages) >= 12:
             self.messages = []
         self.messages.append({"role": "user", "content": words((self.number, self.requests_made), 20)})
-        answer = self.stream(
-            "chat", "/v1/chat/completions", {"messages": self.messages, "max_tokens": 48, "seed": self.number}
-        )
+        body = {"messages": self.messages, "max_tokens": 48, "seed": self.number}
+        answer = self.stream("chat", "/v1/chat/completions", body)
         self.messages.append({"role": "assistant", "content": answer})
 
 
-def _read(lines: Iterator[bytes]) -> tuple[str, list[float], int, bool]:
-    text, times, num_tokens = [], [], 0
-    for line in lines:
-        if not line.startswith(b"data: "):
-            continue
-        if line == b"data: [DONE]":
-            return "".join(text), times, num_tokens, True
-        chunk = json.loads(line[6:])
-        if chunk.get("usage"):
-            num_tokens = chunk["usage"]["completion_tokens"]
-        for choice in chunk["choices"]:
-            piece = choice.get("text") or choice.get("delta", {}).get("content")
-            if piece:
-                text.append(piece)
-                times.append(time.perf_counter())
-    return "".join(text), times, num_tokens, False
+class CopyUser(StreamingUser):
+    """Copies and edits texts that stand in the prompt: what n-gram speculation is for."""
+
+    weight = 1
+
+    @task(2)
+    def copy(self) -> None:
+        """Go on with a paragraph that stood before."""
+        text = copy_prompt((self.number, self.requests_made), 100)
+        self.stream("copy", "/v1/completions", {"prompt": text, "max_tokens": 64, "temperature": 0})
+
+    @task(1)
+    def edit(self) -> None:
+        """Repeat a text with one word replaced."""
+        body = {"messages": edit_messages((self.number, self.requests_made), 80), "max_tokens": 96}
+        self.stream("edit", "/v1/chat/completions", body | {"temperature": 0})
+
+
+class TraceUser(StreamingUser):
+    """Lengths of prompts and answers as in a trace of chat traffic: many short ones, a few long ones."""
+
+    weight = 2
+
+    @task
+    def complete(self) -> None:
+        """The next pair of lengths."""
+        seed = (self.number, self.requests_made)
+        [(prompt_tokens, answer_tokens)] = mixed_lengths(seed, 1)
+        body = {"prompt": prompt(seed, prompt_tokens), "max_tokens": answer_tokens, "ignore_eos": True}
+        self.stream("trace", "/v1/completions", body)
+
+
+class ImpatientUser(StreamingUser):
+    """Leaves before the answer is complete; the server must notice and free its place."""
+
+    weight = 1
+
+    @task
+    def leave(self) -> None:
+        """Read a few chunks of a long answer, then close the connection."""
+        text = prompt((self.number, self.requests_made), 64)
+        body = {"prompt": text, "max_tokens": 256, "ignore_eos": True}
+        self.stream("left early", "/v1/completions", body, leave_after=3 + self.requests_made % 8)

@@ -1,6 +1,10 @@
 """Prompts for load tests: built from a word list and a seed, so that every server gets the same bytes."""
 
+import csv
 import random
+from pathlib import Path
+
+TRACE = Path(__file__).parent / "traces" / "chat_lengths.csv"
 
 WORDS = """
 river stone lamp garden winter paper copper signal engine window market harbour cloud table silver
@@ -27,3 +31,29 @@ def shared_prefix_prompts(seed: object, num_tokens: int, count: int) -> list[str
     """Prompts that share about `num_tokens` tokens and differ in the last few."""
     prefix = prompt(seed, num_tokens)
     return [f"{prefix}\nQuestion {i}: {words((seed, i), 6)}?" for i in range(count)]
+
+
+def mixed_lengths(seed: object, count: int) -> list[tuple[int, int]]:
+    """Draw (prompt tokens, answer tokens) pairs from the trace in traces/chat_lengths.csv."""
+    rng, trace = random.Random(f"lengths {seed}"), read_trace()
+    return [rng.choice(trace) for _ in range(count)]
+
+
+def read_trace() -> list[tuple[int, int]]:
+    """Read the (prompt tokens, answer tokens) pairs of the trace."""
+    with TRACE.open(newline="") as file:
+        return [(int(row["prompt_tokens"]), int(row["answer_tokens"])) for row in csv.DictReader(file)]
+
+
+def copy_prompt(seed: object, num_tokens: int) -> str:
+    """A paragraph, the same paragraph again, and its beginning: a model goes on copying it."""
+    paragraph = words(seed, int(num_tokens / 1.17))
+    return f"{paragraph}.\n\n{paragraph}.\n\n{' '.join(paragraph.split()[:8])}"
+
+
+def edit_messages(seed: object, num_tokens: int) -> list[dict[str, str]]:
+    """A request to return a text with one word replaced: most of the answer stands in the prompt."""
+    text = words(seed, int(num_tokens / 1.17))
+    old = text.split()[0].strip(".,")
+    instruction = f"Repeat this text word for word, but write 'lantern' instead of '{old}':\n\n{text}"
+    return [{"role": "user", "content": instruction}]

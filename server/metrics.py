@@ -154,6 +154,7 @@ def _engine_metrics(stats: EngineStats, model_name: str) -> Iterator[Metric]:
         ("spec_decode_num_drafts", "Drafts that were verified.", stats.num_drafts),
         ("spec_decode_num_draft_tokens", "Tokens of drafts.", stats.num_draft_tokens),
         ("spec_decode_num_accepted_tokens", "Draft tokens that were right.", stats.num_accepted_tokens),
+        ("engine_execute_seconds", "Time in which the model ran.", stats.execute_seconds),
     ):
         yield _counter(f"draftline_{name}", documentation, counter, model_name)
     yield _by_position("num_draft_tokens_per_pos", "Draft tokens", stats.drafted_by_position, model_name)
