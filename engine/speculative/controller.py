@@ -55,6 +55,11 @@ class Controller:
         self._steps_since_plain = 0
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
+    def begin_step(self, load: StepLoad) -> None:
+        """Count a step, whether or not there is anything to choose from."""
+        self._steps_since_draft += 1
+        self._seconds_since_draft += self.target_costs.seconds(load.num_tokens)
+
     def choose(self, candidates: Sequence[Candidate], load: StepLoad) -> list[int]:
         """Return a length for each candidate, 0 for those not worth their price."""
         lengths = [len(c.survival) if c.is_fixed else 0 for c in candidates]
@@ -77,8 +82,6 @@ class Controller:
     ) -> None:
         """Try the likeliest draft after all, once enough time has passed that its price is lost in it."""
         plain = self.target_costs.seconds(load.num_tokens)
-        self._steps_since_draft += 1
-        self._seconds_since_draft += plain
         if self._steps_since_draft < PROBE_INTERVAL:
             return
         number = max(free, key=lambda number: candidates[number].survival[0])

@@ -21,6 +21,7 @@ from engine.speculative.draft_model import DraftModel
 from engine.speculative.drafter import Draft, Drafter
 from engine.speculative.step_costs import StepCosts
 
+_MOST_REFUSALS = 6
 _CATCH_UP_STEPS = 64  # reading a prompt with the draft model should pay off within so many steps
 _LOOKUP_MODES = (SpeculationMode.AUTO, SpeculationMode.NGRAM)
 _MODEL_MODES = (SpeculationMode.AUTO, SpeculationMode.DRAFT)
@@ -44,6 +45,43 @@ class _Plan:
     state: _State
     draft: Draft  # a placeholder if the draft model is to make it
     candidate: Candidate
+
+
+class _ModelPause:
+    """Spares the thought of the draft model where it has not paid: 1, 3, 7, ... at most 63 steps of rest.
+
+    Nothing is learned of it meanwhile; only a smaller batch could change the answer at once.
+    """
+
+    def __init__(self) -> None:
+        self._num_refusals = 0
+        self._num_steps_left = 0
+        self._num_decodes = 0
+
+    @property
+    def is_on(self) -> bool:
+        """True while no draft of the model is considered, but for requests that name its length."""
+        return self._num_steps_left > 0
+
+    def begin_step(self, load: StepLoad) -> None:
+        """Count a step."""
+        self._num_steps_left = max(0, self._num_steps_left - 1)
+        if load.num_decodes < self._num_decodes:
+            self._num_steps_left = self._num_refusals = 0
+        self._num_decodes = load.num_decodes
+
+    def record(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
+        """Take in what the controller made of the model's drafts."""
+        chosen = [
+            length
+            for plan, length in zip(plans, lengths, strict=True)
+            if plan.candidate.needs_model and not plan.candidate.is_fixed
+        ]
+        if any(chosen):
+            self._num_refusals = 0
+        elif chosen:
+            self._num_refusals = min(_MOST_REFUSALS, self._num_refusals + 1)
+            self._num_steps_left = 2**self._num_refusals - 1
 
 
 class SpeculationCounters:
@@ -95,6 +133,7 @@ class Speculator:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._states: dict[int, _State] = {}
         self._expected_tokens = 0.0
+        self._pause = _ModelPause()
 
     def resolve(self, params: SpeculationParams) -> SpeculationParams:
         """Return what a request asks for with the default mode filled in."""
@@ -109,8 +148,11 @@ class Speculator:
         if not ready:
             return
         load = _load(running, self._max_num_batched_tokens)
+        self.controller.begin_step(load)
+        self._pause.begin_step(load)
         plans = [plan for request in ready if (plan := self._plan(request, load)) is not None]
         lengths = self.controller.choose([plan.candidate for plan in plans], load)
+        self._pause.record(plans, lengths)
         self._draft_with_model(plans, lengths)
         for plan, length in zip(plans, lengths, strict=True):
             draft = plan.draft.cut(length)
@@ -156,7 +198,8 @@ class Speculator:
             return None
         draft = self._look_up(request, limit) if mode in _LOOKUP_MODES else None
         best = None if draft is None else self._lookup_plan(request, state, draft, is_fixed=is_fixed)
-        if self.draft_model is not None and mode in _MODEL_MODES and not _is_forced(draft):
+        may_use_model = mode in _MODEL_MODES and (is_fixed or not self._pause.is_on) and not _is_forced(draft)
+        if self.draft_model is not None and may_use_model:
             other = self._model_plan(request, state, limit, is_fixed=is_fixed)
             rate = self.controller.rate
             if best is None or rate(other.candidate, load) > rate(best.candidate, load):

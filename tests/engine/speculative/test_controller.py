@@ -24,6 +24,12 @@ def survival(rate, length=8):
     return [rate ** (place + 1) for place in range(length)]
 
 
+def choose(made, candidate):
+    load = StepLoad(1, 1)
+    made.begin_step(load)
+    return made.choose([candidate], load)[0]
+
+
 def controller(**settings):
     return Controller(costs(**settings), costs(free=64.0, level=0.001))
 
@@ -77,13 +83,11 @@ def test_a_length_that_the_request_names_is_kept():
 
 def test_probes_come_at_a_low_rate():
     made = controller()
-    lengths = [
-        made.choose([Candidate(survival(0.001))], StepLoad(1, 1))[0] for _ in range(4 * PROBE_INTERVAL)
-    ]
+    lengths = [choose(made, Candidate(survival(0.001))) for _ in range(4 * PROBE_INTERVAL)]
     assert sum(length > 0 for length in lengths) == 4
     assert max(lengths) <= 3
     reading = Candidate(survival(0.001), needs_model=True, num_catch_up_tokens=9000)
-    lengths = [made.choose([reading], StepLoad(1, 1))[0] for _ in range(4 * PROBE_INTERVAL)]
+    lengths = [choose(made, reading) for _ in range(4 * PROBE_INTERVAL)]
     assert max(lengths) == 0, "reading so much would cost as much as hundreds of steps"
 
 
@@ -163,7 +167,7 @@ def test_a_fee_for_each_draft_is_learned_apart():
 
 def test_a_step_without_drafts_keeps_the_price_of_doing_nothing_known():
     made = controller()
-    lengths = [made.choose([Candidate(survival(0.9))], StepLoad(1, 1))[0] for _ in range(3 * PLAIN_INTERVAL)]
+    lengths = [choose(made, Candidate(survival(0.9))) for _ in range(3 * PLAIN_INTERVAL)]
     assert lengths.count(0) == 2
 
 
