@@ -150,6 +150,8 @@ class Speculator:
         load = _load(running, self._max_num_batched_tokens)
         self.controller.begin_step(load)
         self._pause.begin_step(load)
+        if not self.controller.could_pay(load, len(ready), self.num_draft_tokens):
+            ready = [request for request in ready if _has_fixed_length(request)]
         plans = [plan for request in ready if (plan := self._plan(request, load)) is not None]
         lengths = self.controller.choose([plan.candidate for plan in plans], load)
         self._pause.record(plans, lengths)
@@ -189,11 +191,12 @@ class Speculator:
             drafter.finish(request)
 
     def _plan(self, request: Request, load: StepLoad) -> _Plan | None:
-        state = self._states.setdefault(request.request_id, _State())
-        state.draft = None
-        mode, k = request.speculation.mode, request.speculation.k
-        limit = min(k or self.num_draft_tokens, request.max_total_tokens - request.num_tokens - 1)
-        is_fixed = k is not None and mode is not SpeculationMode.AUTO
+        state = self._states.get(request.request_id)
+        if state is None:
+            state = self._states[request.request_id] = _State()
+        mode, is_fixed = request.speculation.mode, _has_fixed_length(request)
+        limit = request.speculation.k or self.num_draft_tokens
+        limit = min(limit, request.max_total_tokens - request.num_tokens - 1)
         if limit < 1:
             return None
         draft = self._look_up(request, limit) if mode in _LOOKUP_MODES else None
@@ -211,11 +214,14 @@ class Speculator:
         state = request.grammar_state
         if state is not None and (forced := state.forced_tokens(limit)):
             return Draft(tuple(forced), DraftSource.GRAMMAR)
-        drafts = [drafter.propose((request,), (limit,))[0] for drafter in self._lookups]
-        draft = max(drafts, key=lambda d: (bool(d.token_ids), d.match_length), default=None)
-        if draft is not None and state is not None:
-            draft = draft.cut(_num_allowed(request, draft.token_ids))
-        return draft if draft is not None and draft.token_ids else None
+        best: Draft | None = None
+        for drafter in self._lookups:
+            [draft] = drafter.propose((request,), (limit,))
+            if draft.token_ids and (best is None or draft.match_length > best.match_length):
+                best = draft
+        if best is not None and state is not None:
+            best = best.cut(_num_allowed(request, best.token_ids))
+        return best if best is not None and best.token_ids else None
 
     def _lookup_plan(self, request: Request, state: _State, draft: Draft, *, is_fixed: bool) -> _Plan:
         survival = self.acceptance.survival(draft, state.acceptance, len(draft.token_ids))
@@ -240,7 +246,9 @@ class Speculator:
                 plan.draft = draft
 
     def _record_request(self, output: StepOutput, seconds: float, plain_seconds: float) -> None:
-        state = self._states.setdefault(output.request.request_id, _State())
+        state = self._states.get(output.request.request_id)
+        if state is None:
+            state = self._states[output.request.request_id] = _State()
         draft, state.draft = state.draft, None
         num_drafted, num_accepted = output.num_draft_tokens, output.num_accepted_tokens
         if draft is not None and num_drafted:
@@ -269,6 +277,11 @@ def _is_ready(request: Request) -> bool:
         and request.num_computed_tokens == request.num_tokens - 1
         and request.num_output_tokens > 0
     )
+
+
+def _has_fixed_length(request: Request) -> bool:
+    """Tell whether the request names a source and a length: then it gets just that."""
+    return request.speculation.k is not None and request.speculation.mode is not SpeculationMode.AUTO
 
 
 def _is_forced(draft: Draft | None) -> bool:

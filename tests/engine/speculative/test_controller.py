@@ -51,6 +51,18 @@ def test_large_batches_turn_it_off_by_arithmetic():
     assert lengths[3:] == [0, 0], "16 tokens cost twice the price of 8: a draft costs what a token costs"
 
 
+def test_large_batches_cost_no_thought():
+    made = controller(free=8.0)
+    answers = []
+    for _ in range(2 * PROBE_INTERVAL):
+        made.begin_step(StepLoad(16, 16))
+        answers.append(made.could_pay(StepLoad(16, 16), 16, 8))
+    assert answers.count(True) == 2, "but for probes"
+    assert made.could_pay(StepLoad(4, 4), 4, 8)
+    made.begin_step(StepLoad(8, 8))
+    assert not made.could_pay(StepLoad(8, 8), 8, 8)
+
+
 def test_the_draft_models_own_time_counts():
     cheap, dear = (
         Controller(costs(), costs(free=64.0, level=level)).choose(
