@@ -51,10 +51,12 @@ class AcceptanceTable:
     def __init__(self) -> None:
         self._rates: dict[tuple[DraftSource, int, int], _Rate] = {}
 
-    def survival(self, draft: Draft, own: RequestAcceptance, num_tokens: int) -> list[float]:
+    def survival(
+        self, draft: Draft, own: RequestAcceptance, num_tokens: int, *, with_hopeless: bool = False
+    ) -> list[float]:
         """Return, for each place of a draft, the chance that it and all before it are accepted.
 
-        Ends before the places that are hardly ever reached.
+        Ends before the places that are hardly ever reached, unless they are wanted too.
         """
         if draft.source is DraftSource.GRAMMAR:
             return [FORCED ** (place + 1) for place in range(num_tokens)]
@@ -64,7 +66,7 @@ class AcceptanceTable:
         for place in range(num_tokens):
             shared = self._rate(draft.source, bucket, place)
             chance *= (_PRIOR_TRIALS * shared.successes / shared.trials + own_successes) / trials
-            if chance < _HOPELESS and chances:
+            if chance < _HOPELESS and chances and not with_hopeless:
                 break
             chances.append(chance)
         return chances

@@ -224,13 +224,15 @@ class Speculator:
         return best if best is not None and best.token_ids else None
 
     def _lookup_plan(self, request: Request, state: _State, draft: Draft, *, is_fixed: bool) -> _Plan:
-        survival = self.acceptance.survival(draft, state.acceptance, len(draft.token_ids))
+        survival = self.acceptance.survival(
+            draft, state.acceptance, len(draft.token_ids), with_hopeless=is_fixed
+        )
         return _Plan(request, state, draft, Candidate(survival, is_fixed=is_fixed))
 
     def _model_plan(self, request: Request, state: _State, limit: int, *, is_fixed: bool) -> _Plan:
         draft = Draft((), DraftSource.DRAFT_MODEL)
         candidate = Candidate(
-            self.acceptance.survival(draft, state.acceptance, limit),
+            self.acceptance.survival(draft, state.acceptance, limit, with_hopeless=is_fixed),
             is_fixed=is_fixed,
             needs_model=True,
             num_catch_up_tokens=request.num_tokens - request.num_draft_computed_tokens,

@@ -232,3 +232,11 @@ def test_what_a_grammar_forces_is_as_good_as_certain():
     forced = Draft((1, 2), DraftSource.GRAMMAR)
     table.record(forced, RequestAcceptance(), 0)
     assert min(table.survival(forced, RequestAcceptance(), 2)) > 0.97
+
+
+def test_places_that_are_hardly_ever_reached_are_left_out_unless_wanted():
+    table, own = AcceptanceTable(), RequestAcceptance()
+    for _ in range(60):
+        table.record(ngram(1), own, 0)
+    assert len(table.survival(ngram(8), own, 8)) == 1
+    assert len(table.survival(ngram(8), own, 8, with_hopeless=True)) == 8
