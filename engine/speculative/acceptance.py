@@ -10,6 +10,7 @@ _PRIOR_TRIALS = 4.0  # what the shared estimate weighs against a request's own t
 _REQUEST_MEMORY = 0.9
 _MATCH_BOUNDS = (3, 4, 6, 10, 20)
 _PRIORS = {DraftSource.DRAFT_MODEL: 0.6, DraftSource.NGRAM: 0.5, DraftSource.NGRAM_POOL: 0.5}
+_HOPELESS = 0.03  # a place that is reached so rarely is not worth a thought
 FORCED = 0.99  # a grammar leaves the target no choice; short of 1, so that longer is never free
 
 
@@ -50,15 +51,23 @@ class AcceptanceTable:
     def __init__(self) -> None:
         self._rates: dict[tuple[DraftSource, int, int], _Rate] = {}
 
-    def survival(self, draft: Draft, own: RequestAcceptance, num_tokens: int) -> list[float]:
-        """Return, for each place of a draft, the chance that it and all before it are accepted."""
+    def survival(
+        self, draft: Draft, own: RequestAcceptance, num_tokens: int, *, with_hopeless: bool = False
+    ) -> list[float]:
+        """Return, for each place of a draft, the chance that it and all before it are accepted.
+
+        Ends before the places that are hardly ever reached, unless they are wanted too.
+        """
         if draft.source is DraftSource.GRAMMAR:
             return [FORCED ** (place + 1) for place in range(num_tokens)]
         rate, bucket = own.rate(draft.source), match_bucket(draft.match_length)
-        chances, chance = [], 1.0
+        own_successes, trials = rate.successes, _PRIOR_TRIALS + rate.trials
+        chances, chance = list[float](), 1.0
         for place in range(num_tokens):
-            shared = self._rate(draft.source, bucket, place).value
-            chance *= (_PRIOR_TRIALS * shared + rate.successes) / (_PRIOR_TRIALS + rate.trials)
+            shared = self._rate(draft.source, bucket, place)
+            chance *= (_PRIOR_TRIALS * shared.successes / shared.trials + own_successes) / trials
+            if chance < _HOPELESS and chances and not with_hopeless:
+                break
             chances.append(chance)
         return chances
 

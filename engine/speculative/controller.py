@@ -21,6 +21,7 @@ PLAIN_INTERVAL = 100
 
 _MARGIN = 1.02  # what is promised must beat doing nothing by this
 _PROBE_TOKENS = 3
+_TRIED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 _BIAS_MEMORY = 0.95
 _LEAST_BIAS, _MOST_BIAS = 0.5, 1.0
 
@@ -55,6 +56,26 @@ class Controller:
         self._steps_since_plain = 0
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
+    def begin_step(self, load: StepLoad) -> None:
+        """Count a step, whether or not there is anything to choose from."""
+        self._steps_since_draft += 1
+        self._seconds_since_draft += self.target_costs.seconds(load.num_tokens)
+
+    def could_pay(self, load: StepLoad, num_drafts: int, length: int) -> bool:
+        """Tell whether even drafts that are right to their ends would pay, or it is time to try.
+
+        So large batches cost no thought: it takes microseconds, whatever their size.
+        """
+        if self._steps_since_draft % PROBE_INTERVAL == 0:
+            return True
+        least = _MARGIN * load.num_decodes / self.target_costs.seconds(load.num_tokens)
+        for num_tokens in _TRIED_SIZES:
+            if num_tokens <= num_drafts * length:
+                seconds = self.target_costs.seconds(load.num_tokens + num_tokens, -(-num_tokens // length))
+                if load.num_decodes + num_tokens > least * seconds:
+                    return True
+        return False
+
     def choose(self, candidates: Sequence[Candidate], load: StepLoad) -> list[int]:
         """Return a length for each candidate, 0 for those not worth their price."""
         lengths = [len(c.survival) if c.is_fixed else 0 for c in candidates]
@@ -77,8 +98,6 @@ class Controller:
     ) -> None:
         """Try the likeliest draft after all, once enough time has passed that its price is lost in it."""
         plain = self.target_costs.seconds(load.num_tokens)
-        self._steps_since_draft += 1
-        self._seconds_since_draft += plain
         if self._steps_since_draft < PROBE_INTERVAL:
             return
         number = max(free, key=lambda number: candidates[number].survival[0])

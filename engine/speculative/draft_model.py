@@ -52,38 +52,23 @@ class DraftModel:
     @torch.inference_mode()
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
         """Guess up to limits[i] tokens of requests[i]; none where blocks or positions are short."""
-        lengths = [self._room(request, limit) for request, limit in zip(requests, limits, strict=True)]
-        rows = {
-            number: DraftRow(request, (), request.grammar_state)
-            for number, request in enumerate(requests)
-            if lengths[number] > 0
-        }
-        budget = self.max_catch_up_tokens
-        drafting: dict[int, TokenSpan] = {}
-        behind: list[TokenSpan] = []
-        for number in rows:
-            span = _span(requests[number], budget)
-            budget -= len(span.token_ids)
-            if span.num_logits:
-                drafting[number] = span
-            elif span.token_ids:
-                behind.append(span)
-            requests[number].num_draft_computed_tokens = span.first_position + len(span.token_ids)
-        drafts: dict[int, DraftRow] = {}
-        while drafting or behind:
-            token_ids = self.run([*drafting.values(), *behind], [rows[number] for number in drafting])
-            for number, token_id in zip(list(drafting), token_ids, strict=True):
-                rows[number] = drafts[number] = rows[number].followed_by(token_id)
-                drafting[number] = self._next_span(rows[number])
-                if not self._goes_on(rows[number], lengths[number]):
-                    del drafting[number]
-            for number in drafting:
-                requests[number].num_draft_computed_tokens += 1
-            behind = []
-        return [
-            Draft(drafts[number].draft_token_ids if number in drafts else (), DraftSource.DRAFT_MODEL)
-            for number in range(len(requests))
+        growing = [
+            _GrowingDraft(request, self._room(request, limit))
+            for request, limit in zip(requests, limits, strict=True)
         ]
+        budget = self.max_catch_up_tokens
+        for draft in growing:
+            budget -= draft.catch_up(budget)
+        active = [draft for draft in growing if draft.span.token_ids]
+        while active:
+            drafting = [draft for draft in active if draft.span.num_logits]
+            token_ids = self.run([draft.span for draft in active], [draft.row for draft in drafting])
+            for draft, token_id in zip(drafting, token_ids, strict=True):
+                draft.append(token_id)
+            active = [draft for draft in drafting if not draft.is_complete]
+            for draft in active:
+                draft.feed_last()
+        return [Draft(draft.row.draft_token_ids, DraftSource.DRAFT_MODEL) for draft in growing]
 
     def run(self, spans: Sequence[TokenSpan], rows: Sequence[DraftRow]) -> list[int]:
         """Run the model over the spans and choose a token for each row."""
@@ -107,19 +92,40 @@ class DraftModel:
             return 0
         return limit
 
-    def _goes_on(self, row: DraftRow, length: int) -> bool:
-        """Tell whether to draft another token: not after one that would end the answer."""
-        state, token_id = row.grammar_state, row.draft_token_ids[-1]
-        is_end = token_id in row.stop_token_ids or (state is not None and state.is_complete)
-        return len(row.draft_token_ids) < length and not is_end
 
-    def _next_span(self, row: DraftRow) -> TokenSpan:
-        return TokenSpan(row.draft_token_ids[-1:], row.num_tokens - 1, row.request.block_ids, 1)
+class _GrowingDraft:
+    """One request's draft while it is made, and the tokens that the next pass reads for it."""
 
+    def __init__(self, request: Request, length: int) -> None:
+        self.row = DraftRow(request, (), request.grammar_state)
+        self.length = length
+        self.span = TokenSpan((), 0, request.block_ids, 0)
 
-def _span(request: Request, budget: int) -> TokenSpan:
-    """Return the tokens that the draft model has not computed, as many as the budget allows."""
-    first = min(request.num_draft_computed_tokens, request.num_tokens - 1)
-    token_ids = request.token_ids[first : first + max(0, budget)]
-    reaches_end = first + len(token_ids) == request.num_tokens
-    return TokenSpan(token_ids, first, request.block_ids, 1 if reaches_end and token_ids else 0)
+    def catch_up(self, budget: int) -> int:
+        """Read the tokens that the draft model has not computed, as many as the budget allows."""
+        if self.length < 1 or budget < 1:
+            return 0
+        request = self.row.request
+        first = min(request.num_draft_computed_tokens, request.num_tokens - 1)
+        token_ids = request.token_ids[first : first + budget]
+        request.num_draft_computed_tokens = first + len(token_ids)
+        reaches_end = request.num_draft_computed_tokens == request.num_tokens
+        self.span = TokenSpan(token_ids, first, request.block_ids, int(reaches_end))
+        return len(token_ids)
+
+    def append(self, token_id: int) -> None:
+        """Add a token."""
+        self.row = self.row.followed_by(token_id)
+
+    def feed_last(self) -> None:
+        """Read the last token of the draft, to guess the one after it."""
+        request = self.row.request
+        self.span = TokenSpan(self.row.draft_token_ids[-1:], self.row.num_tokens - 1, request.block_ids, 1)
+        request.num_draft_computed_tokens += 1
+
+    @property
+    def is_complete(self) -> bool:
+        """True at its length, and after a token that would end the answer."""
+        row, state = self.row, self.row.grammar_state
+        is_end = row.draft_token_ids[-1] in row.stop_token_ids or (state is not None and state.is_complete)
+        return is_end or len(row.draft_token_ids) >= self.length

@@ -13,6 +13,9 @@ MAX_MATCH_LENGTH = 32
 """How far back a match is followed to see how long it is."""
 
 
+_NOTHING = Draft((), DraftSource.NGRAM)
+
+
 class NgramIndex:
     """Where each n-gram of a growing sequence last came; adding a token costs one entry for each size."""
 
@@ -59,7 +62,7 @@ class NgramDrafter:
         index.update(token_ids)
         position = index.find(token_ids)
         if position is None:
-            return Draft((), DraftSource.NGRAM)
+            return _NOTHING
         return Draft(
             continuation(token_ids, position, limit),
             DraftSource.NGRAM,

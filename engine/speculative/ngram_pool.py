@@ -17,6 +17,9 @@ _SIZE = 4  # tokens that must match: shorter ones say little about another text
 _CONTEXT = 8  # tokens of the prompt that are kept before an answer, so that its beginning is found too
 
 
+_NOTHING = Draft((), DraftSource.NGRAM_POOL)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Text:
     """The end of a prompt and its answer."""
@@ -67,7 +70,7 @@ class NgramPool:
         places = self._places.get(request.root_hash)
         place = places.get(tuple(request.token_ids[-_SIZE:])) if places else None
         if place is None:
-            return Draft((), DraftSource.NGRAM_POOL)
+            return _NOTHING
         source = place.text.token_ids
         return Draft(
             source[place.position : place.position + limit],

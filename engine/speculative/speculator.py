@@ -21,6 +21,7 @@ from engine.speculative.draft_model import DraftModel
 from engine.speculative.drafter import Draft, Drafter
 from engine.speculative.step_costs import StepCosts
 
+_MOST_REFUSALS = 6
 _CATCH_UP_STEPS = 64  # reading a prompt with the draft model should pay off within so many steps
 _LOOKUP_MODES = (SpeculationMode.AUTO, SpeculationMode.NGRAM)
 _MODEL_MODES = (SpeculationMode.AUTO, SpeculationMode.DRAFT)
@@ -44,6 +45,43 @@ class _Plan:
     state: _State
     draft: Draft  # a placeholder if the draft model is to make it
     candidate: Candidate
+
+
+class _ModelPause:
+    """Spares the thought of the draft model where it has not paid: 1, 3, 7, ... at most 63 steps of rest.
+
+    Nothing is learned of it meanwhile; only a smaller batch could change the answer at once.
+    """
+
+    def __init__(self) -> None:
+        self._num_refusals = 0
+        self._num_steps_left = 0
+        self._num_decodes = 0
+
+    @property
+    def is_on(self) -> bool:
+        """True while no draft of the model is considered, but for requests that name its length."""
+        return self._num_steps_left > 0
+
+    def begin_step(self, load: StepLoad) -> None:
+        """Count a step."""
+        self._num_steps_left = max(0, self._num_steps_left - 1)
+        if load.num_decodes < self._num_decodes:
+            self._num_steps_left = self._num_refusals = 0
+        self._num_decodes = load.num_decodes
+
+    def record(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
+        """Take in what the controller made of the model's drafts."""
+        chosen = [
+            length
+            for plan, length in zip(plans, lengths, strict=True)
+            if plan.candidate.needs_model and not plan.candidate.is_fixed
+        ]
+        if any(chosen):
+            self._num_refusals = 0
+        elif chosen:
+            self._num_refusals = min(_MOST_REFUSALS, self._num_refusals + 1)
+            self._num_steps_left = 2**self._num_refusals - 1
 
 
 class SpeculationCounters:
@@ -95,6 +133,7 @@ class Speculator:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._states: dict[int, _State] = {}
         self._expected_tokens = 0.0
+        self._pause = _ModelPause()
 
     def resolve(self, params: SpeculationParams) -> SpeculationParams:
         """Return what a request asks for with the default mode filled in."""
@@ -109,8 +148,13 @@ class Speculator:
         if not ready:
             return
         load = _load(running, self._max_num_batched_tokens)
+        self.controller.begin_step(load)
+        self._pause.begin_step(load)
+        if not self.controller.could_pay(load, len(ready), self.num_draft_tokens):
+            ready = [request for request in ready if _has_fixed_length(request)]
         plans = [plan for request in ready if (plan := self._plan(request, load)) is not None]
         lengths = self.controller.choose([plan.candidate for plan in plans], load)
+        self._pause.record(plans, lengths)
         self._draft_with_model(plans, lengths)
         for plan, length in zip(plans, lengths, strict=True):
             draft = plan.draft.cut(length)
@@ -147,16 +191,18 @@ class Speculator:
             drafter.finish(request)
 
     def _plan(self, request: Request, load: StepLoad) -> _Plan | None:
-        state = self._states.setdefault(request.request_id, _State())
-        state.draft = None
-        mode, k = request.speculation.mode, request.speculation.k
-        limit = min(k or self.num_draft_tokens, request.max_total_tokens - request.num_tokens - 1)
-        is_fixed = k is not None and mode is not SpeculationMode.AUTO
+        state = self._states.get(request.request_id)
+        if state is None:
+            state = self._states[request.request_id] = _State()
+        mode, is_fixed = request.speculation.mode, _has_fixed_length(request)
+        limit = request.speculation.k or self.num_draft_tokens
+        limit = min(limit, request.max_total_tokens - request.num_tokens - 1)
         if limit < 1:
             return None
         draft = self._look_up(request, limit) if mode in _LOOKUP_MODES else None
         best = None if draft is None else self._lookup_plan(request, state, draft, is_fixed=is_fixed)
-        if self.draft_model is not None and mode in _MODEL_MODES and not _is_forced(draft):
+        may_use_model = mode in _MODEL_MODES and (is_fixed or not self._pause.is_on) and not _is_forced(draft)
+        if self.draft_model is not None and may_use_model:
             other = self._model_plan(request, state, limit, is_fixed=is_fixed)
             rate = self.controller.rate
             if best is None or rate(other.candidate, load) > rate(best.candidate, load):
@@ -168,20 +214,25 @@ class Speculator:
         state = request.grammar_state
         if state is not None and (forced := state.forced_tokens(limit)):
             return Draft(tuple(forced), DraftSource.GRAMMAR)
-        drafts = [drafter.propose((request,), (limit,))[0] for drafter in self._lookups]
-        draft = max(drafts, key=lambda d: (bool(d.token_ids), d.match_length), default=None)
-        if draft is not None and state is not None:
-            draft = draft.cut(_num_allowed(request, draft.token_ids))
-        return draft if draft is not None and draft.token_ids else None
+        best: Draft | None = None
+        for drafter in self._lookups:
+            [draft] = drafter.propose((request,), (limit,))
+            if draft.token_ids and (best is None or draft.match_length > best.match_length):
+                best = draft
+        if best is not None and state is not None:
+            best = best.cut(_num_allowed(request, best.token_ids))
+        return best if best is not None and best.token_ids else None
 
     def _lookup_plan(self, request: Request, state: _State, draft: Draft, *, is_fixed: bool) -> _Plan:
-        survival = self.acceptance.survival(draft, state.acceptance, len(draft.token_ids))
+        survival = self.acceptance.survival(
+            draft, state.acceptance, len(draft.token_ids), with_hopeless=is_fixed
+        )
         return _Plan(request, state, draft, Candidate(survival, is_fixed=is_fixed))
 
     def _model_plan(self, request: Request, state: _State, limit: int, *, is_fixed: bool) -> _Plan:
         draft = Draft((), DraftSource.DRAFT_MODEL)
         candidate = Candidate(
-            self.acceptance.survival(draft, state.acceptance, limit),
+            self.acceptance.survival(draft, state.acceptance, limit, with_hopeless=is_fixed),
             is_fixed=is_fixed,
             needs_model=True,
             num_catch_up_tokens=request.num_tokens - request.num_draft_computed_tokens,
@@ -197,7 +248,9 @@ class Speculator:
                 plan.draft = draft
 
     def _record_request(self, output: StepOutput, seconds: float, plain_seconds: float) -> None:
-        state = self._states.setdefault(output.request.request_id, _State())
+        state = self._states.get(output.request.request_id)
+        if state is None:
+            state = self._states[output.request.request_id] = _State()
         draft, state.draft = state.draft, None
         num_drafted, num_accepted = output.num_draft_tokens, output.num_accepted_tokens
         if draft is not None and num_drafted:
@@ -226,6 +279,11 @@ def _is_ready(request: Request) -> bool:
         and request.num_computed_tokens == request.num_tokens - 1
         and request.num_output_tokens > 0
     )
+
+
+def _has_fixed_length(request: Request) -> bool:
+    """Tell whether the request names a source and a length: then it gets just that."""
+    return request.speculation.k is not None and request.speculation.mode is not SpeculationMode.AUTO
 
 
 def _is_forced(draft: Draft | None) -> bool:

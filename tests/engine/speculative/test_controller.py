@@ -24,6 +24,12 @@ def survival(rate, length=8):
     return [rate ** (place + 1) for place in range(length)]
 
 
+def choose(made, candidate):
+    load = StepLoad(1, 1)
+    made.begin_step(load)
+    return made.choose([candidate], load)[0]
+
+
 def controller(**settings):
     return Controller(costs(**settings), costs(free=64.0, level=0.001))
 
@@ -43,6 +49,18 @@ def test_large_batches_turn_it_off_by_arithmetic():
     assert lengths[0] >= 4
     assert lengths[2] >= 4
     assert lengths[3:] == [0, 0], "16 tokens cost twice the price of 8: a draft costs what a token costs"
+
+
+def test_large_batches_cost_no_thought():
+    made = controller(free=8.0)
+    answers = []
+    for _ in range(2 * PROBE_INTERVAL):
+        made.begin_step(StepLoad(16, 16))
+        answers.append(made.could_pay(StepLoad(16, 16), 16, 8))
+    assert answers.count(True) == 2, "but for probes"
+    assert made.could_pay(StepLoad(4, 4), 4, 8)
+    made.begin_step(StepLoad(8, 8))
+    assert not made.could_pay(StepLoad(8, 8), 8, 8)
 
 
 def test_the_draft_models_own_time_counts():
@@ -77,13 +95,11 @@ def test_a_length_that_the_request_names_is_kept():
 
 def test_probes_come_at_a_low_rate():
     made = controller()
-    lengths = [
-        made.choose([Candidate(survival(0.001))], StepLoad(1, 1))[0] for _ in range(4 * PROBE_INTERVAL)
-    ]
+    lengths = [choose(made, Candidate(survival(0.001))) for _ in range(4 * PROBE_INTERVAL)]
     assert sum(length > 0 for length in lengths) == 4
     assert max(lengths) <= 3
     reading = Candidate(survival(0.001), needs_model=True, num_catch_up_tokens=9000)
-    lengths = [made.choose([reading], StepLoad(1, 1))[0] for _ in range(4 * PROBE_INTERVAL)]
+    lengths = [choose(made, reading) for _ in range(4 * PROBE_INTERVAL)]
     assert max(lengths) == 0, "reading so much would cost as much as hundreds of steps"
 
 
@@ -163,7 +179,7 @@ def test_a_fee_for_each_draft_is_learned_apart():
 
 def test_a_step_without_drafts_keeps_the_price_of_doing_nothing_known():
     made = controller()
-    lengths = [made.choose([Candidate(survival(0.9))], StepLoad(1, 1))[0] for _ in range(3 * PLAIN_INTERVAL)]
+    lengths = [choose(made, Candidate(survival(0.9))) for _ in range(3 * PLAIN_INTERVAL)]
     assert lengths.count(0) == 2
 
 
@@ -216,3 +232,11 @@ def test_what_a_grammar_forces_is_as_good_as_certain():
     forced = Draft((1, 2), DraftSource.GRAMMAR)
     table.record(forced, RequestAcceptance(), 0)
     assert min(table.survival(forced, RequestAcceptance(), 2)) > 0.97
+
+
+def test_places_that_are_hardly_ever_reached_are_left_out_unless_wanted():
+    table, own = AcceptanceTable(), RequestAcceptance()
+    for _ in range(60):
+        table.record(ngram(1), own, 0)
+    assert len(table.survival(ngram(8), own, 8)) == 1
+    assert len(table.survival(ngram(8), own, 8, with_hopeless=True)) == 8
