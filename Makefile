@@ -11,7 +11,7 @@ ARGS ?=
 # A torch that satisfies the requirement is kept as it is: a CPU-only machine never has to download CUDA.
 TORCH_REQUIREMENT := $(if $(TORCH),torch==$(TORCH),torch>=2.9)
 
-.PHONY: install serve test lint format bench clean
+.PHONY: install serve test sanitize lint format bench clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The kernels under AddressSanitizer and UBSan: a few minutes.
+sanitize: install
+	$(BIN)/pytest -m sanitizer
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -33,6 +33,7 @@ class LoadedEngine:
 
     engine: Engine
     info: EngineInfo
+    backend: Backend
 
 
 def load_engine(
@@ -78,7 +79,7 @@ def build_engine(
     )
     engine = _assemble(checkpoint, config, backend, model, kv_storage, info, device)
     add_speculation(engine, config, draft_checkpoint, backend=backend, device=device)
-    return LoadedEngine(engine=engine, info=info)
+    return LoadedEngine(engine=engine, info=info, backend=backend)
 
 
 def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

@@ -1,6 +1,6 @@
 """The engine alone, without HTTP: step times by batch size, prefill, sampling, and Python's share.
 
-    python -m loadtest.offline [--model SPEC] [--dtype bfloat16] [--rounds 3]
+    python -m loadtest.offline [--model SPEC] [--dtype bfloat16] [--kernels torch] [--rounds 3]
 
 Prints a table, then one JSON line.
 """
@@ -13,10 +13,11 @@ import time
 import numpy as np
 import torch
 
+from engine.backend import FusedBackend
 from engine.checkpoint import load_checkpoint
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.loader import build_engine
+from engine.loader import LoadedEngine, build_engine
 from engine.outputs import GenerationRequest
 from engine.sampling_params import SamplingParams
 from loadtest.environment import environment
@@ -60,12 +61,37 @@ def step_times(engine: Engine, generations: list[GenerationRequest]) -> tuple[li
     return prefills, decodes
 
 
-def python_share(engine: Engine, generations: list[GenerationRequest]) -> float:
-    """Share of a decode step's time in which no torch operator runs: Python, dispatch and bookkeeping."""
+def kernel_shares(loaded: LoadedEngine, generations: list[GenerationRequest]) -> tuple[float, float]:
+    """Shares of a decode step's time outside the kernels (Python and torch), and at their barriers."""
+    engine = loaded.engine
+    assert isinstance(loaded.backend, FusedBackend)
+    context = loaded.backend.context
+    start_decoding(engine, generations)
+    context.set_timing(True)
+    context.take_times()
+    started = time.perf_counter()
+    for _ in range(20):
+        engine.step()
+    wall = time.perf_counter() - started
+    times = context.take_times()
+    context.set_timing(False)
+    while engine.has_work:
+        engine.step()
+    inside = times.step_nanoseconds / 1e9
+    return 1.0 - inside / wall, times.barrier_nanoseconds / 1e9 / loaded.info.num_threads / wall
+
+
+def start_decoding(engine: Engine, generations: list[GenerationRequest]) -> None:
+    """Take requests in and compute their prompts."""
     for generation in generations:
         engine.add_request(generation)
     while any(r.num_output_tokens == 0 for r in engine.scheduler.running) or engine.scheduler.waiting:
         engine.step()
+
+
+def python_share(engine: Engine, generations: list[GenerationRequest]) -> float:
+    """Share of a decode step's time in which no torch operator runs: Python, dispatch and bookkeeping."""
+    start_decoding(engine, generations)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         started = time.perf_counter()
         for _ in range(5):
@@ -78,8 +104,9 @@ def python_share(engine: Engine, generations: list[GenerationRequest]) -> float:
     return 1.0 - inside / wall
 
 
-def measure(engine: Engine, rounds: int) -> dict[str, object]:
+def measure(loaded: LoadedEngine, rounds: int) -> dict[str, object]:
     """Medians over rounds, the cases interleaved."""
+    engine = loaded.engine
     vocab_size, results = engine.vocab_size, {}
     for number in range(rounds):
         for batch in (1, 4, 16, 32):
@@ -90,8 +117,13 @@ def measure(engine: Engine, rounds: int) -> dict[str, object]:
         prefills, _ = step_times(engine, requests(vocab_size, 1, 1000, 1, 77 + number))
         results.setdefault("prefill_1000_ms", []).append(1e3 * sum(prefills))
     medians: dict[str, object] = {name: round(statistics.median(times), 2) for name, times in results.items()}
-    for batch in (1, 16):
-        share = python_share(engine, requests(vocab_size, batch, 128, 32, 5))
+    for batch in (1, 16, 32):
+        generations = requests(vocab_size, batch, 128, 32, 5)
+        if isinstance(loaded.backend, FusedBackend):
+            share, waiting = kernel_shares(loaded, generations)
+            medians[f"barrier_share_batch_{batch}"] = round(waiting, 3)
+        else:
+            share = python_share(engine, generations)
         medians[f"python_share_batch_{batch}"] = round(share, 3)
     return medians
 
@@ -101,13 +133,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    loaded = build_engine(load_checkpoint(arguments.model), EngineConfig(dtype=arguments.dtype))
-    results = measure(loaded.engine, arguments.rounds)
+    loaded = build_engine(
+        load_checkpoint(arguments.model),
+        EngineConfig(
+            dtype=arguments.dtype, kernels=arguments.kernels, kv_cache_dtype=arguments.kv_cache_dtype
+        ),
+    )
+    results = measure(loaded, arguments.rounds)
     for name, value in results.items():
         print(f"{name:36} {value}")
-    header = {"benchmark": "offline", "model": arguments.model, "dtype": loaded.info.dtype}
+    header = {
+        "benchmark": "offline",
+        "model": arguments.model,
+        "dtype": loaded.info.dtype,
+        "kernels": loaded.info.kernels,
+    }
     print(json.dumps(header | environment() | results))
 
 

@@ -106,11 +106,11 @@ def print_banner(console: Console, model: "ServedModel", url: str, *, needs_key:
     if info is not None:
         num_tokens = info.num_kv_blocks * info.block_size
         console.print(
-            f"device    {escape(info.device)}, {info.dtype}, {info.num_threads} threads, "
-            f"weights {_mebibytes(info.weight_bytes)}"
+            f"device    {escape(info.device)}, {info.num_threads} threads, kernels {info.kernels}; "
+            f"weights {info.dtype}, {_mebibytes(info.weight_bytes)}"
         )
         console.print(
-            f"KV cache  {_mebibytes(info.kv_cache_bytes)}: {num_tokens:,} tokens, or "
+            f"KV cache  {_mebibytes(info.kv_cache_bytes)}, {info.kv_cache_dtype}: {num_tokens:,} tokens, or "
             f"{num_tokens / info.max_model_len:.1f} requests of {info.max_model_len:,} tokens at once"
         )
         with_draft = f", draft model {escape(info.draft_model)}" if info.draft_model else ""

@@ -7,6 +7,7 @@ from math import prod
 
 from engine.checkpoint import Checkpoint, TokenizerData, load_checkpoint
 from engine.config import EngineConfig
+from engine.info import EngineInfo
 from engine.loader import load_engine
 from server.serving import ServedModel
 from server.settings import ModelSettings, ServeSettings
@@ -30,7 +31,7 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         max_token_bytes=max((len(token.encode()) for token in checkpoint.tokenizer.tokens), default=1),
         developer_role="developer" if "developer" in (checkpoint.tokenizer.chat_template or "") else "system",
         generation_defaults=checkpoint.generation_defaults,
-        system_fingerprint=_system_fingerprint(checkpoint, engine.info.dtype if engine.info else ""),
+        system_fingerprint=_system_fingerprint(checkpoint, _precision(engine.info)),
     )
 
 
@@ -38,6 +39,9 @@ def _engine_config(settings: ModelSettings) -> EngineConfig:
     config = EngineConfig(
         device=settings.device,
         dtype=settings.dtype,
+        kernels=settings.kernels,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        quantization=settings.quantization,
         max_model_len=settings.max_model_len,
         block_size=settings.block_size,
         kv_cache_memory=settings.kv_cache_memory,
@@ -74,6 +78,10 @@ def _chat_template(data: TokenizerData) -> ChatTemplate | None:
 
 def _token_text(data: TokenizerData, token_id: int | None) -> str:
     return "" if token_id is None else data.tokens[token_id]
+
+
+def _precision(info: EngineInfo | None) -> str:
+    return "" if info is None else f"{info.dtype}/{info.kv_cache_dtype}/{info.kernels}"
 
 
 def _system_fingerprint(checkpoint: Checkpoint, dtype: str) -> str:

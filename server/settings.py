@@ -94,7 +94,16 @@ class ModelSettings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of weights and activations"
+        "auto", description="of weights and activations; auto keeps quantised weights as they are stored"
+    )
+    kernels: Literal["auto", "fused", "torch"] = Field(
+        "auto", description="on a CPU: fused C++ kernels, or plain torch; auto takes the fused where they can"
+    )
+    kv_cache_dtype: Literal["auto", "bfloat16", "float32", "int8"] = Field(
+        "auto", description="of keys and values in the fused kernels; int8 halves their memory"
+    )
+    quantization: Literal["q8_0", "q4_1", "q4_0"] | None = Field(
+        None, description="re-encode the weights in 8 or 4 bits when loading; fused kernels only"
     )
     max_model_len: PositiveInt | None = Field(
         None, description="tokens of prompt and answer together; the model's own limit if not given"

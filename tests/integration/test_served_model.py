@@ -15,8 +15,8 @@ from draftline_client import AsyncClient, Client
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
 MODEL = "smollm2-135m-instruct"
-PARIS = "The capital of France is Paris."
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+TOKYO = "The capital of Japan is Tokyo."
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 
 def start(*arguments, **environment):
@@ -74,14 +74,14 @@ def metrics(port):
 
 def test_the_openai_sdk_chats(openai):
     answer = openai.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
-    assert answer.choices[0].message.content == PARIS
+    assert answer.choices[0].message.content == TOKYO
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage.completion_tokens == 8
     stream = openai.chat.completions.create(
         model=MODEL, messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == PARIS
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == TOKYO
     assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
 
 
@@ -116,7 +116,7 @@ def test_our_client_sync_and_async_streamed_and_not(port, client):
         async with AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             return await client.chat.create(messages=QUESTION, temperature=0)
 
-    assert asyncio.run(main()).choices[0].message.content == PARIS
+    assert asyncio.run(main()).choices[0].message.content == TOKYO
 
 
 def test_t25_same_seed_same_text_alone_among_eight_streamed_or_not(client):

@@ -88,7 +88,9 @@ def test_the_banner_says_what_is_served_and_how_to_try_it() -> None:
     engine = FakeEngine()
     engine.info = EngineInfo(
         device="cpu",
-        dtype="bfloat16",
+        dtype="as stored",
+        kernels="avx2",
+        kv_cache_dtype="bfloat16",
         num_threads=2,
         max_model_len=1000,
         block_size=16,

@@ -16,6 +16,7 @@ from engine.config import Activation, ModelConfig
 from engine.kernels.cpu.library import ActivationKind, KernelContext, Layer, Model, NormKind, RowsFormat
 from engine.kernels.cpu.packing import (
     BLOCK,
+    Arena,
     FormatRule,
     PackedMatrix,
     in_order,
@@ -71,7 +72,8 @@ class FusedDecoder:
         self._weights = weights
         quantize_to = None if quantization is None else RowsFormat[quantization.upper()]
         self._rule = FormatRule(plain=plain, keeps_blocks=keeps_blocks, quantize_to=quantize_to)
-        self._kept: list[object] = []  # what the structs point to
+        self._arena = Arena()
+        self._kept: list[object] = []  # what else the structs point to
         self._hidden_stride = -(-config.hidden_size // BLOCK) * BLOCK
         layers = (Layer * config.num_layers)(*(self._layer(i) for i in range(config.num_layers)))
         self._struct = self._model(layers, max_positions)
@@ -197,14 +199,14 @@ class FusedDecoder:
         bias = None
         if has_bias:
             bias = torch.cat([self._weights.take_float32(f"{name}.bias", size) for name, size in pairs])
-        packed = pack(read_rows(stored, self._rule), order, bias)
+        packed = pack(read_rows(stored, self._rule), order, arena=self._arena, bias=bias)
         return self._keep_matrix(packed)
 
     def _linear(self, name: str, in_features: int, *, bias: bool) -> object:
         size = self.config.hidden_size
         stored = self._weights.stored(f"{name}.weight", size, in_features)
         offsets = self._weights.take_float32(f"{name}.bias", size) if bias else None
-        packed = pack(read_rows([stored], self._rule), in_order(size), offsets)
+        packed = pack(read_rows([stored], self._rule), in_order(size), arena=self._arena, bias=offsets)
         return self._keep_matrix(packed).struct
 
     def _matrix(self, name: str, *shape: int) -> PackedMatrix:
@@ -213,7 +215,7 @@ class FusedDecoder:
         if rule.quantize_to is not None:
             rule = replace(rule, quantize_to=RowsFormat.Q8_0)
         stored = self._weights.stored(name, *shape)
-        return self._keep_matrix(pack(read_rows([stored], rule), in_order(shape[0])))
+        return self._keep_matrix(pack(read_rows([stored], rule), in_order(shape[0]), arena=self._arena))
 
     def _keep_matrix(self, packed: PackedMatrix) -> PackedMatrix:
         self._kept.append(packed)

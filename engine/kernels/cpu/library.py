@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.errors import ConfigError
 
 ABI_VERSION = 2
+MAX_THREADS = 255
 
 
 class MatrixKind(IntEnum):
@@ -164,21 +165,26 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 }
 
 
+def library_path() -> Path | None:
+    """Return the file that `pip install` built, if it did."""
+    return next(iter(sorted(Path(__file__).parent.glob("_kernels*.so"))), None)
+
+
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
     """Return the library, or None where it was not built."""
-    built = sorted(Path(__file__).parent.glob("_kernels*.so"))
-    if not built:
+    path = library_path()
+    if path is None:
         return None
     try:
-        library = ctypes.CDLL(str(built[0]))
+        library = ctypes.CDLL(str(path))
     except OSError:  # built for another system
         return None
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     if library.draftline_abi_version() != ABI_VERSION:
-        raise ConfigError(f"{built[0]} is of another version of draftline; install it again")
+        raise ConfigError(f"{path} is of another version of draftline; install it again")
     return library
 
 
@@ -203,8 +209,8 @@ class KernelContext:
         if chosen is None:
             raise ConfigError(f"instruction set {instruction_set!r} is not there on this processor")
         self.instruction_set: str = chosen.decode()
-        self.num_threads = num_threads
-        self.handle = c_void_p(self.library.draftline_context_new(num_threads, name))
+        self.num_threads = min(num_threads, MAX_THREADS)
+        self.handle = c_void_p(self.library.draftline_context_new(self.num_threads, name))
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):

@@ -18,6 +18,8 @@ from engine.kernels.cpu.library import Matrix, MatrixKind, RowsFormat, require_l
 
 LANES = 16
 BLOCK = 32
+_ALIGNMENT = 64
+_CHUNK_BYTES = 8 << 20
 
 _KINDS = {
     RowsFormat.Q4_0: MatrixKind.Q4,
@@ -30,33 +32,42 @@ _COLUMNS_PER_UNIT = {MatrixKind.Q4: BLOCK, MatrixKind.Q8: BLOCK, MatrixKind.BF16
 _UNIT_BYTES = {MatrixKind.Q4: 320, MatrixKind.Q8: 544, MatrixKind.BF16: 64, MatrixKind.F32: 64}
 
 
-class Memory:
-    """Zeroed memory of the library on large pages."""
+class Arena:
+    """Zeroed memory on large pages, for the matrices of one model; freed with it.
 
-    def __init__(self, num_bytes: int) -> None:
+    Matrices lie one after the other, as a step reads them: most are far smaller than a page of 2 MiB.
+    """
+
+    def __init__(self) -> None:
         self._library = require_library()
-        self.num_bytes = num_bytes
-        self.address: int | None = self._library.draftline_allocate(num_bytes)
-        if self.address is None:
-            raise MemoryError(f"{num_bytes:,} bytes for weights")
+        self._chunks: list[int] = []
+        self._next = self._end = 0
+
+    def allocate(self, num_bytes: int) -> int:
+        """Return the address of that many bytes; raises MemoryError."""
+        size = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+        if self._next + size > self._end:
+            chunk = max(size, _CHUNK_BYTES)
+            address: int | None = self._library.draftline_allocate(chunk)
+            if address is None:
+                raise MemoryError(f"{chunk:,} bytes for weights")
+            self._chunks.append(address)
+            self._next, self._end = address, address + chunk
+        self._next += size
+        return self._next - size
 
     def __del__(self) -> None:
-        if getattr(self, "address", None) is not None:
-            self._library.draftline_free(self.address)
+        for address in getattr(self, "_chunks", ()):
+            self._library.draftline_free(address)
 
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A matrix in the kernels' layout, with the memory behind it."""
+    """A matrix in the kernels' layout; its tiles are in the arena it was packed into."""
 
     struct: Matrix
-    memory: Memory
+    num_bytes: int
     bias: Tensor | None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the tiles."""
-        return self.memory.num_bytes
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,9 @@ def read_rows(tensors: Sequence[StoredTensor], rule: FormatRule) -> list[Rows]:
     return [_rows(tensor, rows_format) for tensor, rows_format in zip(tensors, wanted, strict=True)]
 
 
-def pack(pieces: Sequence[Rows], order: npt.NDArray[np.int64], bias: Tensor | None = None) -> PackedMatrix:
+def pack(
+    pieces: Sequence[Rows], order: npt.NDArray[np.int64], *, arena: Arena, bias: Tensor | None = None
+) -> PackedMatrix:
     """Pack rows as tiles: row i is row order[i] of the pieces one after the other, or zeros for -1.
 
     `bias` float32 [number of rows of the pieces] follows the same order.
@@ -104,18 +117,18 @@ def pack(pieces: Sequence[Rows], order: npt.NDArray[np.int64], bias: Tensor | No
     num_columns, kind = pieces[0].num_columns, _KINDS[pieces[0].format]
     num_units = -(-num_columns // _COLUMNS_PER_UNIT[kind])
     num_tiles, tile_bytes = -(-len(order) // LANES), num_units * _UNIT_BYTES[kind]
-    memory = Memory(num_tiles * tile_bytes)
+    tiles = arena.allocate(num_tiles * tile_bytes)
     start = 0
     for piece in pieces:
         rows = np.ascontiguousarray(piece.data)
         addresses = _row_addresses(rows, order - start)
         library.draftline_pack(
-            piece.format, addresses.ctypes.data, len(order), num_columns, tile_bytes, memory.address
+            piece.format, addresses.ctypes.data, len(order), num_columns, tile_bytes, tiles
         )
         start += len(rows)
     ordered_bias = None if bias is None else _order_bias(bias, order, num_tiles * LANES)
     struct = Matrix(
-        data=memory.address,
+        data=tiles,
         bias=None if ordered_bias is None else ordered_bias.data_ptr(),
         kind=kind,
         num_columns=num_columns,
@@ -123,7 +136,7 @@ def pack(pieces: Sequence[Rows], order: npt.NDArray[np.int64], bias: Tensor | No
         num_units=num_units,
         tile_bytes=tile_bytes,
     )
-    return PackedMatrix(struct, memory, ordered_bias)
+    return PackedMatrix(struct, num_tiles * tile_bytes, ordered_bias)
 
 
 def in_order(num_rows: int) -> npt.NDArray[np.int64]:

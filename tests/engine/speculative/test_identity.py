@@ -1,7 +1,6 @@
 """Speculation never changes an answer: the same tokens, logprobs and endings, bit for bit.
 
-A folder with a trained pair (draft/ and target/ in Hugging Face layout) named by DRAFTLINE_TEST_PAIR runs
-through the same comparison.
+DRAFTLINE_TEST_PAIR_REQUESTS says how many requests the trained pair answers; 50 by default.
 """
 
 import functools
@@ -27,6 +26,7 @@ MODELS = {
     "gpt2-float32": (GPT2, "float32"),
     "gpt2-bfloat16": (GPT2, "bfloat16"),
 }
+PAIR = Path(__file__).parents[2] / "assets/pair"
 SCRIPTED = ["right", "wrong", "alternating", "random"]
 SCHEMA = json.dumps(
     {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}}, "required": ["n"]}
@@ -185,13 +185,12 @@ def test_after_preemption_with_a_draft_model(model):
     assert engine.stats().num_preemptions > 0
 
 
-@pytest.mark.skipif("DRAFTLINE_TEST_PAIR" not in os.environ, reason="no trained pair is named")
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
 @pytest.mark.parametrize("mode", ["draft", "ngram", "auto"])
-def test_a_trained_pair(mode):
-    folder = Path(os.environ["DRAFTLINE_TEST_PAIR"])
-    target, draft = (load_checkpoint(str(folder / name)) for name in ("target", "draft"))
-    count = int(os.environ.get("DRAFTLINE_TEST_PAIR_REQUESTS", "100"))
-    config = EngineConfig(device="cpu", dtype="float32", kv_cache_memory=2**28)
+def test_a_trained_pair(mode, dtype):
+    target, draft = (load_checkpoint(str(PAIR / name)) for name in ("target", "draft"))
+    count = int(os.environ.get("DRAFTLINE_TEST_PAIR_REQUESTS", "50"))
+    config = EngineConfig(device="cpu", dtype=dtype, kv_cache_memory=2**28)
     made = requests(count, max_tokens=48, vocab_size=len(target.tokenizer.tokens), with_grammar=False)
     expected = run(build_engine(target, config).engine, made)
     engine = build_engine(target, config, draft).engine

@@ -17,6 +17,7 @@ namespace draftline {
 namespace {
 
 constexpr int64_t kHugePage = 1 << 21;
+constexpr int kMaxThreads = 255;
 
 // Memory that grows and is reused; its content is not kept when it grows.
 class Buffer {
@@ -175,7 +176,8 @@ DRAFTLINE_EXPORT const char* draftline_instruction_set(const char* name) {
 
 DRAFTLINE_EXPORT Context* draftline_context_new(int32_t num_threads, const char* instruction_set) {
   const Kernels* kernels = best_kernels(instruction_set);
-  return kernels == nullptr ? nullptr : new (std::nothrow) Context(num_threads, kernels);
+  if (kernels == nullptr || num_threads < 1 || num_threads > kMaxThreads) return nullptr;
+  return new (std::nothrow) Context(num_threads, kernels);
 }
 
 DRAFTLINE_EXPORT void draftline_context_free(Context* context) { delete context; }
@@ -218,7 +220,9 @@ DRAFTLINE_EXPORT void draftline_sample(Context* context, const float* logits, in
   const int num_threads = context->pool.num_threads();
   SampleJob job{&context->pool, logits, stride, num_rows, vocab_size, rows, tokens,
                 context->samples.get<float>(4 * num_threads * memory_stride), memory_stride};
+  const auto start = std::chrono::steady_clock::now();
   context->pool.run(context->kernels->sample, &job, 1);
+  context->times.step_nanoseconds += (std::chrono::steady_clock::now() - start).count();
 }
 
 // Count the time spent at barriers from now on; costs two clock readings each.

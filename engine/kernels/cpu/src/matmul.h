@@ -70,7 +70,7 @@ static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
   }
 }
 
-// Two chains of sums for plain numbers: one would wait for its own last sum.
+// Two chains of sums: one would wait for its own last sum.
 template <int kRows>
 static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units,
                           float (*out)[kLanes]) {
@@ -94,19 +94,19 @@ template <int kRows>
 static void dot_f32(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes]) {
   const float* weights = reinterpret_cast<const float*>(tile);
   for (int part = 0; part < kParts; ++part) {
-    F32 sums[2][kRows] = {};
-    for (int unit = 0; unit < num_units; unit += 2) {
-      for (int chain = 0; chain < min_of(2, num_units - unit); ++chain) {
-        const F32 line = load(weights + kLanes * (unit + chain) + kWidth * part);
+    F32 totals[kRows] = {};
+    // Sums of 64 columns first: rounding then grows with their number, not with the row's length.
+    for (int begin = 0; begin < num_units; begin += 64) {
+      F32 acc[kRows] = {};
+      for (int unit = begin; unit < min_of(begin + 64, num_units); ++unit) {
+        const F32 line = load(weights + kLanes * unit + kWidth * part);
         DL_UNROLL(8)
-        for (int row = 0; row < kRows; ++row) {
-          const float* x = reinterpret_cast<const float*>(rows + row * stride) + unit + chain;
-          sums[chain][row] = fma(line, splat(*x), sums[chain][row]);
-        }
+        for (int row = 0; row < kRows; ++row)
+          acc[row] = fma(line, splat(reinterpret_cast<const float*>(rows + row * stride)[unit]), acc[row]);
       }
+      for (int row = 0; row < kRows; ++row) totals[row] = totals[row] + acc[row];
     }
-    for (int row = 0; row < kRows; ++row) sums[0][row] = sums[0][row] + sums[1][row];
-    store_rows<kRows>(sums[0], out, part);
+    store_rows<kRows>(totals, out, part);
   }
 }
 

@@ -47,7 +47,7 @@ class StepThread {
   template <class Unit>
   void for_units(int count, Unit unit) {
     Pool& pool = *step_.pool;
-    const int num_threads = pool.num_threads();
+    const int num_threads = pool.num_active();
     UnitCounter* counters = pool.next_counters(thread_);
     for (int offset = 0; offset < num_threads; ++offset) {
       const int owner = (thread_ + offset) % num_threads;

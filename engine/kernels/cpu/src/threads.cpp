@@ -17,6 +17,10 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kSpinBetweenJobs = std::chrono::milliseconds(3);
 // In a phase the others are microseconds away; if not, one of them lost its core: let it run here.
 constexpr int kSpinsBeforeYield = 4000;
+// Three jobs in a row that lose a quarter of their time so: go on with one thread less, and look again after
+// more and more jobs. No bit of a result depends on the number.
+constexpr int kBadJobs = 3;
+constexpr int kFirstJobsApart = 64, kMostJobsApart = 1024;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -45,13 +49,14 @@ class FlushDenormals {
 
 }  // namespace
 
-Pool::Pool(int num_threads) : num_threads_(num_threads), phase_(num_threads) {
+Pool::Pool(int num_threads)
+    : num_threads_(num_threads), phase_(num_threads), num_active_(num_threads), jobs_apart_(kFirstJobsApart) {
   for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
 }
 
 Pool::~Pool() {
   is_closing_.store(true);
-  epoch_.fetch_add(1);
+  epoch_.fetch_add(1 << 8);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     wake_.notify_all();
@@ -63,11 +68,15 @@ void Pool::run(void (*job)(void*, int), void* argument, int max_phases) {
   const size_t wanted = static_cast<size_t>(max_phases) * num_threads_;
   if (counters_.size() < wanted) counters_ = std::vector<UnitCounter>(wanted);
   for (size_t i = 0; i < wanted; ++i) counters_[i].next.store(0, std::memory_order_relaxed);
-  for (auto& phase : phase_) phase.number = 0;
+  for (auto& phase : phase_) {
+    phase.number = 0;
+    phase.stalled = 0;
+  }
+  const auto start = Clock::now();
   job_ = job;
   argument_ = argument;
   if (num_threads_ > 1) {
-    epoch_.fetch_add(1);
+    epoch_.store(((epoch_.load() >> 8) + 1) << 8 | num_active_);
     if (num_sleeping_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
@@ -76,11 +85,32 @@ void Pool::run(void (*job)(void*, int), void* argument, int max_phases) {
   FlushDenormals flush;
   job(argument, 0);
   barrier(0);
+  adapt(nanoseconds_since(start));
+}
+
+void Pool::adapt(uint64_t job_nanoseconds) {
+  if (num_active_ < num_threads_ && --jobs_until_all_ <= 0) {
+    num_active_ = num_threads_;
+    return;
+  }
+  uint64_t stalled = 0;
+  for (const auto& phase : phase_) stalled += phase.stalled;
+  if (4 * stalled < job_nanoseconds) {
+    if (num_active_ == num_threads_ && num_bad_jobs_ == 0 && jobs_apart_ > kFirstJobsApart) --jobs_apart_;
+    num_bad_jobs_ = 0;
+  } else if (++num_bad_jobs_ >= kBadJobs && num_active_ > 1) {
+    --num_active_;
+    num_bad_jobs_ = 0;
+    jobs_until_all_ = jobs_apart_;
+    jobs_apart_ = 2 * jobs_apart_ < kMostJobsApart ? 2 * jobs_apart_ : kMostJobsApart;
+  }
 }
 
 void Pool::work(int thread) {
   FlushDenormals flush;
-  for (uint64_t seen = 0; wait_for_job(seen); ++seen) {
+  for (uint64_t seen = 0; wait_for_job(seen);) {
+    seen = epoch_.load(std::memory_order_acquire);
+    if (thread >= static_cast<int>(seen & 0xff)) continue;  // a job without this thread, over perhaps already
     job_(argument_, thread);
     barrier(thread);
   }
@@ -103,20 +133,25 @@ bool Pool::wait_for_job(uint64_t seen) {
 }
 
 void Pool::barrier(int thread) {
-  if (num_threads_ == 1) return;
+  if (num_active_ == 1) return;
   ThreadPhase& own = phase_[thread];
-  const uint32_t sense = ++own.barrier_sense;
-  if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
+  const uint32_t sense = sense_.load(std::memory_order_relaxed) + 1;
+  if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) == num_active_ - 1) {
     num_arrived_.store(0, std::memory_order_relaxed);
     sense_.store(sense, std::memory_order_release);
     ++own.num_barriers;
     return;
   }
   const auto start = is_timing_ ? Clock::now() : Clock::time_point();
-  for (int spins = 0; sense_.load(std::memory_order_acquire) != sense; ++spins) {
+  Clock::time_point stall;
+  int spins = 0;
+  for (; sense_.load(std::memory_order_acquire) != sense; ++spins) {
     pause();
-    if (spins > kSpinsBeforeYield) sched_yield();
+    if (spins < kSpinsBeforeYield) continue;
+    if (spins == kSpinsBeforeYield) stall = Clock::now();
+    sched_yield();
   }
+  if (spins > kSpinsBeforeYield) own.stalled += nanoseconds_since(stall);
   if (is_timing_) own.waited += nanoseconds_since(start);
 }
 
