@@ -27,7 +27,7 @@ from engine.speculative.ngram_pool import NgramPool
 from engine.speculative.speculator import Speculator
 from engine.speculative.step_costs import SIZES
 
-_MEASURED_SIZES = tuple(size for size in SIZES if size <= 32)
+_MEASURED_SIZES = tuple(size for size in SIZES if size <= 16)
 _NUM_ROUNDS = 3
 
 

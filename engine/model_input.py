@@ -25,6 +25,10 @@ class ModelInput:
     block_size: int
     device: torch.device
 
+    def take_logits_rows(self, hidden: Tensor) -> Tensor:
+        """Return the rows of [num_tokens, ...] whose logits are wanted: no copy if all are."""
+        return hidden if len(self.logits_rows) == len(self.token_id_list) else hidden[self.logits_rows]
+
     @cached_property
     def token_ids(self) -> Tensor:
         """int64 [num_tokens]."""

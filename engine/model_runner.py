@@ -40,7 +40,7 @@ class ModelRunner:
         rows = batch.sampled_rows
         if not rows:
             return SamplerOutput((), ())
-        return self.sampler(self.model.compute_logits(hidden[model_input.logits_rows]), rows)
+        return self.sampler(self.model.compute_logits(model_input.take_logits_rows(hidden)), rows)
 
     def _score_prompts(self, batch: Batch, hidden: Tensor) -> None:
         start = 0

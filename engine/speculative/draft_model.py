@@ -77,7 +77,7 @@ class DraftModel:
         hidden = self.model(model_input, self.kv_storage)
         token_ids: list[int] = []
         if rows:
-            logits: Tensor = self.model.compute_logits(hidden[model_input.logits_rows])
+            logits: Tensor = self.model.compute_logits(model_input.take_logits_rows(hidden))
             token_ids = self.sampler.choose(logits, rows)
         self.costs.observe(len(model_input.token_id_list), time.perf_counter() - started)
         return token_ids

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_THREADS = 255
 
 
@@ -161,7 +161,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "draftline_set_timing": (None, [c_void_p, c_int32]),
     "draftline_take_times": (None, [c_void_p, POINTER(StepTimes)]),
     "draftline_allocate": (c_void_p, [c_int64]),
-    "draftline_free": (None, [c_void_p]),
+    "draftline_free": (None, [c_void_p, c_int64]),
 }
 
 

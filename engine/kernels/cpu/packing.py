@@ -40,7 +40,7 @@ class Arena:
 
     def __init__(self) -> None:
         self._library = require_library()
-        self._chunks: list[int] = []
+        self._chunks: list[tuple[int, int]] = []  # address, bytes
         self._next = self._end = 0
 
     def allocate(self, num_bytes: int) -> int:
@@ -51,14 +51,14 @@ class Arena:
             address: int | None = self._library.draftline_allocate(chunk)
             if address is None:
                 raise MemoryError(f"{chunk:,} bytes for weights")
-            self._chunks.append(address)
+            self._chunks.append((address, chunk))
             self._next, self._end = address, address + chunk
         self._next += size
         return self._next - size
 
     def __del__(self) -> None:
-        for address in getattr(self, "_chunks", ()):
-            self._library.draftline_free(address)
+        for address, num_bytes in getattr(self, "_chunks", ()):
+            self._library.draftline_free(address, num_bytes)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The contract of the kernels: a row's bits depend on nothing but its request."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -70,6 +71,15 @@ def test_any_width_of_verification_beside_prompts_gives_the_same_bits(kind):
         assert torch.equal(logits[:width], alone[first : first + width])
         assert torch.equal(logits[width:-1], prompt_alone)
         assert torch.equal(logits[-1], alone[79])
+
+
+def test_more_threads_than_cores_come_to_an_end_with_the_same_bits():
+    """The pool then leaves threads out and takes them back, job by job."""
+    tokens = random_tokens(4, 40, LLAMA.vocab_size)
+    alone = one_by_one(Fused(LLAMA, **FORMATS["q4_1"], num_threads=1), tokens, 0)
+    crowded = Fused(LLAMA, **FORMATS["q4_1"], num_threads=2 * (os.cpu_count() or 1) + 1)
+    for _ in range(5):
+        assert torch.equal(one_by_one(crowded, tokens, 0), alone)
 
 
 def test_splits_of_long_contexts_give_the_same_bits():

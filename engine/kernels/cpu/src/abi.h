@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 2
+#define DRAFTLINE_ABI_VERSION 3
 
 extern "C" {
 

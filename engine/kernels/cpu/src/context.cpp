@@ -239,13 +239,18 @@ DRAFTLINE_EXPORT void draftline_take_times(Context* context, StepTimes* times) {
 // Zeroed memory on large pages where the system has them: fewer misses of the address cache. Null if full.
 DRAFTLINE_EXPORT void* draftline_allocate(int64_t bytes) {
   const int64_t size = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  void* memory = std::aligned_alloc(kHugePage, size);
-  if (memory == nullptr) return nullptr;
+  void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  uint8_t* const start = static_cast<uint8_t*>(mapped);
+  const int64_t skipped = -reinterpret_cast<intptr_t>(mapped) & (kHugePage - 1);
+  if (skipped > 0) munmap(start, skipped);
+  munmap(start + skipped + size, kHugePage - skipped);
 #if defined(MADV_HUGEPAGE)
-  madvise(memory, size, MADV_HUGEPAGE);
+  madvise(start + skipped, size, MADV_HUGEPAGE);
 #endif
-  std::memset(memory, 0, size);
-  return memory;
+  return start + skipped;
 }
 
-DRAFTLINE_EXPORT void draftline_free(void* memory) { std::free(memory); }
+DRAFTLINE_EXPORT void draftline_free(void* memory, int64_t bytes) {
+  munmap(memory, (bytes + kHugePage - 1) / kHugePage * kHugePage);
+}

@@ -70,7 +70,7 @@ void Pool::run(void (*job)(void*, int), void* argument, int max_phases) {
   for (size_t i = 0; i < wanted; ++i) counters_[i].next.store(0, std::memory_order_relaxed);
   for (auto& phase : phase_) {
     phase.number = 0;
-    phase.stalled = 0;
+    phase.stalled.store(0, std::memory_order_relaxed);
   }
   const auto start = Clock::now();
   job_ = job;
@@ -94,7 +94,7 @@ void Pool::adapt(uint64_t job_nanoseconds) {
     return;
   }
   uint64_t stalled = 0;
-  for (const auto& phase : phase_) stalled += phase.stalled;
+  for (const auto& phase : phase_) stalled += phase.stalled.load(std::memory_order_relaxed);
   if (4 * stalled < job_nanoseconds) {
     if (num_active_ == num_threads_ && num_bad_jobs_ == 0 && jobs_apart_ > kFirstJobsApart) --jobs_apart_;
     num_bad_jobs_ = 0;
@@ -145,13 +145,14 @@ void Pool::barrier(int thread) {
   const auto start = is_timing_ ? Clock::now() : Clock::time_point();
   Clock::time_point stall;
   int spins = 0;
-  for (; sense_.load(std::memory_order_acquire) != sense; ++spins) {
+  // Later senses count too: a thread that the next job leaves out may look after it has begun.
+  for (; static_cast<int32_t>(sense_.load(std::memory_order_acquire) - sense) < 0; ++spins) {
     pause();
     if (spins < kSpinsBeforeYield) continue;
     if (spins == kSpinsBeforeYield) stall = Clock::now();
     sched_yield();
   }
-  if (spins > kSpinsBeforeYield) own.stalled += nanoseconds_since(stall);
+  if (spins > kSpinsBeforeYield) own.stalled.store(nanoseconds_since(stall) + own.stalled.load());
   if (is_timing_) own.waited += nanoseconds_since(start);
 }
 

@@ -44,7 +44,7 @@ class Pool {
   struct alignas(64) ThreadPhase {
     int64_t number = 0;
     uint64_t waited = 0;
-    uint64_t stalled = 0;  // nanoseconds, in this job, that somebody without a core was waited for
+    std::atomic<uint64_t> stalled{0};  // nanoseconds, in this job, that somebody without a core was waited for
     uint64_t num_barriers = 0;
   };
 
