@@ -8,6 +8,7 @@ import torch
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ConfigError
+from engine.kernels.cpu.draft_chain import FusedDraftChain
 from engine.kernels.cpu.fused_decoder import FusedDecoder, why_not_fused
 from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat, load_library
 from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, tiled_kv_bytes_per_block
@@ -17,6 +18,7 @@ from engine.machine import choose_dtype
 from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
 from engine.sampling.sampler import Sampler
+from engine.speculative.draft_model import DraftChain
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ class Backend(Protocol):
 
     def build_sampler(self, vocab_size: int) -> Sampler:
         """Return the sampler for a vocabulary."""
+
+    def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> DraftChain | None:
+        """Return a faster way to draft several tokens with a model of this backend, if there is one."""
 
 
 class TorchBackend:
@@ -79,6 +84,10 @@ class TorchBackend:
     def build_sampler(self, vocab_size: int) -> Sampler:
         """Return the sampler in plain torch."""
         return Sampler(vocab_size=vocab_size)
+
+    def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> None:  # noqa: ARG002
+        """Return nothing: tokens are drafted one by one."""
+        return
 
 
 class FusedBackend:
@@ -141,6 +150,12 @@ class FusedBackend:
     def build_sampler(self, vocab_size: int) -> Sampler:
         """Return the sampler that leaves filters and noise to the kernels."""
         return Sampler(vocab_size=vocab_size, chooser=FusedTokenChooser(self.context))
+
+    def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> FusedDraftChain:
+        """Return the draft of several tokens in one call."""
+        assert isinstance(model, FusedDecoder)
+        assert isinstance(kv_storage, TiledKVStorage)
+        return FusedDraftChain(self.context, model, kv_storage, vocab_size=vocab_size)
 
 
 def choose_backend(

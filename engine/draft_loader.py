@@ -162,4 +162,5 @@ def _load_draft_model(
         max_positions=max_positions,
         max_catch_up_tokens=config.max_num_batched_tokens,
         device=device,
+        chain=backend.build_draft_chain(model, kv_storage, engine.vocab_size),
     )

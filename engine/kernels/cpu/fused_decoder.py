@@ -5,7 +5,7 @@ states in float32 throughout, and matrices as the checkpoint stores them.
 """
 
 import ctypes
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,15 @@ def why_not_fused(config: ModelConfig) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class StepArrays:
+    """A step's tokens int64 [num_tokens], struct Span int32 [num_spans, 4], and block tables int32."""
+
+    token_ids: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int32]
+    block_tables: npt.NDArray[np.int32]
+
+
 class FusedDecoder:
     """A decoder-only transformer in the CPU kernels; the model runner sees a Model like any other.
 
@@ -76,32 +85,37 @@ class FusedDecoder:
         self._kept: list[object] = []  # what else the structs point to
         self._hidden_stride = -(-config.hidden_size // BLOCK) * BLOCK
         layers = (Layer * config.num_layers)(*(self._layer(i) for i in range(config.num_layers)))
-        self._struct = self._model(layers, max_positions)
+        self.struct = self._model(layers, max_positions)
         weights.num_bytes += self.num_bytes
         del self._weights
 
     def __call__(self, model_input: ModelInput, kv_storage: TiledKVStorage) -> Tensor:
         """Return hidden states float32 [num_tokens, hidden_size padded to 32] and write keys and values."""
+        arrays = self.arrays(model_input)
+        hidden = torch.empty(len(arrays.token_ids), self._hidden_stride)
+        self._context.library.draftline_forward(
+            self._context.handle,
+            self.struct,
+            kv_storage.tiles,
+            arrays.token_ids.ctypes.data,
+            len(arrays.token_ids),
+            arrays.spans.ctypes.data,
+            len(arrays.spans),
+            arrays.block_tables.ctypes.data,
+            hidden.data_ptr(),
+        )
+        return hidden
+
+    def arrays(self, model_input: ModelInput) -> StepArrays:
+        """Lay out a step as the kernels read it."""
         spans = np.empty((len(model_input.spans), 4), dtype=np.int32)
         tables: list[int] = []
         for number, span in enumerate(model_input.spans):
             spans[number] = span.start, span.num_tokens, span.first_position, len(tables)
             tables += span.block_ids
-        block_tables = np.array(tables, dtype=np.int32)
-        token_ids = np.array(model_input.token_id_list, dtype=np.int64)
-        hidden = torch.empty(len(token_ids), self._hidden_stride)
-        self._context.library.draftline_forward(
-            self._context.handle,
-            self._struct,
-            kv_storage.tiles,
-            token_ids.ctypes.data,
-            len(token_ids),
-            spans.ctypes.data,
-            len(spans),
-            block_tables.ctypes.data,
-            hidden.data_ptr(),
+        return StepArrays(
+            np.array(model_input.token_id_list, dtype=np.int64), spans, np.array(tables, dtype=np.int32)
         )
-        return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Map rows of hidden states to logits, float32 [num_rows, vocab_size]."""
@@ -109,7 +123,7 @@ class FusedDecoder:
         logits = torch.empty(len(rows), self.config.vocab_size)
         if len(rows):
             self._context.library.draftline_compute_logits(
-                self._context.handle, self._struct, rows.data_ptr(), len(rows), logits.data_ptr()
+                self._context.handle, self.struct, rows.data_ptr(), len(rows), logits.data_ptr()
             )
         return logits
 

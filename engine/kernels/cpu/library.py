@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_THREADS = 255
 
 
@@ -135,6 +135,7 @@ class StepTimes(ctypes.Structure):
     ]
 
 
+_TOKENS_AND_SPANS = (c_void_p, c_int32, c_void_p, c_int32, c_void_p)
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "draftline_abi_version": (c_int32, []),
     "draftline_instruction_set": (c_char_p, [c_char_p]),
@@ -148,16 +149,26 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             c_void_p,
             POINTER(Model),
             POINTER(KVTiles),
-            c_void_p,
-            c_int32,
-            c_void_p,
-            c_int32,
-            c_void_p,
+            *_TOKENS_AND_SPANS,
             c_void_p,
         ],
     ),
     "draftline_compute_logits": (None, [c_void_p, POINTER(Model), c_void_p, c_int32, c_void_p]),
     "draftline_sample": (None, [c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p]),
+    "draftline_draft": (
+        None,
+        [
+            c_void_p,
+            POINTER(Model),
+            POINTER(KVTiles),
+            *_TOKENS_AND_SPANS,
+            c_int32,
+            c_int32,
+            c_void_p,
+            c_int32,
+            c_void_p,
+        ],
+    ),
     "draftline_set_timing": (None, [c_void_p, c_int32]),
     "draftline_take_times": (None, [c_void_p, POINTER(StepTimes)]),
     "draftline_allocate": (c_void_p, [c_int64]),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from engine.kernels.cpu.library import KernelContext
@@ -34,7 +35,7 @@ class FusedTokenChooser:
     def __call__(self, logits: Tensor, rows: Sequence[SampledRow | None]) -> list[int]:
         """Return a token for each row of float32 [num_rows, vocab_size]; the likeliest where it is None."""
         assert logits.stride(1) == 1, "a row of logits must lie in one piece"
-        sampling = np.array([_row_sampling(row) for row in rows], dtype=_ROW_SAMPLING)
+        sampling = row_sampling_array([(row, 0) for row in rows])
         tokens = np.empty(len(rows), dtype=np.int64)
         self._context.library.draftline_sample(
             self._context.handle,
@@ -49,10 +50,15 @@ class FusedTokenChooser:
         return token_ids
 
 
-def _row_sampling(row: SampledRow | None) -> tuple[float, float, float, int, int, int]:
+def row_sampling_array(rows: Sequence[tuple[SampledRow | None, int]]) -> npt.NDArray[np.void]:
+    """Return struct RowSampling for pairs of a row and how many tokens come before its noise's position."""
+    return np.array([_row_sampling(row, offset) for row, offset in rows], dtype=_ROW_SAMPLING)
+
+
+def _row_sampling(row: SampledRow | None, offset: int) -> tuple[float, float, float, int, int, int]:
     if row is None or row.params.is_greedy:
         return _GREEDY
     params = row.params
-    key = noise_key(row.seed, row.choice, row.num_tokens)
+    key = noise_key(row.seed, row.choice, row.num_tokens + offset)
     top_k = min(max(params.top_k, 0), 2**31 - 1)
     return params.temperature, params.top_p, params.min_p, top_k, key.low & _MASK_32, key.high & _MASK_32

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 3
+#define DRAFTLINE_ABI_VERSION 4
 
 extern "C" {
 

@@ -60,7 +60,8 @@ struct Context {
 
   Pool pool;
   const Kernels* kernels;
-  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples;
+  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples, draft_hidden, draft_last,
+      draft_logits;
   std::vector<RowPlace> rows;
   std::vector<AttentionUnit> units;
   StepTimes times{};
@@ -223,6 +224,31 @@ DRAFTLINE_EXPORT void draftline_sample(Context* context, const float* logits, in
   const auto start = std::chrono::steady_clock::now();
   context->pool.run(context->kernels->sample, &job, 1);
   context->times.step_nanoseconds += (std::chrono::steady_clock::now() - start).count();
+}
+
+// Tokens [num_steps, num_drafting] of a draft model: the spans are run, then each token chosen for the first
+// num_drafting of them. `rows` [num_steps, num_drafting]; every position must have its slot.
+DRAFTLINE_EXPORT void draftline_draft(Context* context, const Model* model, const KVTiles* kv,
+                                      const int64_t* token_ids, int32_t num_rows, const Span* spans,
+                                      int32_t num_spans, const int32_t* block_tables, int32_t num_drafting,
+                                      int32_t num_steps, const RowSampling* rows, int32_t vocab_size,
+                                      int64_t* tokens) {
+  const int64_t stride = padded(model->hidden_size, kBlock);
+  float* hidden = context->draft_hidden.get<float>(4 * num_rows * stride);
+  float* last = context->draft_last.get<float>(4 * num_drafting * stride);
+  float* logits = context->draft_logits.get<float>(4 * num_drafting * static_cast<int64_t>(model->vocab_size));
+  std::vector<Span> current(spans, spans + num_drafting);
+  draftline_forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, hidden);
+  for (int step = 0;; ++step, rows += num_drafting, tokens += num_drafting) {
+    for (int i = 0; i < num_drafting; ++i)
+      std::memcpy(last + i * stride, hidden + (current[i].first_row + current[i].num_tokens - 1) * stride, 4 * stride);
+    draftline_compute_logits(context, model, last, num_drafting, logits);
+    draftline_sample(context, logits, model->vocab_size, num_drafting, vocab_size, rows, tokens);
+    if (step + 1 == num_steps) return;
+    for (int i = 0; i < num_drafting; ++i)
+      current[i] = {i, 1, current[i].first_position + current[i].num_tokens, current[i].table_offset};
+    draftline_forward(context, model, kv, tokens, num_drafting, current.data(), num_drafting, block_tables, hidden);
+  }
 }
 
 // Count the time spent at barriers from now on; costs two clock readings each.
