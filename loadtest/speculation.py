@@ -1,16 +1,15 @@
 """Speculation on against off through HTTP, interleaved in one run: speed, acceptance by position.
 
-    python -m loadtest.speculation [--rounds 5] [--cases copy,edit,chat] [--pair FOLDER]
+    python -m loadtest.speculation [--rounds 5] [--cases copy,edit,chat,pair] [--pair FOLDER]
 
 Starts a server of its own and alternates, round by round, requests with `speculation` off and on: the same
-server, weights and seeds. FOLDER has a pair as target/ and draft/ in Hugging Face layout. Each answer's text
-is compared as well. Prints medians and one JSON line; `ratio` is tokens per second on over off.
+server, weights and seeds. FOLDER has a pair as target/ and draft/; by default that of the tests. Answers are
+compared as well. Prints medians and one JSON line; `ratio` is tokens per second on over off.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from loadtest.workloads import words
 
 PORT = 8124
 BASE_URL = f"http://127.0.0.1:{PORT}"
+PAIR = Path(__file__).parents[1] / "tests/assets/pair"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 PAIR_PROMPTS = ("The ", "In the ", "When she ", "They said ", "And then ", "There was ")
 
@@ -188,16 +188,16 @@ def main() -> None:
     """Run what was asked for, print a table and the line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", default="copy,edit,chat", help="of the default model")
+    parser.add_argument("--cases", default="copy,edit,chat,pair")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--pair", type=Path, default=os.environ.get("DRAFTLINE_TEST_PAIR"))
+    parser.add_argument("--pair", type=Path, default=PAIR, help="folder with target/ and draft/")
     options = parser.parse_args()
     wanted = [case for case in CASES if case.name.split("_")[0] in options.cases.split(",")]
     results: dict[str, object] = {}
     if wanted:
         results |= run_cases(wanted, options.rounds, options.model, None)
-    if options.pair is not None:
-        target, draft = (str(Path(options.pair) / name) for name in ("target", "draft"))
+    if "pair" in options.cases.split(","):
+        target, draft = (str(options.pair / name) for name in ("target", "draft"))
         results |= run_cases(PAIR_CASES, options.rounds, target, draft)
     print(json.dumps({"benchmark": "speculation", "rounds": options.rounds} | environment() | results))
 

@@ -159,7 +159,7 @@ class _Drafting:
     def __init__(self, costs: StepCosts) -> None:
         self._costs = costs
         self._widths: list[int] = []  # requests that draft at each place
-        self._catch_up = 0.0
+        self.seconds = 0.0  # what all of it takes
 
     def add(self, candidate: Candidate, place: int) -> None:
         """Take one more place of a draft."""
@@ -167,12 +167,10 @@ class _Drafting:
             return
         if place == 0 and candidate.num_catch_up_tokens > 1:
             seconds = self._costs.seconds(candidate.num_catch_up_tokens) - self._costs.seconds(1)
-            self._catch_up += seconds / candidate.num_remaining_steps
+            self.seconds += seconds / candidate.num_remaining_steps
         if place == len(self._widths):
             self._widths.append(0)
+        else:
+            self.seconds -= self._costs.seconds(self._widths[place])
         self._widths[place] += 1
-
-    @property
-    def seconds(self) -> float:
-        """What all of it takes."""
-        return self._catch_up + sum(map(self._costs.seconds, self._widths))
+        self.seconds += self._costs.seconds(self._widths[place])

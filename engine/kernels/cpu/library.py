@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_THREADS = 255
 
 
@@ -117,6 +117,7 @@ class KVTiles(ctypes.Structure):
 
     _fields_ = [
         ("base", c_void_p),
+        ("tile_stride", c_int64),
         ("layer_stride", c_int64),
         ("head_stride", c_int64),
         ("kind", c_int32),

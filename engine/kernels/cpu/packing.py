@@ -33,7 +33,7 @@ _UNIT_BYTES = {MatrixKind.Q4: 320, MatrixKind.Q8: 544, MatrixKind.BF16: 64, Matr
 
 
 class Arena:
-    """Zeroed memory on large pages, for the matrices of one model; freed with it.
+    """Zeroed memory on large pages, freed with this object; the system backs it as it is first used.
 
     Matrices lie one after the other, as a step reads them: most are far smaller than a page of 2 MiB.
     """
@@ -50,7 +50,7 @@ class Arena:
             chunk = max(size, _CHUNK_BYTES)
             address: int | None = self._library.draftline_allocate(chunk)
             if address is None:
-                raise MemoryError(f"{chunk:,} bytes for weights")
+                raise MemoryError(f"{chunk:,} bytes for weights or keys and values")
             self._chunks.append((address, chunk))
             self._next, self._end = address, address + chunk
         self._next += size

@@ -1,8 +1,7 @@
 """TiledKVStorage: keys and values as the CPU kernels read them."""
 
-import numpy as np
-
 from engine.kernels.cpu.library import KVKind, KVTiles, require_library
+from engine.kernels.cpu.packing import Arena
 
 TILE_POSITIONS = 16
 
@@ -25,15 +24,15 @@ class TiledKVStorage:
     ) -> None:
         self.num_blocks = num_blocks
         self.kind = kind
-        tiles_per_block = block_size // TILE_POSITIONS
-        head_stride = num_blocks * tiles_per_block * tile_bytes(kind, head_dim)
+        head_stride = tile_bytes(kind, head_dim)
         layer_stride = num_kv_heads * head_stride
-        self.num_bytes = num_layers * layer_stride
-        # calloc maps zero pages: nothing is touched before its first use. 64 spare bytes to align.
-        self._memory = np.zeros(self.num_bytes + 64, dtype=np.uint8)
-        address = self._memory.ctypes.data
+        tile_stride = num_layers * layer_stride
+        tiles_per_block = block_size // TILE_POSITIONS
+        self.num_bytes = num_blocks * tiles_per_block * tile_stride
+        self._arena = Arena()
         self.tiles = KVTiles(
-            base=address + -address % 64,
+            base=self._arena.allocate(self.num_bytes),
+            tile_stride=tile_stride,
             layer_stride=layer_stride,
             head_stride=head_stride,
             kind=kind,

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 4
+#define DRAFTLINE_ABI_VERSION 5
 
 extern "C" {
 
@@ -56,10 +56,12 @@ struct Model {
 
 enum KVKind : int32_t { kKVBF16 = 0, kKVF32 = 1, kKVInt8 = 2 };
 
-// Keys and values in tiles of 16 positions: base + layer * layer_stride + kv_head * head_stride + tile * tile_bytes.
+// Keys and values in tiles of 16 positions: base + tile * tile_stride + layer * layer_stride + kv_head * head_stride.
+// All of a block lies together: a few large pages hold a request, where one page for each tile would not fit the
+// processor's address cache.
 struct KVTiles {
   uint8_t* base;
-  int64_t layer_stride, head_stride;
+  int64_t tile_stride, layer_stride, head_stride;
   int32_t kind;
   int32_t tiles_per_block;
 };

@@ -54,7 +54,7 @@ struct AttentionInput {
   int64_t query_stride;    // bytes between heads; rows are num_heads of them apart
   int32_t num_heads;
   const uint8_t* kv_layer;
-  int64_t head_stride, tile_bytes;
+  int64_t head_stride, tile_stride;
   int32_t tiles_per_block;
   int32_t key_bytes;
 };
@@ -140,7 +140,7 @@ static void attend(const AttentionInput& in, const AttentionUnit& unit, Partial*
     for (int tile = 0; tile < num_tiles; ++tile) {
       const int number = begin / kTilePositions + tile;
       const int64_t block = unit.block_table[number / in.tiles_per_block];
-      const uint8_t* keys = base + (block * in.tiles_per_block + number % in.tiles_per_block) * in.tile_bytes;
+      const uint8_t* keys = base + (block * in.tiles_per_block + number % in.tiles_per_block) * in.tile_stride;
       value_tiles[tile] = keys + in.key_bytes;
       score_chunk<KV>(in, scratch, num_rows, tile, keys);
     }

@@ -92,7 +92,6 @@ void provide_attention_memory(Context& context, Step& step, int64_t num_partials
   const int num_threads = context.pool.num_threads();
   int32_t value_bytes, query_bytes;
   context.kernels->kv_sizes(step.kv->kind, model.head_dim, &step.key_bytes, &value_bytes, &query_bytes);
-  step.tile_bytes = step.key_bytes + value_bytes;
   step.query_stride = query_bytes;
   step.queries = context.queries.get(step.num_rows * model.num_heads * step.query_stride);
   step.inner = context.inner.get<float>(4 * step.num_rows * step.inner_stride);

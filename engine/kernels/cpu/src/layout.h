@@ -73,7 +73,6 @@ struct Step {
   int32_t num_attention_units;
   HeadShape shape;
   int32_t key_bytes;
-  int64_t tile_bytes;
 
   float* hidden;  // [num_rows, hidden_stride]
   int64_t hidden_stride;

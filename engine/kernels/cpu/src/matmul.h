@@ -75,18 +75,24 @@ template <int kRows>
 static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units,
                           float (*out)[kLanes]) {
   for (int part = 0; part < kParts; ++part) {
-    F32 sums[2][kRows] = {};
-    for (int unit = 0; unit < num_units; unit += 2) {
-      for (int chain = 0; chain < min_of(2, num_units - unit); ++chain) {
-        const U32 weights = load_words(tile + 64 * (unit + chain) + 4 * kWidth * part);
-        DL_UNROLL(8)
-        for (int row = 0; row < kRows; ++row)
-          sums[chain][row] =
-              dot_bf16(sums[chain][row], weights, load_int(rows + row * stride + 4 * (unit + chain)));
+    F32 even[kRows] = {}, odd[kRows] = {};
+    const uint8_t* weights = tile + 4 * kWidth * part;
+    for (int unit = 0; unit + 1 < num_units; unit += 2) {
+      const U32 first = load_words(weights + 64 * unit), second = load_words(weights + 64 * unit + 64);
+      DL_UNROLL(8)
+      for (int row = 0; row < kRows; ++row) {
+        const uint8_t* pair = rows + row * stride + 4 * unit;
+        even[row] = dot_bf16(even[row], first, load_int(pair));
+        odd[row] = dot_bf16(odd[row], second, load_int(pair + 4));
       }
     }
-    for (int row = 0; row < kRows; ++row) sums[0][row] = sums[0][row] + sums[1][row];
-    store_rows<kRows>(sums[0], out, part);
+    if (num_units % 2 != 0) {
+      const U32 last = load_words(weights + 64 * (num_units - 1));
+      for (int row = 0; row < kRows; ++row)
+        even[row] = dot_bf16(even[row], last, load_int(rows + row * stride + 4 * (num_units - 1)));
+    }
+    for (int row = 0; row < kRows; ++row) even[row] = even[row] + odd[row];
+    store_rows<kRows>(even, out, part);
   }
 }
 

@@ -136,7 +136,7 @@ class StepThread {
     }
     const int kv_head = (head - model_.num_heads) % model_.num_kv_heads;
     uint8_t* tile = step_.kv->base + number * step_.kv->layer_stride + kv_head * step_.kv->head_stride +
-                    step_.rows[row].tile * step_.tile_bytes;
+                    step_.rows[row].tile * step_.kv->tile_stride;
     const int position = step_.rows[row].position % kTilePositions;
     with_kv([&](auto kv) {
       if (is_value)
@@ -150,7 +150,7 @@ class StepThread {
     const AttentionInput input{step_.shape,        step_.queries,
                                step_.query_stride, model_.num_heads,
                                step_.kv->base + number * step_.kv->layer_stride,
-                               step_.kv->head_stride, step_.tile_bytes,
+                               step_.kv->head_stride, step_.kv->tile_stride,
                                step_.kv->tiles_per_block, step_.key_bytes};
     AttentionScratch& scratch = *reinterpret_cast<AttentionScratch*>(step_.scratch + thread_ * step_.scratch_stride);
     for_units(step_.num_attention_units, [&](int i) {
