@@ -133,10 +133,12 @@ def measure(arguments: argparse.Namespace, text: str) -> dict[str, object]:
         found = perplexity(http_scorer(arguments.base_url, checkpoint.name), cut)
         how = {"through": "http"}
     else:
-        config = EngineConfig(dtype=arguments.dtype, enable_prefix_caching=False)
+        config = EngineConfig(
+            dtype=arguments.dtype, kv_cache_dtype=arguments.kv_cache_dtype, enable_prefix_caching=False
+        )
         loaded = build_engine(checkpoint, config)
         found = perplexity(engine_scorer(loaded.engine), cut)
-        how = {"through": "engine", "dtype": loaded.info.dtype}
+        how = {"through": "engine", "dtype": loaded.info.dtype, "kv_cache_dtype": loaded.info.kv_cache_dtype}
     figures: dict[str, object] = {
         "perplexity": round(found.value, 4),
         "error": round(found.error, 4),
@@ -150,6 +152,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="also names the tokenizer for --base-url")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--base-url", default="", help="score through a running draftline, without /v1")
     parser.add_argument("--text", type=Path, help="UTF-8 file (default: Python's manual topics)")
     parser.add_argument("--text-chars", type=int, default=65_536, help="how much of it")
