@@ -16,6 +16,7 @@ import torch
 from engine.backend import FusedBackend
 from engine.checkpoint import load_checkpoint
 from engine.config import EngineConfig
+from engine.draft_loader import measure_step_costs
 from engine.engine import Engine
 from engine.loader import LoadedEngine, build_engine
 from engine.outputs import GenerationRequest
@@ -81,6 +82,13 @@ def kernel_shares(loaded: LoadedEngine, generations: list[GenerationRequest]) ->
     return 1.0 - inside / wall, times.barrier_nanoseconds / 1e9 / loaded.info.num_threads / wall
 
 
+def verification_ratios(engine: Engine) -> dict[str, object]:
+    """Price of a pass that verifies several tokens of one request, over that of a single token."""
+    measure_step_costs(engine)
+    price = engine.speculator.target_costs.seconds
+    return {f"verification_of_{n}_over_one": round(price(n) / price(1), 2) for n in (2, 3, 5, 8)}
+
+
 def start_decoding(engine: Engine, generations: list[GenerationRequest]) -> None:
     """Take requests in and compute their prompts."""
     for generation in generations:
@@ -116,6 +124,8 @@ def measure(loaded: LoadedEngine, rounds: int) -> dict[str, object]:
         results.setdefault("decode_ms_batch_16_mixed_sampling", []).append(1e3 * statistics.median(decodes))
         prefills, _ = step_times(engine, requests(vocab_size, 1, 1000, 1, 77 + number))
         results.setdefault("prefill_1000_ms", []).append(1e3 * sum(prefills))
+    ratios = [verification_ratios(engine) for _ in range(rounds)]
+    results |= {name: [ratio[name] for ratio in ratios] for name in ratios[0]}
     medians: dict[str, object] = {name: round(statistics.median(times), 2) for name, times in results.items()}
     for batch in (1, 16, 32):
         generations = requests(vocab_size, batch, 128, 32, 5)

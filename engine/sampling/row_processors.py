@@ -91,6 +91,9 @@ def banned_tokens(at: SampledRow) -> set[int]:
 def apply_grammar(logits: Tensor, at: SampledRow) -> None:
     """Remove tokens that the grammar does not allow; where nothing else is left, the grammar wins."""
     assert at.grammar_state is not None
+    if not has_bans(at):  # every logit is finite, so every token that the grammar allows is left
+        at.grammar_state.mask_logits(logits)
+        return
     before = logits.clone()
     at.grammar_state.mask_logits(logits)
     if not logits.isfinite().any():
