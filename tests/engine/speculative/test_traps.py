@@ -259,6 +259,7 @@ def test_a_prefix_hit_saves_the_draft_model_what_it_has_written(noisy):
     request = asking(generation(list(range(100)), max_tokens=8), "draft", 2)
     sizes = []
     model = engine.speculator.draft_model
+    model.chain = None  # a pass for each token, so that each can be seen
     run = model.run
     model.run = lambda spans, rows: sizes.append(sum(len(s.token_ids) for s in spans)) or run(spans, rows)
     generate(engine, request)
