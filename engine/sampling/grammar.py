@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.kernels.cpu.token_mask import forbid
 from engine.sampling.grammar_library import (
     DEAD_END,
     build_tokenizer,
@@ -203,11 +203,11 @@ class GrammarState:
         num_tokens, end_token_ids = self._tokens.num_tokens, self._tokens.end_token_ids
         if not end_token_ids and not words.any():
             return
-        bits = np.unpackbits(np.invert(words).view(np.uint8), count=num_tokens, bitorder="little")
         if self._may_end:
-            bits[list(end_token_ids)] = 0
-        forbidden = torch.from_numpy(bits.view(np.bool_)).to(logits.device)
-        logits[:num_tokens].masked_fill_(forbidden, _NEVER)
+            words = words.copy()
+            for token_id in end_token_ids:
+                words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+        forbid(logits[:num_tokens], words)
         logits[num_tokens:] = _NEVER
 
     def allows(self, token_id: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_THREADS = 255
 
 
@@ -170,6 +170,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             c_void_p,
         ],
     ),
+    "draftline_mask": (None, [c_void_p, c_void_p, c_int32]),
     "draftline_set_timing": (None, [c_void_p, c_int32]),
     "draftline_take_times": (None, [c_void_p, POINTER(StepTimes)]),
     "draftline_allocate": (c_void_p, [c_int64]),
