@@ -13,10 +13,12 @@ from engine.kernels.cpu.fused_decoder import FusedDecoder, why_not_fused
 from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat, load_library
 from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, tiled_kv_bytes_per_block
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
+from engine.kernels.cpu.token_step import FusedTokenStep
 from engine.kv_cache.kv_storage import KVMemory, KVStorage, kv_bytes_per_block
 from engine.machine import choose_dtype
 from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
+from engine.model_runner import TokenStep
 from engine.sampling.sampler import Sampler
 from engine.speculative.draft_model import DraftChain
 
@@ -41,6 +43,9 @@ class Backend(Protocol):
 
     def build_sampler(self, vocab_size: int) -> Sampler:
         """Return the sampler for a vocabulary."""
+
+    def build_token_step(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> TokenStep | None:
+        """Return a faster way through a whole step with a model of this backend, if there is one."""
 
     def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> DraftChain | None:
         """Return a faster way to draft several tokens with a model of this backend, if there is one."""
@@ -84,6 +89,10 @@ class TorchBackend:
     def build_sampler(self, vocab_size: int) -> Sampler:
         """Return the sampler in plain torch."""
         return Sampler(vocab_size=vocab_size)
+
+    def build_token_step(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> None:  # noqa: ARG002
+        """Return nothing: logits are tensors here."""
+        return
 
     def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> None:  # noqa: ARG002
         """Return nothing: tokens are drafted one by one."""
@@ -150,6 +159,12 @@ class FusedBackend:
     def build_sampler(self, vocab_size: int) -> Sampler:
         """Return the sampler that leaves filters and noise to the kernels."""
         return Sampler(vocab_size=vocab_size, chooser=FusedTokenChooser(self.context))
+
+    def build_token_step(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> FusedTokenStep:
+        """Return a step from tokens to tokens in one call."""
+        assert isinstance(model, FusedDecoder)
+        assert isinstance(kv_storage, TiledKVStorage)
+        return FusedTokenStep(self.context, model, kv_storage, vocab_size=vocab_size)
 
     def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> FusedDraftChain:
         """Return the draft of several tokens in one call."""

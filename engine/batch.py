@@ -52,6 +52,11 @@ class Batch:
         return sum([len(chunk.draft_token_ids) for chunk in self.chunks])
 
     @property
+    def num_scored(self) -> int:
+        """Tokens that are scored, over all chunks."""
+        return sum([chunk.num_scored for chunk in self.chunks])
+
+    @property
     def sampled_rows(self) -> list[SampledRow]:
         """The places whose token this step chooses, in batch order: 1 + number of drafts for a request."""
         rows: list[SampledRow] = []

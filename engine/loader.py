@@ -103,9 +103,16 @@ def _assemble(
 ) -> Engine:
     # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
     vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
-    sampler = backend.build_sampler(vocab_size)
+    runner = ModelRunner(
+        model,
+        kv_storage,
+        backend.build_sampler(vocab_size),
+        block_size=config.block_size,
+        device=device,
+        token_step=backend.build_token_step(model, kv_storage, vocab_size),
+    )
     return Engine(
-        ModelRunner(model, kv_storage, sampler, block_size=config.block_size, device=device),
+        runner,
         KVCacheManager(
             BlockPool(kv_storage.num_blocks),
             block_size=config.block_size,

@@ -1,16 +1,27 @@
 """ModelRunner: owns model, KV storage and sampler; runs one step's tensors through them."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from engine.batch import Batch
 from engine.kv_cache.kv_storage import KVMemory
 from engine.model.registry import Model
-from engine.model_input import build_model_input
+from engine.model_input import ModelInput, build_model_input
+from engine.sampled_row import SampledRow
 from engine.sampling.logprobs import token_logprobs
-from engine.sampling.sampler import Sampler, SamplerOutput
+from engine.sampling.sampler import Sampler, SamplerOutput, is_simple
 
 _SCORED_ROWS = 64  # prompt tokens scored at once: bounds the logits held to this many rows
+
+
+class TokenStep(Protocol):
+    """A faster way through a whole step, for simple rows (is_simple)."""
+
+    def __call__(self, model_input: ModelInput, rows: Sequence[SampledRow]) -> list[int]:
+        """Write keys and values of all tokens; return a token for each of `rows`."""
 
 
 class ModelRunner:
@@ -24,20 +35,30 @@ class ModelRunner:
         *,
         block_size: int,
         device: torch.device,
+        token_step: TokenStep | None = None,
     ) -> None:
         self.model = model
         self.kv_storage = kv_storage
         self.sampler = sampler
         self.block_size = block_size
         self.device = device
+        self.token_step = token_step
 
-    @torch.inference_mode()
     def execute(self, batch: Batch) -> SamplerOutput:
         """Run a batch, score prompts that want it, and choose a token for each sampled row."""
         model_input = build_model_input(batch, block_size=self.block_size, device=self.device)
+        rows = batch.sampled_rows
+        if self.token_step is None or batch.num_scored or not all(map(is_simple, rows)):
+            return self._execute_in_torch(batch, model_input, rows)
+        return SamplerOutput(tuple(self.token_step(model_input, rows)), (None,) * len(rows))
+
+    @torch.inference_mode()
+    def _execute_in_torch(
+        self, batch: Batch, model_input: ModelInput, rows: Sequence[SampledRow]
+    ) -> SamplerOutput:
+        """Do it with hidden states and logits as tensors, which every parameter can work on."""
         hidden = self.model(model_input, self.kv_storage)
         self._score_prompts(batch, hidden)
-        rows = batch.sampled_rows
         if not rows:
             return SamplerOutput((), ())
         return self.sampler(self.model.compute_logits(model_input.take_logits_rows(hidden)), rows)

@@ -77,6 +77,12 @@ class Sampler:
         return _sample_in_torch(processed, rows, slow, token_ids) if slow else processed, token_ids
 
 
+def is_simple(row: SampledRow) -> bool:
+    """Tell whether a row's logits go straight to a TokenChooser: nobody changes them or reports any."""
+    params = row.params
+    return params.logprobs is None and not needs_processing(row) and not _needs_torch(params)
+
+
 def _needs_torch(params: SamplingParams) -> bool:
     """Tell whether a row asks for what only the plain sampler does."""
     return not params.is_greedy and (params.typical_p < 1.0 or params.processed_logprobs)

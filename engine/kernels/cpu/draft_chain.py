@@ -1,13 +1,12 @@
 """FusedDraftChain: a draft of several tokens in one call of the CPU kernels, where no processor is needed."""
 
+import ctypes
 from collections.abc import Sequence
-
-import numpy as np
 
 from engine.kernels.cpu.fused_decoder import FusedDecoder
 from engine.kernels.cpu.library import KernelContext
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
-from engine.kernels.cpu.token_chooser import row_sampling_array
+from engine.kernels.cpu.token_chooser import row_sampling
 from engine.model_input import ModelInput
 from engine.sampled_row import SampledRow
 
@@ -29,22 +28,20 @@ class FusedDraftChain:
         The noise is that of the positions after each row, as if its tokens had been appended one by one.
         """
         arrays = self._model.arrays(model_input)
-        sampling = row_sampling_array([(row, step) for step in range(num_steps) for row in rows])
-        tokens = np.empty((num_steps, len(rows)), dtype=np.int64)
+        token_ids = (ctypes.c_int64 * (num_steps * len(rows)))()
         self._context.library.draftline_draft(
             self._context.handle,
             self._model.struct,
             self._kv_storage.tiles,
-            arrays.token_ids.ctypes.data,
-            len(arrays.token_ids),
-            arrays.spans.ctypes.data,
-            len(arrays.spans),
-            arrays.block_tables.ctypes.data,
+            arrays.token_ids,
+            arrays.num_tokens,
+            arrays.spans,
+            arrays.num_spans,
+            arrays.block_tables,
             len(rows),
             num_steps,
-            sampling.ctypes.data,
+            b"".join([row_sampling(row, step) for step in range(num_steps) for row in rows]),
             self._vocab_size,
-            tokens.ctypes.data,
+            token_ids,
         )
-        chains: list[list[int]] = tokens.T.tolist()
-        return chains
+        return [token_ids[row :: len(rows)] for row in range(len(rows))]

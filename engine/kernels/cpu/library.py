@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_THREADS = 255
 
 
@@ -156,6 +156,20 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     ),
     "draftline_compute_logits": (None, [c_void_p, POINTER(Model), c_void_p, c_int32, c_void_p]),
     "draftline_sample": (None, [c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p]),
+    "draftline_step": (
+        None,
+        [
+            c_void_p,
+            POINTER(Model),
+            POINTER(KVTiles),
+            *_TOKENS_AND_SPANS,
+            c_void_p,
+            c_int32,
+            c_void_p,
+            c_int32,
+            c_void_p,
+        ],
+    ),
     "draftline_draft": (
         None,
         [

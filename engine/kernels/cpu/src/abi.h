@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 6
+#define DRAFTLINE_ABI_VERSION 7
 
 extern "C" {
 

@@ -59,6 +59,13 @@ struct AttentionInput {
   int32_t key_bytes;
 };
 
+// Keys and values of 16 positions.
+DL_INLINE const uint8_t* tile_at(const AttentionInput& in, const AttentionUnit& unit, int number) {
+  const int64_t block = unit.block_table[number / in.tiles_per_block];
+  const int64_t tile = block * in.tiles_per_block + number % in.tiles_per_block;
+  return in.kv_layer + unit.kv_head * in.head_stride + tile * in.tile_stride;
+}
+
 // Turns a row's scores of one chunk into weights; returns the factor for what was summed before.
 template <class KV>
 DL_INLINE float weigh(HeadShape s, float* scores, int num_tiles, int num_visible, const uint8_t* const* value_tiles,
@@ -132,16 +139,16 @@ static void attend(const AttentionInput& in, const AttentionUnit& unit, Partial*
     values[row] = partials[row]->values;
     for (int i = 0; i < s.padded_dim; i += kWidth) store(values[row] + i, F32{});
   }
-  const uint8_t* base = in.kv_layer + unit.kv_head * in.head_stride;
   const int end = min_of(unit.first_position + unit.num_tokens, (unit.split + 1) * kSplit);
   for (int begin = unit.split * kSplit; begin < end; begin += kChunk) {
     const int num_tiles = (min_of(kChunk, end - begin) + kTilePositions - 1) / kTilePositions;
     const uint8_t* value_tiles[kChunkTiles];
     for (int tile = 0; tile < num_tiles; ++tile) {
-      const int number = begin / kTilePositions + tile;
-      const int64_t block = unit.block_table[number / in.tiles_per_block];
-      const uint8_t* keys = base + (block * in.tiles_per_block + number % in.tiles_per_block) * in.tile_stride;
+      const uint8_t* keys = tile_at(in, unit, begin / kTilePositions + tile);
       value_tiles[tile] = keys + in.key_bytes;
+      // Tiles of a request lie in blocks far apart: no processor guesses where the next one is.
+      if (begin + (tile + 1) * kTilePositions < end)
+        fetch(tile_at(in, unit, begin / kTilePositions + tile + 1), KV::key_bytes(s) + KV::value_bytes(s));
       score_chunk<KV>(in, scratch, num_rows, tile, keys);
     }
     for (int row = 0; row < num_rows; ++row) {

@@ -60,8 +60,8 @@ struct Context {
 
   Pool pool;
   const Kernels* kernels;
-  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples, draft_hidden, draft_last,
-      draft_logits;
+  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples;
+  Buffer hidden, chosen, logits;  // of steps that end in tokens
   std::vector<RowPlace> rows;
   std::vector<AttentionUnit> units;
   StepTimes times{};
@@ -225,6 +225,36 @@ DRAFTLINE_EXPORT void draftline_sample(Context* context, const float* logits, in
   context->times.step_nanoseconds += (std::chrono::steady_clock::now() - start).count();
 }
 
+namespace draftline {
+namespace {
+
+// A token for each of `count` rows of hidden states, row_of(i) of them.
+template <class RowOf>
+void choose_tokens(Context& context, const Model* model, const float* hidden, int32_t count, RowOf row_of,
+                   const RowSampling* sampling, int32_t vocab_size, int64_t* tokens) {
+  const int64_t stride = padded(model->hidden_size, kBlock);
+  float* chosen = context.chosen.get<float>(4 * count * stride);
+  float* logits = context.logits.get<float>(4 * count * static_cast<int64_t>(model->vocab_size));
+  for (int32_t i = 0; i < count; ++i) std::memcpy(chosen + i * stride, hidden + row_of(i) * stride, 4 * stride);
+  draftline_compute_logits(&context, model, chosen, count, logits);
+  draftline_sample(&context, logits, model->vocab_size, count, vocab_size, sampling, tokens);
+}
+
+}  // namespace
+}  // namespace draftline
+
+// Tokens [num_logits]: a step from tokens to tokens, one for each of its rows in logits_rows.
+DRAFTLINE_EXPORT void draftline_step(Context* context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
+                                     int32_t num_rows, const Span* spans, int32_t num_spans,
+                                     const int32_t* block_tables, const int32_t* logits_rows, int32_t num_logits,
+                                     const RowSampling* sampling, int32_t vocab_size, int64_t* tokens) {
+  float* hidden = context->hidden.get<float>(4 * num_rows * static_cast<int64_t>(padded(model->hidden_size, kBlock)));
+  draftline_forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, hidden);
+  if (num_logits > 0)
+    choose_tokens(*context, model, hidden, num_logits, [&](int32_t i) { return logits_rows[i]; }, sampling, vocab_size,
+                  tokens);
+}
+
 // Tokens [num_steps, num_drafting] of a draft model: the spans are run, then each token chosen for the first
 // num_drafting of them. `rows` [num_steps, num_drafting]; every position must have its slot.
 DRAFTLINE_EXPORT void draftline_draft(Context* context, const Model* model, const KVTiles* kv,
@@ -232,17 +262,12 @@ DRAFTLINE_EXPORT void draftline_draft(Context* context, const Model* model, cons
                                       int32_t num_spans, const int32_t* block_tables, int32_t num_drafting,
                                       int32_t num_steps, const RowSampling* rows, int32_t vocab_size,
                                       int64_t* tokens) {
-  const int64_t stride = padded(model->hidden_size, kBlock);
-  float* hidden = context->draft_hidden.get<float>(4 * num_rows * stride);
-  float* last = context->draft_last.get<float>(4 * num_drafting * stride);
-  float* logits = context->draft_logits.get<float>(4 * num_drafting * static_cast<int64_t>(model->vocab_size));
+  float* hidden = context->hidden.get<float>(4 * num_rows * static_cast<int64_t>(padded(model->hidden_size, kBlock)));
   std::vector<Span> current(spans, spans + num_drafting);
+  const auto last_row = [&](int32_t i) { return current[i].first_row + current[i].num_tokens - 1; };
   draftline_forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, hidden);
   for (int step = 0;; ++step, rows += num_drafting, tokens += num_drafting) {
-    for (int i = 0; i < num_drafting; ++i)
-      std::memcpy(last + i * stride, hidden + (current[i].first_row + current[i].num_tokens - 1) * stride, 4 * stride);
-    draftline_compute_logits(context, model, last, num_drafting, logits);
-    draftline_sample(context, logits, model->vocab_size, num_drafting, vocab_size, rows, tokens);
+    choose_tokens(*context, model, hidden, num_drafting, last_row, rows, vocab_size, tokens);
     if (step + 1 == num_steps) return;
     for (int i = 0; i < num_drafting; ++i)
       current[i] = {i, 1, current[i].first_position + current[i].num_tokens, current[i].table_offset};

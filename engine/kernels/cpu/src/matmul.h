@@ -6,6 +6,10 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
+// From so many rows on a pass computes longer than its tile takes to arrive, and asks for the next tile meanwhile:
+// else memory would idle while processors work and the other way round. With fewer rows memory is the limit anyway.
+constexpr int kRowsThatFetch = 4;
+
 template <int kRows>
 DL_INLINE void store_rows(const F32* acc, float (*out)[kLanes], int part) {
   for (int row = 0; row < kRows; ++row) store(out[row] + part * kWidth, acc[row]);
@@ -18,6 +22,7 @@ static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
     for (int number = 0; number < num_units; ++number) {
       const uint8_t* unit = tile + number * kQ4UnitBytes;
       const F32 scale = load_half(unit + 2 * kWidth * part), minimum = load_half(unit + 32 + 2 * kWidth * part);
+      if (kRows >= kRowsThatFetch && part == 0) fetch(unit + num_units * kQ4UnitBytes, kQ4UnitBytes);
       U8 weights[8];
       for (int line = 0; line < 4; ++line) {
         const U8 both = load_bytes(unit + 64 + 64 * line + 4 * kWidth * part);
@@ -51,6 +56,7 @@ static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
       const uint8_t* unit = tile + number * kQ8UnitBytes;
       const F32 scale = load_half(unit + 2 * kWidth * part);
       U8 weights[8];
+      if (kRows >= kRowsThatFetch && part == 0) fetch(unit + num_units * kQ8UnitBytes, kQ8UnitBytes);
       for (int line = 0; line < 8; ++line) weights[line] = load_bytes(unit + 32 + 64 * line + 4 * kWidth * part);
       DL_UNROLL(8)
       for (int row = 0; row < kRows; ++row) {

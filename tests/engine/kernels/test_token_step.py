@@ -1,0 +1,76 @@
+"""A whole step in one call of the kernels, against the same step with logits as tensors."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.checkpoint import load_checkpoint
+from engine.config import EngineConfig
+from engine.loader import build_engine
+from tests.drafters import asking
+from tests.tiny import generation
+
+PAIR = Path(__file__).parents[2] / "assets/pair"
+SIMPLE = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 20, "top_p": 0.9},
+    {"temperature": 1.2, "min_p": 0.02},
+    {"temperature": 0.0, "frequency_penalty": 0.0, "stop_token_ids": frozenset(range(0, 1024, 50))},
+]
+OTHERS = [
+    {"temperature": 1.0, "frequency_penalty": 0.5},
+    {"temperature": 1.0, "logprobs": 2},
+    {"temperature": 1.0, "typical_p": 0.8},
+    {"temperature": 1.0, "min_tokens": 9, "stop_token_ids": frozenset(range(0, 1024, 3))},
+    {"temperature": 0.0, "prompt_logprobs": 1},
+]
+
+
+class Counting:
+    """A token step that counts its calls."""
+
+    def __init__(self, token_step):
+        self.token_step, self.num_calls = token_step, 0
+
+    def __call__(self, model_input, rows):
+        self.num_calls += 1
+        return self.token_step(model_input, rows)
+
+
+def run(requests, *, with_step):
+    """Answers, and how many steps went through one call."""
+    config = EngineConfig(device="cpu", kv_cache_memory=2**27, max_num_batched_tokens=32)
+    engine = build_engine(load_checkpoint(str(PAIR / "target")), config).engine
+    counting = Counting(engine.runner.token_step)
+    engine.runner.token_step = counting if with_step else None
+    added = [engine.add_request(request) for request in requests]
+    while engine.has_work:
+        engine.step()
+        engine.check_invariants()
+    return [request.token_ids for request in added], counting.num_calls
+
+
+@pytest.mark.parametrize("k", [None, 1, 5])
+@pytest.mark.parametrize("count", [1, 7])
+def test_one_call_chooses_what_logits_and_sampler_would(k, count):
+    requests = [
+        generation(range(3 + 7 * i, 20 + 19 * i), max_tokens=30 + i, seed=i, **SIMPLE[i % len(SIMPLE)])
+        for i in range(count)
+    ]
+    if k is not None:
+        requests = [asking(request, "ngram", k) for request in requests]
+    answers, num_calls = run(requests, with_step=True)
+    assert num_calls > 0
+    assert answers == run(requests, with_step=False)[0]
+
+
+@pytest.mark.parametrize("params", OTHERS, ids=str)
+def test_who_wants_to_see_logits_gets_them_and_changes_nobody_beside_it(params):
+    plain = generation(range(5, 40), max_tokens=20, seed=7, temperature=1.0)
+    both = [plain, generation(range(9, 60), max_tokens=20, seed=3, **params)]
+    [alone], _ = run([plain], with_step=True)
+    together, num_calls = run(both, with_step=True)
+    assert together[0] == alone
+    assert together == run(both, with_step=False)[0]
+    assert num_calls < 25
