@@ -40,6 +40,12 @@ class RequestAcceptance:
         """Return the request's own rate of a source, without trials at first."""
         return self.rates.setdefault(source, _Rate(0.0, 0.0))
 
+    def fade(self, num_steps: int) -> None:
+        """Let the trials count for less after steps in which nothing was drafted."""
+        for rate in self.rates.values():
+            rate.successes *= _MEMORY**num_steps
+            rate.trials *= _MEMORY**num_steps
+
 
 class AcceptanceTable:
     """Chances that a draft token is accepted, given that all before it were.
@@ -80,12 +86,6 @@ class AcceptanceTable:
             success = place < num_accepted
             self._rate(draft.source, bucket, place).record(success, _MEMORY)
             rate.record(success, _REQUEST_MEMORY)
-
-    def forgive(self, own: RequestAcceptance) -> None:
-        """Let a request's own trials fade a little; called in steps in which it drafted nothing."""
-        for rate in own.rates.values():
-            rate.successes *= _MEMORY
-            rate.trials *= _MEMORY
 
     def _rate(self, source: DraftSource, bucket: int, place: int) -> _Rate:
         key = (source, bucket, place)

@@ -52,21 +52,23 @@ class Controller:
         self.target_costs = target_costs
         self.draft_costs = draft_costs
         self._steps_since_draft = 0
-        self._seconds_since_draft = 0.0  # by the price list
+        self._seconds_since_draft = 0.0
+        self._next_try = PROBE_INTERVAL
         self._steps_since_plain = 0
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
-    def begin_step(self, load: StepLoad) -> None:
-        """Count a step, whether or not there is anything to choose from."""
+    def record_step(self, seconds: float) -> None:
+        """Count a step, with drafts or without."""
         self._steps_since_draft += 1
-        self._seconds_since_draft += self.target_costs.seconds(load.num_tokens)
+        self._seconds_since_draft += seconds
 
     def could_pay(self, load: StepLoad, num_drafts: int, length: int) -> bool:
         """Tell whether even drafts that are right to their ends would pay, or it is time to try.
 
         So large batches cost no thought: it takes microseconds, whatever their size.
         """
-        if self._steps_since_draft % PROBE_INTERVAL == 0:
+        if self._steps_since_draft >= self._next_try:
+            self._next_try = self._steps_since_draft + PROBE_INTERVAL
             return True
         least = _MARGIN * load.num_decodes / self.target_costs.seconds(load.num_tokens)
         for num_tokens in _TRIED_SIZES:
@@ -87,7 +89,7 @@ class Controller:
         elif free and not any(lengths):
             self._probe(lengths, free, candidates, load)
         if any(lengths):
-            self._steps_since_draft, self._seconds_since_draft = 0, 0.0
+            self._steps_since_draft, self._seconds_since_draft, self._next_try = 0, 0.0, PROBE_INTERVAL
             self._steps_since_plain += 1
         else:
             self._steps_since_plain = 0

@@ -19,9 +19,9 @@ from engine.speculative.acceptance import AcceptanceTable, RequestAcceptance
 from engine.speculative.controller import Candidate, Controller, StepLoad
 from engine.speculative.draft_model import DraftModel
 from engine.speculative.drafter import Draft, Drafter
+from engine.speculative.pauses import LookupPause, ModelPause
 from engine.speculative.step_costs import StepCosts
 
-_MOST_REFUSALS = 6
 _CATCH_UP_STEPS = 64  # reading a prompt with the draft model should pay off within so many steps
 _LOOKUP_MODES = (SpeculationMode.AUTO, SpeculationMode.NGRAM)
 _MODEL_MODES = (SpeculationMode.AUTO, SpeculationMode.DRAFT)
@@ -29,12 +29,15 @@ _MODEL_MODES = (SpeculationMode.AUTO, SpeculationMode.DRAFT)
 
 @dataclass(slots=True)
 class _State:
-    """What is kept of a request while it runs."""
+    """What is kept of a request while it runs. Counts and seconds are the speculator's at that moment."""
 
     acceptance: RequestAcceptance = field(default_factory=RequestAcceptance)
     draft: Draft | None = None  # proposed for the present step
-    seconds: float = 0.0
-    plain_seconds: float = 0.0
+    pause: LookupPause = field(default_factory=LookupPause)
+    last_step: int = 0  # up to which the acceptance has faded
+    start_seconds: float = 0.0  # at its first token
+    start_plain_seconds: float = 0.0
+    saved_seconds: float = 0.0  # plain steps that accepted drafts have spared it
 
 
 @dataclass(slots=True)
@@ -45,43 +48,6 @@ class _Plan:
     state: _State
     draft: Draft  # a placeholder if the draft model is to make it
     candidate: Candidate
-
-
-class _ModelPause:
-    """Spares the thought of the draft model where it has not paid: 1, 3, 7, ... at most 63 steps of rest.
-
-    Nothing is learned of it meanwhile; only a smaller batch could change the answer at once.
-    """
-
-    def __init__(self) -> None:
-        self._num_refusals = 0
-        self._num_steps_left = 0
-        self._num_decodes = 0
-
-    @property
-    def is_on(self) -> bool:
-        """True while no draft of the model is considered, but for requests that name its length."""
-        return self._num_steps_left > 0
-
-    def begin_step(self, load: StepLoad) -> None:
-        """Count a step."""
-        self._num_steps_left = max(0, self._num_steps_left - 1)
-        if load.num_decodes < self._num_decodes:
-            self._num_steps_left = self._num_refusals = 0
-        self._num_decodes = load.num_decodes
-
-    def record(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
-        """Take in what the controller made of the model's drafts."""
-        chosen = [
-            length
-            for plan, length in zip(plans, lengths, strict=True)
-            if plan.candidate.needs_model and not plan.candidate.is_fixed
-        ]
-        if any(chosen):
-            self._num_refusals = 0
-        elif chosen:
-            self._num_refusals = min(_MOST_REFUSALS, self._num_refusals + 1)
-            self._num_steps_left = 2**self._num_refusals - 1
 
 
 class SpeculationCounters:
@@ -133,7 +99,10 @@ class Speculator:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._states: dict[int, _State] = {}
         self._expected_tokens = 0.0
-        self._pause = _ModelPause()
+        self._pause = ModelPause()
+        self._num_steps = 0
+        self._seconds = 0.0  # of all steps
+        self._plain_seconds = 0.0  # of all steps, had they had no drafts
 
     def resolve(self, params: SpeculationParams) -> SpeculationParams:
         """Return what a request asks for with the default mode filled in."""
@@ -144,17 +113,16 @@ class Speculator:
     def propose(self, running: Sequence[Request]) -> None:
         """Give drafts to requests that are one token behind, as far as they promise to pay."""
         self._expected_tokens = 0.0
-        ready = [request for request in running if _is_ready(request)]
+        self._pause.begin_step(len(running))
+        ready = [request for request in running if _is_ready(request) and self._is_awake(request)]
         if not ready:
             return
         load = _load(running, self._max_num_batched_tokens)
-        self.controller.begin_step(load)
-        self._pause.begin_step(load)
         if not self.controller.could_pay(load, len(ready), self.num_draft_tokens):
             ready = [request for request in ready if _has_fixed_length(request)]
         plans = [plan for request in ready if (plan := self._plan(request, load)) is not None]
         lengths = self.controller.choose([plan.candidate for plan in plans], load)
-        self._pause.record(plans, lengths)
+        self._rest(plans, lengths)
         self._draft_with_model(plans, lengths)
         for plan, length in zip(plans, lengths, strict=True):
             draft = plan.draft.cut(length)
@@ -173,14 +141,19 @@ class Speculator:
         plain = target
         if num_drafts:
             plain = self.target_costs.seconds(batch.num_tokens - batch.num_draft_tokens)
-        num_new = 0
+        self.controller.record_step(target)
+        self._num_steps += 1
+        self._seconds += drafting + target
+        self._plain_seconds += plain
         for output in outputs:
-            num_new += len(output.token_ids)
-            if output.request.speculation.mode is not SpeculationMode.OFF:
-                self._record_request(output, drafting + target, plain)
-            if output.request.finish_reason is not None:
-                self.forget(output.request)
+            request, is_over = output.request, output.request.finish_reason is not None
+            is_first = request.num_output_tokens == len(output.token_ids)
+            if is_first or is_over or output.num_draft_tokens:  # else there is nothing to learn of it
+                self._record_request(output, plain, is_first=is_first)
+            if is_over:
+                self.forget(request)
         if num_drafts:
+            num_new = sum([len(output.token_ids) for output in outputs])
             expected = len(outputs) + self._expected_tokens
             self.controller.record(expected_tokens=expected, num_tokens=num_new, num_decodes=len(outputs))
 
@@ -190,24 +163,59 @@ class Speculator:
         for drafter in self._lookups:
             drafter.finish(request)
 
+    def _is_awake(self, request: Request) -> bool:
+        """Tell whether any source is to be asked for the request in this step."""
+        if request.speculation.mode in _LOOKUP_MODES:
+            self._state(request).pause.begin_step()
+            if not self._lookups_rest(request):
+                return True
+        return _has_fixed_length(request) or self._may_use_model(request)
+
+    def _lookups_rest(self, request: Request) -> bool:
+        # What a grammar forces is worth a look at any time.
+        return self._state(request).pause.is_on and request.grammar_state is None
+
+    def _may_use_model(self, request: Request) -> bool:
+        if self.draft_model is None or request.speculation.mode not in _MODEL_MODES:
+            return False
+        return _has_fixed_length(request) or not self._pause.is_on
+
     def _plan(self, request: Request, load: StepLoad) -> _Plan | None:
-        state = self._states.get(request.request_id)
-        if state is None:
-            state = self._states[request.request_id] = _State()
-        mode, is_fixed = request.speculation.mode, _has_fixed_length(request)
+        state, is_fixed = self._state(request), _has_fixed_length(request)
+        may_use_model = self._may_use_model(request)
+        looks_up = request.speculation.mode in _LOOKUP_MODES and (is_fixed or not self._lookups_rest(request))
         limit = request.speculation.k or self.num_draft_tokens
         limit = min(limit, request.max_total_tokens - request.num_tokens - 1)
         if limit < 1:
             return None
-        draft = self._look_up(request, limit) if mode in _LOOKUP_MODES else None
+        state.acceptance.fade(self._num_steps - state.last_step)
+        state.last_step = self._num_steps
+        draft = self._look_up(request, limit) if looks_up else None
+        if draft is None and looks_up:
+            state.pause.refuse()
         best = None if draft is None else self._lookup_plan(request, state, draft, is_fixed=is_fixed)
-        may_use_model = mode in _MODEL_MODES and (is_fixed or not self._pause.is_on) and not _is_forced(draft)
-        if self.draft_model is not None and may_use_model:
+        if may_use_model and not _is_forced(draft):
             other = self._model_plan(request, state, limit, is_fixed=is_fixed)
             rate = self.controller.rate
             if best is None or rate(other.candidate, load) > rate(best.candidate, load):
                 best = other
         return best
+
+    def _state(self, request: Request) -> _State:
+        state = self._states.get(request.request_id)
+        if state is None:
+            state = self._states[request.request_id] = _State(last_step=self._num_steps)
+        return state
+
+    def _rest(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
+        """Spare the thought where it has not paid lately."""
+        choices = [(plan.candidate, length) for plan, length in zip(plans, lengths, strict=True)]
+        self._pause.record([n for c, n in choices if c.needs_model and not c.is_fixed])
+        for plan, (candidate, length) in zip(plans, choices, strict=True):
+            if length:
+                plan.state.pause.reset()
+            elif not candidate.needs_model:
+                plan.state.pause.refuse()
 
     def _look_up(self, request: Request, limit: int) -> Draft | None:
         """Return the draft of the longest match; what the grammar forces goes before any."""
@@ -247,28 +255,31 @@ class Speculator:
             for (plan, _), draft in zip(wanted, drafts, strict=True):
                 plan.draft = draft
 
-    def _record_request(self, output: StepOutput, seconds: float, plain_seconds: float) -> None:
-        state = self._states.get(output.request.request_id)
-        if state is None:
-            state = self._states[output.request.request_id] = _State()
+    def _record_request(self, output: StepOutput, plain: float, *, is_first: bool) -> None:
+        request = output.request
+        if request.speculation.mode is SpeculationMode.OFF:
+            return
+        state = self._state(request)
         draft, state.draft = state.draft, None
         num_drafted, num_accepted = output.num_draft_tokens, output.num_accepted_tokens
         if draft is not None and num_drafted:
             self.acceptance.record(draft.cut(num_drafted), state.acceptance, num_accepted)
             self.counters.count(num_drafted, num_accepted)
+            state.last_step = self._num_steps
         else:
             draft = None
-            self.acceptance.forgive(state.acceptance)
-        if output.request.num_output_tokens > len(output.token_ids):  # else it has just begun to decode
-            state.seconds += seconds
-            state.plain_seconds += plain_seconds * len(output.token_ids)
-        if draft is not None or output.request.finish_reason is not None:
+        if is_first:  # what came before was the prompt's time
+            state.start_seconds, state.start_plain_seconds = self._seconds, self._plain_seconds
+        else:
+            state.saved_seconds += plain * (len(output.token_ids) - 1)
+        if draft is not None or request.finish_reason is not None:
+            plain_seconds = self._plain_seconds - state.start_plain_seconds + state.saved_seconds
             output.speculation = SpeculationOutput(
                 source=None if draft is None else draft.source,
                 num_draft_tokens=num_drafted,
                 num_accepted_tokens=num_accepted,
-                seconds=state.seconds,
-                plain_seconds=state.plain_seconds,
+                seconds=self._seconds - state.start_seconds,
+                plain_seconds=plain_seconds,
             )
 
 

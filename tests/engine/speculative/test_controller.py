@@ -25,9 +25,8 @@ def survival(rate, length=8):
 
 
 def choose(made, candidate):
-    load = StepLoad(1, 1)
-    made.begin_step(load)
-    return made.choose([candidate], load)[0]
+    made.record_step(made.target_costs.seconds(1))
+    return made.choose([candidate], StepLoad(1, 1))[0]
 
 
 def controller(**settings):
@@ -55,11 +54,11 @@ def test_large_batches_cost_no_thought():
     made = controller(free=8.0)
     answers = []
     for _ in range(2 * PROBE_INTERVAL):
-        made.begin_step(StepLoad(16, 16))
+        made.record_step(0.04)
         answers.append(made.could_pay(StepLoad(16, 16), 16, 8))
     assert answers.count(True) == 2, "but for probes"
     assert made.could_pay(StepLoad(4, 4), 4, 8)
-    made.begin_step(StepLoad(8, 8))
+    made.record_step(0.04)
     assert not made.could_pay(StepLoad(8, 8), 8, 8)
 
 
@@ -214,8 +213,7 @@ def test_a_requests_own_trials_bend_the_shared_estimate_and_fade():
         rate.record(False, 0.9)
     unlucky = table.survival(ngram(1), own, 1)[0]
     assert unlucky < 0.6 * shared
-    for _ in range(200):
-        table.forgive(own)
+    own.fade(200)
     assert table.survival(ngram(1), own, 1)[0] > 0.95 * shared
 
 

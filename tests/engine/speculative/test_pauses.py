@@ -1,0 +1,47 @@
+"""Pauses: thought is spared where it does not pay, and comes back soon where it might."""
+
+import itertools
+
+from engine.speculative.pauses import LookupPause, ModelPause
+
+
+def looks(pause, num_steps, *, finds):
+    """In which of so many steps there is a lookup."""
+    looked = []
+    for step in range(num_steps):
+        pause.begin_step()
+        if not pause.is_on:
+            looked.append(step)
+            pause.reset() if finds else pause.refuse()
+    return looked
+
+
+def test_lookups_that_find_nothing_are_made_ever_less_often():
+    looked = looks(LookupPause(), 200, finds=False)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(looked)]
+    assert gaps[:4] == [1, 1, 1, 1]
+    assert gaps == sorted(gaps)
+    assert max(gaps) == 8, "a copy that begins is noticed within eight tokens"
+    assert len(looked) < 40
+
+
+def test_a_draft_ends_the_rest():
+    pause = LookupPause()
+    looks(pause, 50, finds=False)
+    pause.reset()
+    assert looks(pause, 20, finds=True) == list(range(20))
+
+
+def test_the_draft_model_rests_longer_until_a_batch_shrinks():
+    pause, considered = ModelPause(), []
+    for step in range(300):
+        pause.begin_step(8)
+        if not pause.is_on:
+            considered.append(step)
+            pause.record([0, 0])
+    assert len(considered) < 10
+    pause.begin_step(7)
+    assert not pause.is_on
+    pause.record([0, 3])
+    pause.begin_step(7)
+    assert not pause.is_on
