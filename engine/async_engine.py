@@ -1,8 +1,8 @@
 """AsyncEngine: the bridge between an asyncio event loop and the engine thread.
 
-What crosses is frozen data. Inwards: messages in one queue, drained between steps. Outwards: one
-call_soon_threadsafe per step, which appends to each stream's list; no consumer, however slow, holds up
-a step. A request belongs to the engine thread from the moment its message is taken.
+What crosses is frozen data. Inwards: messages in one queue, drained between steps. Outwards: an Outbox for
+each loop, whose content is appended to each stream's list; no consumer, however slow, holds up a step.
+A request belongs to the engine thread from the moment its message is taken.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from engine.engine import CompiledGrammar, Engine
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.grammar_spec import GrammarSpec
 from engine.info import EngineInfo
+from engine.outbox import Outbox
 from engine.outputs import FinishReason, GenerationRequest, RequestOutput
 from engine.request import Request
 from engine.stats import EngineStats
@@ -112,10 +113,24 @@ class _Close:
     """Ends the engine thread."""
 
 
-class AsyncEngine:
-    """Runs an Engine in a thread of its own; every method belongs to the event loop's thread."""
+_Addressed = tuple[OutputStream, RequestOutput]
 
-    def __init__(self, engine: Engine, *, max_waiting: int, info: EngineInfo | None = None) -> None:
+
+class AsyncEngine:
+    """Runs an Engine in a thread of its own; every method belongs to the event loop's thread.
+
+    Outputs of a stream are `stream_interval` seconds apart, but for first and last ones: tokens that come
+    sooner are delivered together.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int,
+        stream_interval: float = 0.0,
+        info: EngineInfo | None = None,
+    ) -> None:
         self.info = info
         self._engine = engine
         self._max_open = engine.scheduler.max_num_seqs + max_waiting
@@ -125,9 +140,11 @@ class AsyncEngine:
         self._finish_times: deque[float] = deque(maxlen=64)
         self._error: EngineUnavailableError | None = None
         self._all_ended: asyncio.Event | None = None  # set while draining, when no stream is left
+        self._stream_interval = stream_interval
         # The engine thread's own: where each request's outputs go.
         self._requests: dict[tuple[int, int], Request] = {}
         self._targets: dict[int, tuple[OutputStream, int]] = {}
+        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox[_Addressed]] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -237,13 +254,18 @@ class AsyncEngine:
         if not self._streams and self._all_ended is not None:
             self._all_ended.set()
 
-    def _deliver(self, outputs: Sequence[tuple[OutputStream, RequestOutput]]) -> None:
-        """Hand a step's outputs to their streams; runs on the event loop."""
+    def _deliver(self, outputs: "Sequence[_Addressed]") -> None:
+        """Hand outputs to their streams; runs on the event loop."""
         for stream, output in outputs:
             stream.deliver(output)
             if output.finish_reason is not None:
                 self._finish_times.append(time.monotonic())
                 self._forget_if_ended(stream)
+
+    def _flush_and_fail(self, outbox: Outbox[_Addressed] | None) -> None:
+        if outbox is not None:
+            outbox.flush()
+        self._fail_streams()
 
     def _fail_streams(self) -> None:
         assert self._error is not None
@@ -263,7 +285,7 @@ class AsyncEngine:
             logger.exception("the engine died")
             self._error = EngineDeadError(f"the engine died: {type(error).__name__}: {error}")
             for loop in {stream.loop for stream in list(self._streams.values())}:
-                _call_on_loop(loop, self._fail_streams)
+                _call_on_loop(loop, self._flush_and_fail, self._outboxes.get(loop))
 
     def _drain_inbox(self) -> bool:
         """Take in every message, waiting for one if there is no work; False when it is time to end."""
@@ -293,7 +315,7 @@ class AsyncEngine:
                 self._engine.abort(request)
                 del self._targets[request.request_id]
 
-    def _outputs(self, steps: Sequence[StepOutput]) -> list[tuple[OutputStream, RequestOutput]]:
+    def _outputs(self, steps: Sequence[StepOutput]) -> list[_Addressed]:
         outputs = []
         for step in steps:
             request = step.request
@@ -304,10 +326,16 @@ class AsyncEngine:
                 del self._requests[stream.stream_id, index]
         return outputs
 
-    def _send(self, outputs: list[tuple[OutputStream, RequestOutput]]) -> None:
+    def _send(self, outputs: list[_Addressed]) -> None:
         for loop in {stream.loop for stream, _ in outputs}:
             mine = [(stream, output) for stream, output in outputs if stream.loop is loop]
-            if not _call_on_loop(loop, self._deliver, mine):
+            outbox = self._outboxes.get(loop)
+            if outbox is None:
+                outbox = Outbox(loop, self._deliver, interval=self._stream_interval)
+                self._outboxes[loop] = outbox
+            is_urgent = any(output.is_first or output.finish_reason is not None for _, output in mine)
+            if not outbox.put(mine, is_urgent=is_urgent):
+                del self._outboxes[loop]
                 for stream, _ in mine:  # its event loop is gone and will never abort
                     indices = [index for stream_id, index in self._requests if stream_id == stream.stream_id]
                     self._abort(_Abort(stream, frozenset(indices)))
@@ -326,6 +354,7 @@ def _request_output(step: StepOutput, index: int, step_number: int) -> RequestOu
         logprobs=step.logprobs,
         prompt_logprobs=tuple(request.prompt_logprobs) if is_first and wants_scores else None,
         num_cached_tokens=request.num_cached_tokens,
+        is_first=is_first,
         finish_reason=request.finish_reason,
         stop_token_id=last if stopped else None,
         queue_seconds=request.queue_seconds,

@@ -102,6 +102,7 @@ class EngineConfig:
     kv_cache_memory: int | None = None  # bytes
     enable_prefix_caching: bool = True
     max_waiting: int = 256  # requests that may wait; one more is refused
+    stream_interval: float = 0.0  # seconds that a stream's outputs are at least apart
     speculation: str = "off"  # of requests that do not say: "off", "auto", "draft" or "ngram"
     num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
 

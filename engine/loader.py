@@ -41,7 +41,12 @@ def load_engine(
 ) -> AsyncEngine:
     """Load the model and start its engine thread; raises ConfigError or CheckpointError."""
     loaded = build_engine(checkpoint, config, draft_checkpoint)
-    return AsyncEngine(loaded.engine, max_waiting=config.max_waiting, info=loaded.info)
+    return AsyncEngine(
+        loaded.engine,
+        max_waiting=config.max_waiting,
+        stream_interval=config.stream_interval,
+        info=loaded.info,
+    )
 
 
 def build_engine(

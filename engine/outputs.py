@@ -48,6 +48,7 @@ class RequestOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token, if asked for
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # once, on the first output, from the 2nd token
     num_cached_tokens: int  # prompt tokens taken from the prefix cache when the request first ran
+    is_first: bool = False
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that caused finish reason `stop`
     queue_seconds: float = 0.0  # from arrival to the first step that ran the request

@@ -56,6 +56,7 @@ def _engine_config(settings: ModelSettings) -> EngineConfig:
         max_num_batched_tokens=settings.max_num_batched_tokens,
         enable_prefix_caching=not settings.no_prefix_caching,
         max_waiting=settings.max_queue,
+        stream_interval=settings.stream_interval,
     )
 
 

@@ -158,6 +158,12 @@ class ServeSettings(ModelSettings):
         None, description="file of further keys, one a line; # begins a comment"
     )
     max_queue: PositiveInt = Field(256, description="answers that may wait; one more is refused with 429")
+    stream_interval: float = Field(
+        0.01,
+        ge=0,
+        le=10,
+        description="seconds between two chunks of a stream, at least: tokens that come sooner go together",
+    )
     max_body_size: MemorySize = Field(
         "4MiB", validate_default=True, description="of a request; a larger one is refused"
     )

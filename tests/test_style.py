@@ -28,6 +28,7 @@ ENGINE_LAYERS = [
     {"model", "sampling", "speculative", "kernels"},
     {"model_runner", "scheduler"},
     {"engine"},
+    {"outbox"},
     {"async_engine"},
     {"machine", "backend", "draft_loader", "loader"},
 ]

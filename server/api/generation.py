@@ -1,5 +1,6 @@
 """One generation: engine outputs to text, stop strings, latencies, and the abort at the end of it all."""
 
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -128,6 +129,7 @@ class Generation:
         ]
         self._prompt_scores = PromptScores(preparation.n) if preparation.logprobs.scores_prompt else None
         self._last_token_times = [0.0] * num_choices  # 0: no token yet
+        self._num_new = Counter[int]()  # tokens of each choice whose gaps are not counted yet
         self._num_open = num_choices
         self._cached_tokens = [0] * len(preparation.prompts)
 
@@ -175,16 +177,21 @@ class Generation:
         except StopAsyncIteration:
             raise EngineUnavailableError("the answer was cut short") from None
         now = self._metrics.clock()
-        deltas = []
+        deltas: list[TextDelta] = []
+        merged: dict[int, TextDelta] = {}
         for output in (first, *self._stream.get_ready()):
             choice = self._choices[output.index]
-            if choice.finish_reason is None:
-                delta = self._absorb(choice, output, now)
-                if self._prompt_scores is None:
-                    deltas.append(delta)
-                else:
-                    deltas += self._prompt_scores.join(delta, output.prompt_logprobs)
-        return deltas
+            if choice.finish_reason is not None:
+                continue
+            delta = self._absorb(choice, output, now)
+            if self._prompt_scores is not None:
+                deltas += self._prompt_scores.join(delta, output.prompt_logprobs)
+            elif output.index in merged:
+                merged[output.index].extend(delta)
+            else:
+                merged[output.index] = delta
+        self._observe_gaps(now)
+        return deltas or list(merged.values())
 
     def _absorb(self, choice: ChoiceText, output: RequestOutput, now: float) -> TextDelta:
         if output.finish_reason is FinishReason.ABORT:
@@ -203,18 +210,24 @@ class Generation:
         return delta
 
     def _observe(self, output: RequestOutput, now: float) -> None:
-        previous = self._last_token_times[output.index]
-        self._last_token_times[output.index] = now
-        if previous:
-            count = len(output.new_token_ids)
-            if count:
-                self._metrics.inter_token_latency.observe((now - previous) / count, count)
+        if self._last_token_times[output.index]:
+            self._num_new[output.index] += len(output.new_token_ids)
             return
+        self._last_token_times[output.index] = now
         self._metrics.time_to_first_token.observe(now - self._arrived)
         self._metrics.request_queue_time.observe(output.queue_seconds)
         prompt, choice = divmod(output.index, self._preparation.n)
         if choice == 0:
             self._cached_tokens[prompt] = output.num_cached_tokens
+
+    def _observe_gaps(self, now: float) -> None:
+        """Tokens that came together have shared the time since the one before them."""
+        for index, count in self._num_new.items():
+            if count:
+                gap = now - self._last_token_times[index]
+                self._metrics.inter_token_latency.observe(gap / count, count)
+                self._last_token_times[index] = now
+        self._num_new.clear()
 
 
 def _scored_text(preparation: Preparation, index: int, tokenizer: Tokenizer) -> ScoredText | None:

@@ -35,10 +35,10 @@ class Gate:
 class Bridge:
     """An AsyncEngine over a scripted model, closed at the end."""
 
-    def __init__(self, *, max_waiting=16, **settings):
+    def __init__(self, *, max_waiting=16, stream_interval=0.0, **settings):
         self.gate = Gate()
         self.engine = scripted_engine(self.gate, **settings)
-        self.bridge = AsyncEngine(self.engine, max_waiting=max_waiting)
+        self.bridge = AsyncEngine(self.engine, max_waiting=max_waiting, stream_interval=stream_interval)
 
     async def __aenter__(self):
         return self
@@ -92,6 +92,38 @@ def test_many_streams_at_once_each_get_their_own():
             assert answers[0] == [(i + 1 + j) % 100 for j in range(20)]
 
     run(scenario, max_waiting=64)
+
+
+def test_a_fast_stream_comes_in_few_deliveries_its_first_and_last_token_at_once():
+    async def scenario(b):
+        deliveries = []
+        stream = b.bridge.generate([generation([1], max_tokens=40)])
+        while stream.num_open:
+            first = await anext(stream)
+            deliveries.append([token for o in (first, *stream.get_ready()) for token in o.new_token_ids])
+        assert [token for part in deliveries for token in part] == list(range(2, 42))
+        assert len(deliveries) < 10
+        assert deliveries[0][0] == 2
+
+    run(scenario, stream_interval=30.0)
+
+
+def test_what_a_long_step_leaves_waiting_is_delivered_by_the_loop_itself():
+    async def scenario(b):
+        b.gate.open.clear()
+        stream = b.bridge.generate([generation([1], max_tokens=5)])
+        tokens = []
+        for _ in range(3):  # the step after each of these stands still until its output is here
+            await b.gate.reached()
+            b.gate.open.set()
+            b.gate.open.clear()
+            output = await asyncio.wait_for(anext(stream), 10)
+            tokens += output.new_token_ids
+        assert tokens == [2, 3, 4]
+        b.gate.open.set()
+        assert await count(stream) == 2
+
+    run(scenario, stream_interval=0.05)
 
 
 def test_all_or_none_a_bad_request_starts_nothing():

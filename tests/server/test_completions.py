@@ -250,7 +250,7 @@ def test_sampling_fields_reach_the_engine(server: RunningServer) -> None:
     assert params.ignore_eos
 
 
-def test_one_write_carries_all_that_is_there() -> None:
+def test_one_write_and_one_chunk_carry_all_that_is_there() -> None:
     engine = FakeEngine(lambda _: say("abcdefgh"))
     engine.hold()
     with serving(engine) as server:
@@ -258,9 +258,13 @@ def test_one_write_carries_all_that_is_there() -> None:
         url = "/v1/completions"
         with server.client.stream("POST", url, json={"prompt": "x", "stream": True}) as response:
             writes = response.iter_raw()
-            assert next(writes).count(b"data: ") == 3
-            engine.step()
-            assert next(writes).count(b"data: ") == 1
+            for num_steps, text in ((0, b'"text":"abc"'), (1, b'"text":"d"')):
+                engine.step(num_steps)
+                first = next(writes)
+                assert first.count(b"data: ") == 1
+                assert text in first
             engine.step(4)
-            assert next(writes).count(b"data: ") == 4 + 2  # four texts, the finish and [DONE]
+            last = next(writes)
+            assert last.count(b"data: ") == 3  # the text, the finish and [DONE]
+            assert b'"text":"efgh"' in last
             assert list(writes) == []
