@@ -23,6 +23,8 @@ _MARGIN = 1.02  # what is promised must beat doing nothing by this
 _PROBE_TOKENS = 3
 _TRIED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 _BIAS_MEMORY = 0.95
+_FACTOR_MEMORY = 0.9
+_MOST_FACTOR = 8.0
 _LEAST_BIAS, _MOST_BIAS = 0.5, 1.0
 
 
@@ -55,6 +57,7 @@ class Controller:
         self._seconds_since_draft = 0.0
         self._next_try = PROBE_INTERVAL
         self._steps_since_plain = 0
+        self._drafting_factor = 1.0  # seconds that drafts took over the price of their passes
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
     def record_step(self, seconds: float) -> None:
@@ -106,7 +109,8 @@ class Controller:
         drafting = _Drafting(self.draft_costs)
         for place in range(min(_PROBE_TOKENS, len(candidates[number].survival))):
             drafting.add(replace(candidates[number], num_remaining_steps=1), place)
-            seconds = self.target_costs.seconds(load.num_tokens + place + 1, 1) - plain + drafting.seconds
+            seconds = self.target_costs.seconds(load.num_tokens + place + 1, 1) - plain
+            seconds += self._drafting_factor * drafting.seconds
             if seconds > _PROBE_SHARE * self._seconds_since_draft:
                 break
             lengths[number] = place + 1
@@ -123,6 +127,20 @@ class Controller:
             measured = (num_decodes + gain) / (num_decodes + promised)
             bias = self._bias * _BIAS_MEMORY + measured * (1.0 - _BIAS_MEMORY)
             self._bias = min(_MOST_BIAS, max(_LEAST_BIAS, bias))
+
+    def passes_seconds(self, candidates: Sequence[Candidate], lengths: Sequence[int]) -> float:
+        """Return the price of the draft model's passes for drafts of these lengths; 0 if it makes none."""
+        drafting = _Drafting(self.draft_costs)
+        for candidate, length in zip(candidates, lengths, strict=True):
+            for place in range(length):
+                drafting.add(replace(candidate, num_remaining_steps=1), place)
+        return drafting.seconds
+
+    def record_drafting(self, passes_seconds: float, seconds: float) -> None:
+        """Learn what drafts take beside their passes: preparation, and a machine that has slowed."""
+        measured = min(_MOST_FACTOR, max(1.0 / _MOST_FACTOR, seconds / passes_seconds))
+        self._drafting_factor *= _FACTOR_MEMORY
+        self._drafting_factor += measured * (1.0 - _FACTOR_MEMORY)
 
     def _extend(
         self, lengths: list[int], free: Sequence[int], candidates: Sequence[Candidate], load: StepLoad
@@ -146,7 +164,8 @@ class Controller:
             gained -= negative_chance
             drafting.add(candidates[number], place)
             num_drafts += place == 0
-            seconds = self.target_costs.seconds(num_tokens + count, num_drafts) + drafting.seconds
+            seconds = self.target_costs.seconds(num_tokens + count, num_drafts)
+            seconds += self._drafting_factor * drafting.seconds
             rate = (expected + self._bias * gained) / seconds
             if rate > best_rate:
                 best_rate, best_count = rate, count

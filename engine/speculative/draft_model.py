@@ -88,7 +88,7 @@ class DraftModel:
         """Draft in one go what all drafts have in common, where that is possible; return what goes on."""
         drafting = [draft for draft in active if draft.span.num_logits]
         num_steps = min((draft.length for draft in drafting), default=0)
-        if self.chain is None or num_steps < 2 or any(_is_processed(draft.row) for draft in drafting):
+        if self.chain is None or num_steps < 1 or any(_is_processed(draft.row) for draft in drafting):
             return active
         started = time.perf_counter()
         spans = [draft.span for draft in drafting]

@@ -98,7 +98,7 @@ class Speculator:
         self._lookups = lookups
         self._max_num_batched_tokens = max_num_batched_tokens
         self._states: dict[int, _State] = {}
-        self._expected_tokens = 0.0
+        self._expected_tokens = self._passes_seconds = 0.0
         self._pause = ModelPause()
         self._num_steps = 0
         self._seconds = 0.0  # of all steps
@@ -112,7 +112,7 @@ class Speculator:
 
     def propose(self, running: Sequence[Request]) -> None:
         """Give drafts to requests that are one token behind, as far as they promise to pay."""
-        self._expected_tokens = 0.0
+        self._expected_tokens = self._passes_seconds = 0.0
         self._pause.begin_step(len(running))
         ready = [request for request in running if _is_ready(request) and self._is_awake(request)]
         if not ready:
@@ -142,6 +142,8 @@ class Speculator:
         if num_drafts:
             plain = self.target_costs.seconds(batch.num_tokens - batch.num_draft_tokens)
         self.controller.record_step(target)
+        if self._passes_seconds:
+            self.controller.record_drafting(self._passes_seconds, drafting)
         self._num_steps += 1
         self._seconds += drafting + target
         self._plain_seconds += plain
@@ -251,6 +253,9 @@ class Speculator:
     def _draft_with_model(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
         wanted = [(p, n) for p, n in zip(plans, lengths, strict=True) if n and p.candidate.needs_model]
         if wanted and self.draft_model is not None:
+            self._passes_seconds = self.controller.passes_seconds(
+                [plan.candidate for plan, _ in wanted], [length for _, length in wanted]
+            )
             drafts = self.draft_model.propose([p.request for p, _ in wanted], [n for _, n in wanted])
             for (plan, _), draft in zip(wanted, drafts, strict=True):
                 plan.draft = draft

@@ -84,7 +84,8 @@ static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stri
     F32 even[kRows] = {}, odd[kRows] = {};
     const uint8_t* weights = tile + 4 * kWidth * part;
     for (int unit = 0; unit + 1 < num_units; unit += 2) {
-      const U32 first = load_words(weights + 64 * unit), second = load_words(weights + 64 * unit + 64);
+      U32 first = load_words(weights + 64 * unit), second = load_words(weights + 64 * unit + 64);
+      keep_in_register(first), keep_in_register(second);
       DL_UNROLL(8)
       for (int row = 0; row < kRows; ++row) {
         const uint8_t* pair = rows + row * stride + 4 * unit;

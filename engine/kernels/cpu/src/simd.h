@@ -42,7 +42,7 @@ DL_INLINE F32 load(const float* p) { return *reinterpret_cast<const F32U*>(p); }
 DL_INLINE void store(float* p, F32 x) { *reinterpret_cast<F32U*>(p) = x; }
 DL_INLINE U32 load_words(const void* p) { return *reinterpret_cast<const U32U*>(p); }
 DL_INLINE U8 load_bytes(const void* p) { return (U8)load_words(p); }
-DL_INLINE F32 splat(float x) { return F32{} + x; }
+DL_INLINE F32 splat(float x) { return x - F32{}; }  // and not 0 + x, which is work: -0 would become 0
 DL_INLINE I32 splat(int32_t x) { return I32{} + x; }
 DL_INLINE F32 select(I32 mask, F32 a, F32 b) { return (F32)((mask & (I32)a) | (~mask & (I32)b)); }
 
@@ -56,6 +56,15 @@ DL_INLINE int32_t load_int(const void* p) {
   int32_t value;
   __builtin_memcpy(&value, p, 4);
   return value;
+}
+
+// Compilers would rather load a value again for each use: here that doubles the loads.
+DL_INLINE void keep_in_register(U32& x) {
+#if defined(DRAFTLINE_AVX512) || defined(DRAFTLINE_AVX2)
+  __asm__("" : "+v"(x));
+#else
+  (void)x;
+#endif
 }
 
 // Ask for memory that will be read soon, into the second-level cache. Any address will do.
