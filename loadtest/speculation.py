@@ -1,6 +1,6 @@
 """Speculation on against off through HTTP, interleaved in one run: speed, acceptance by position.
 
-    python -m loadtest.speculation [--rounds 5] [--cases copy,edit,chat,pair] [--pair FOLDER]
+    python -m loadtest.speculation [--rounds 5] [--cases copy,edit,list,chat,pair] [--pair FOLDER]
 
 Starts a server of its own and alternates, round by round, requests with `speculation` off and on: the same
 server, weights and seeds. FOLDER has a pair as target/ and draft/; by default that of the tests. Answers are
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from loadtest.environment import environment
 from loadtest.http_load import StreamTiming, stream_completion
-from loadtest.workloads import words
+from loadtest.workloads import misspelled, words
 
 PORT = 8124
 BASE_URL = f"http://127.0.0.1:{PORT}"
@@ -42,6 +42,7 @@ class Case:
     num_streams: int = 1
     max_tokens: int = 128
     temperature: float = 0.0
+    ends: bool = False  # where the model would end it
 
     def body(self, round_number: int, stream: int, *, is_on: bool) -> dict[str, object]:
         """Return the request of one stream; on and off ask the same."""
@@ -49,6 +50,7 @@ class Case:
             "prompt": _PROMPTS[self.name.split("_")[0]](f"{round_number}/{stream}"),
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
+            "ignore_eos": not self.ends,
             "seed": 1000 * round_number + stream,
             "cache_salt": f"{self.name}/{round_number}/{is_on}",  # neither finds what the other left behind
             "speculation": self.speculation if is_on else {"mode": "off"},
@@ -63,7 +65,14 @@ def copy_prompt(seed: str) -> str:
 
 
 def edit_prompt(seed: str) -> str:
-    """A small change in a text that mostly stays."""
+    """Six sentences with a few misspelled words, to be corrected: most of the text stays."""
+    text = misspelled(seed, 6)
+    chat = f"<|im_start|>user\nCorrect the spelling mistakes in this text:\n\n{text}<|im_end|>\n"
+    return f"{chat}<|im_start|>assistant\n{' '.join(text.split()[:3])}"
+
+
+def list_prompt(seed: str) -> str:
+    """Lines of random words to repeat but for one letter, which a small model fails at: it strays."""
     lines = [words((seed, i), 9) for i in range(10)]
     text = "\n".join(f"{i + 1}. {line}" for i, line in enumerate(lines))
     changed = f"1. {lines[0].replace('e', 'E', 1)}\n2."
@@ -85,16 +94,23 @@ def pair_prompt(seed: str) -> str:
     return PAIR_PROMPTS[number % len(PAIR_PROMPTS)]
 
 
-_PROMPTS = {"copy": copy_prompt, "edit": edit_prompt, "chat": chat_prompt, "pair": pair_prompt}
+_PROMPTS = {
+    "copy": copy_prompt,
+    "edit": edit_prompt,
+    "list": list_prompt,
+    "chat": chat_prompt,
+    "pair": pair_prompt,
+}
 _AUTO = {"mode": "auto"}
 CASES = [
     Case("copy", {"mode": "ngram"}),
-    Case("edit", {"mode": "ngram"}),
+    Case("edit", {"mode": "ngram"}, max_tokens=160, ends=True),
+    Case("list", {"mode": "ngram"}),
     *(Case(f"chat_{n}", _AUTO, num_streams=n, temperature=0.8) for n in (1, 4, 16)),
 ]
 PAIR_CASES = [
-    Case("pair_greedy", {"mode": "draft"}),
-    Case("pair_sampled", {"mode": "draft"}, temperature=0.8),
+    Case("pair_greedy", {"mode": "draft", "k": 5}),
+    Case("pair_sampled", {"mode": "draft", "k": 4}, temperature=0.8),
     *(Case(f"pair_auto_{n}", _AUTO, num_streams=n, temperature=0.8) for n in (1, 4, 16)),
 ]
 
@@ -188,7 +204,7 @@ def main() -> None:
     """Run what was asked for, print a table and the line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", default="copy,edit,chat,pair")
+    parser.add_argument("--cases", default="copy,edit,list,chat,pair")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--pair", type=Path, default=PAIR, help="folder with target/ and draft/")
     options = parser.parse_args()

@@ -14,6 +14,34 @@ quiet narrow bright heavy early distant gentle simple hollow golden ancient stea
 """.split()
 
 
+SENTENCES = """
+The museum opens at nine in the morning and closes at five in the afternoon.
+Visitors should leave large bags and umbrellas in the cloakroom beside the entrance.
+Photographs are allowed in most rooms, but please do not use a flash near the paintings.
+Guided tours start every hour and take about forty minutes.
+The cafe on the second floor serves soup, sandwiches and fresh coffee.
+Children under twelve may enter without a ticket if an adult comes with them.
+The library keeps more than three thousand letters written by the founder.
+On Mondays the east wing is closed for cleaning and repairs.
+A lift near the main stairs reaches every floor of the building.
+Students can borrow a notebook and pencils at the information desk.
+The garden behind the house is open from April until the end of October.
+Parking is free for two hours in the street north of the square.
+Tickets for the evening concert are sold at the counter from six o'clock.
+Please keep your voice low in the reading room, where people are working.
+The shop sells books, postcards and small copies of the famous blue vase.
+""".strip().splitlines()
+
+
+def misspelled(seed: object, num_sentences: int) -> str:
+    """Return different sentences in which every tenth word or so has two letters in the wrong order."""
+    text = " ".join(random.Random(str(seed)).sample(SENTENCES, num_sentences)).split()
+    return " ".join(
+        word[:2] + word[3] + word[2] + word[4:] if i % 9 == 4 and len(word) > 4 else word
+        for i, word in enumerate(text)
+    )
+
+
 def words(seed: object, count: int) -> str:
     """`count` words with some punctuation; about 1.1 tokens a word."""
     rng = random.Random(str(seed))

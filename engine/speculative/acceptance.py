@@ -9,7 +9,7 @@ _MEMORY = 0.98  # weight of all earlier trials at each new one: about the last f
 _PRIOR_TRIALS = 4.0  # what the shared estimate weighs against a request's own trials
 _REQUEST_MEMORY = 0.9
 _MATCH_BOUNDS = (3, 4, 6, 10, 20)
-_PRIORS = {DraftSource.DRAFT_MODEL: 0.6, DraftSource.NGRAM: 0.5, DraftSource.NGRAM_POOL: 0.5}
+_PRIORS = {DraftSource.DRAFT_MODEL: 0.8, DraftSource.NGRAM: 0.5, DraftSource.NGRAM_POOL: 0.5}
 _HOPELESS = 0.03  # a place that is reached so rarely is not worth a thought
 FORCED = 0.99  # a grammar leaves the target no choice; short of 1, so that longer is never free
 

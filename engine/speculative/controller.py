@@ -22,10 +22,11 @@ PLAIN_INTERVAL = 100
 _MARGIN = 1.02  # what is promised must beat doing nothing by this
 _PROBE_TOKENS = 3
 _TRIED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
-_BIAS_MEMORY = 0.95
-_FACTOR_MEMORY = 0.9
-_MOST_FACTOR = 8.0
-_LEAST_BIAS, _MOST_BIAS = 0.5, 1.0
+_BIAS_MEMORY = 0.98
+_PREPARATION_MEMORY = 0.9
+_MOST_SURPRISE = 2.0
+_FIRST_PREPARATION = 50e-6  # seconds
+_LEAST_BIAS, _MOST_BIAS = 0.5, 1.5
 
 
 @dataclass(slots=True)
@@ -57,7 +58,9 @@ class Controller:
         self._seconds_since_draft = 0.0
         self._next_try = PROBE_INTERVAL
         self._steps_since_plain = 0
-        self._drafting_factor = 1.0  # seconds that drafts took over the price of their passes
+        self._preparation = (
+            _FIRST_PREPARATION  # seconds that each of the model's drafts takes beside its passes
+        )
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
     def record_step(self, seconds: float) -> None:
@@ -106,11 +109,11 @@ class Controller:
         if self._steps_since_draft < PROBE_INTERVAL:
             return
         number = max(free, key=lambda number: candidates[number].survival[0])
-        drafting = _Drafting(self.draft_costs)
+        drafting = _Drafting(self.draft_costs, self._preparation)
         for place in range(min(_PROBE_TOKENS, len(candidates[number].survival))):
             drafting.add(replace(candidates[number], num_remaining_steps=1), place)
             seconds = self.target_costs.seconds(load.num_tokens + place + 1, 1) - plain
-            seconds += self._drafting_factor * drafting.seconds
+            seconds += drafting.seconds
             if seconds > _PROBE_SHARE * self._seconds_since_draft:
                 break
             lengths[number] = place + 1
@@ -130,17 +133,18 @@ class Controller:
 
     def passes_seconds(self, candidates: Sequence[Candidate], lengths: Sequence[int]) -> float:
         """Return the price of the draft model's passes for drafts of these lengths; 0 if it makes none."""
-        drafting = _Drafting(self.draft_costs)
+        drafting = _Drafting(self.draft_costs, 0.0)
         for candidate, length in zip(candidates, lengths, strict=True):
             for place in range(length):
                 drafting.add(replace(candidate, num_remaining_steps=1), place)
         return drafting.seconds
 
-    def record_drafting(self, passes_seconds: float, seconds: float) -> None:
-        """Learn what drafts take beside their passes: preparation, and a machine that has slowed."""
-        measured = min(_MOST_FACTOR, max(1.0 / _MOST_FACTOR, seconds / passes_seconds))
-        self._drafting_factor *= _FACTOR_MEMORY
-        self._drafting_factor += measured * (1.0 - _FACTOR_MEMORY)
+    def record_drafting(self, passes_seconds: float, num_drafts: int, seconds: float) -> None:
+        """Learn what the preparation of drafts takes, from the seconds that all of it took."""
+        each = max(0.0, seconds - passes_seconds) / num_drafts
+        each = min(each, _MOST_SURPRISE * max(self._preparation, _FIRST_PREPARATION))
+        self._preparation *= _PREPARATION_MEMORY
+        self._preparation += each * (1.0 - _PREPARATION_MEMORY)
 
     def _extend(
         self, lengths: list[int], free: Sequence[int], candidates: Sequence[Candidate], load: StepLoad
@@ -158,15 +162,14 @@ class Controller:
         num_drafts = len(fixed)
         expected = load.num_decodes + sum(sum(c.survival) for c in fixed)
         best_rate = _MARGIN * expected / self.target_costs.seconds(num_tokens, num_drafts)
-        drafting = _Drafting(self.draft_costs)
-        best_count, gained = 0, 0.0
+        drafting = _Drafting(self.draft_costs, self._preparation)
+        best_count, gained, bias = 0, 0.0, min(1.0, self._bias)
         for count, (negative_chance, number, place) in enumerate(places, start=1):
             gained -= negative_chance
             drafting.add(candidates[number], place)
             num_drafts += place == 0
             seconds = self.target_costs.seconds(num_tokens + count, num_drafts)
-            seconds += self._drafting_factor * drafting.seconds
-            rate = (expected + self._bias * gained) / seconds
+            rate = (expected + bias * gained) / (seconds + drafting.seconds)
             if rate > best_rate:
                 best_rate, best_count = rate, count
         for _, number, place in places[:best_count]:
@@ -177,8 +180,9 @@ class Controller:
 class _Drafting:
     """The price of making the drafts taken so far: passes of the draft model over the requests at once."""
 
-    def __init__(self, costs: StepCosts) -> None:
+    def __init__(self, costs: StepCosts, preparation: float) -> None:
         self._costs = costs
+        self._preparation = preparation  # of each draft
         self._widths: list[int] = []  # requests that draft at each place
         self.seconds = 0.0  # what all of it takes
 
@@ -186,9 +190,11 @@ class _Drafting:
         """Take one more place of a draft."""
         if not candidate.needs_model:
             return
-        if place == 0 and candidate.num_catch_up_tokens > 1:
-            seconds = self._costs.seconds(candidate.num_catch_up_tokens) - self._costs.seconds(1)
-            self.seconds += seconds / candidate.num_remaining_steps
+        if place == 0:
+            self.seconds += self._preparation
+            if candidate.num_catch_up_tokens > 1:
+                seconds = self._costs.seconds(candidate.num_catch_up_tokens) - self._costs.seconds(1)
+                self.seconds += seconds / candidate.num_remaining_steps
         if place == len(self._widths):
             self._widths.append(0)
         else:

@@ -99,6 +99,8 @@ class Speculator:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._states: dict[int, _State] = {}
         self._expected_tokens = self._passes_seconds = 0.0
+        self._num_model_drafts = 0
+        self._drafted_with_model = False  # in the last step
         self._pause = ModelPause()
         self._num_steps = 0
         self._seconds = 0.0  # of all steps
@@ -113,6 +115,7 @@ class Speculator:
     def propose(self, running: Sequence[Request]) -> None:
         """Give drafts to requests that are one token behind, as far as they promise to pay."""
         self._expected_tokens = self._passes_seconds = 0.0
+        self._num_model_drafts = 0
         self._pause.begin_step(len(running))
         ready = [request for request in running if _is_ready(request) and self._is_awake(request)]
         if not ready:
@@ -136,14 +139,11 @@ class Speculator:
         `drafting` and `target` are the seconds that proposing and all the rest took.
         """
         num_drafts = sum([bool(chunk.draft_token_ids) for chunk in batch.chunks])
-        if batch.num_tokens:
-            self.target_costs.observe(batch.num_tokens, target, num_drafts)
+        self._observe_costs(batch, num_drafts, drafting, target)
         plain = target
         if num_drafts:
             plain = self.target_costs.seconds(batch.num_tokens - batch.num_draft_tokens)
         self.controller.record_step(target)
-        if self._passes_seconds:
-            self.controller.record_drafting(self._passes_seconds, drafting)
         self._num_steps += 1
         self._seconds += drafting + target
         self._plain_seconds += plain
@@ -158,6 +158,16 @@ class Speculator:
             num_new = sum([len(output.token_ids) for output in outputs])
             expected = len(outputs) + self._expected_tokens
             self.controller.record(expected_tokens=expected, num_tokens=num_new, num_decodes=len(outputs))
+
+    def _observe_costs(self, batch: Batch, num_drafts: int, drafting: float, target: float) -> None:
+        # Code and data that lie unused for a while are slow once: a lone try of the model says nothing of the
+        # price of going on with it.
+        is_lone_try = self._num_model_drafts > 0 and not self._drafted_with_model
+        self._drafted_with_model = self._num_model_drafts > 0
+        if batch.num_tokens and not is_lone_try:
+            self.target_costs.observe(batch.num_tokens, target, num_drafts)
+        if self._passes_seconds and not is_lone_try:
+            self.controller.record_drafting(self._passes_seconds, self._num_model_drafts, drafting)
 
     def forget(self, request: Request) -> None:
         """Learn from a request that ended, in whatever way, and drop what was kept for it."""
@@ -253,9 +263,10 @@ class Speculator:
     def _draft_with_model(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
         wanted = [(p, n) for p, n in zip(plans, lengths, strict=True) if n and p.candidate.needs_model]
         if wanted and self.draft_model is not None:
-            self._passes_seconds = self.controller.passes_seconds(
-                [plan.candidate for plan, _ in wanted], [length for _, length in wanted]
-            )
+            self._num_model_drafts = len(wanted)
+            candidates = [plan.candidate for plan, _ in wanted]
+            if all(c.num_catch_up_tokens <= MAX_DRAFT_TOKENS for c in candidates):  # no prompt to read first
+                self._passes_seconds = self.controller.passes_seconds(candidates, [n for _, n in wanted])
             drafts = self.draft_model.propose([p.request for p, _ in wanted], [n for _, n in wanted])
             for (plan, _), draft in zip(wanted, drafts, strict=True):
                 plan.draft = draft

@@ -8,7 +8,7 @@ _TYPICAL_FREE = 4.0  # before anything is measured: so many tokens for about the
 _MOST_SURPRISE = 2.0  # an observation further off than this is an interruption, not a price
 _LEVEL_RATE = 0.15  # weights of a new observation; a surprise is more likely the machine's than a size's
 _SHAPE_RATE = 0.05
-_FEE_RATE = 0.1  # at last; the first observations of a fee count for more
+_FEE_RATE = 0.1  # of a draft's fee: the first drafts of all run code that nothing has run before
 _LEVEL_RATE_WITH_DRAFTS = 0.02  # what a step with drafts says of the machine rather than of drafts
 
 
@@ -27,7 +27,6 @@ class StepCosts:
             self._shape
         )  # the shape without dips: what a smaller size costs, a larger one costs too
         self._fee = 0.0  # of each draft, in units of the level
-        self._num_fees_observed = 1
         self._level = 0.0  # 0: nothing measured yet
 
     @property
@@ -60,9 +59,7 @@ class StepCosts:
         expected = self.seconds(num_tokens, num_drafts)
         surprise = min(_MOST_SURPRISE, max(1.0 / _MOST_SURPRISE, seconds / expected))
         if num_drafts:
-            self._num_fees_observed += 1
-            rate = max(_FEE_RATE, 1.0 / self._num_fees_observed)
-            self._fee += rate * (surprise - 1.0) * expected / self._level / num_drafts
+            self._fee += _FEE_RATE * (surprise - 1.0) * expected / self._level / num_drafts
             self._level *= surprise**_LEVEL_RATE_WITH_DRAFTS
         else:
             self._level *= surprise**_LEVEL_RATE
