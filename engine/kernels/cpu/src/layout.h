@@ -19,7 +19,7 @@ constexpr int kQueryTile = 8;          // query positions of one unit of attenti
 constexpr int kHeadsPerUnit = 8;       // at most
 constexpr int kUnitRows = kQueryTile * kHeadsPerUnit;
 constexpr int kMaxHeadDim = 256;
-constexpr int kRowsPrepared = 4;       // by every thread for itself, at most
+constexpr int kRowsPrepared = 8;       // by every thread for itself, at most
 constexpr int kMaxPhasesPerLayer = 9;
 
 inline constexpr int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }

@@ -31,6 +31,7 @@ class StepThread {
   void compute_logits() {
     const Rows rows = prepare(model_.head, [&](int row, float* out) {
       normalize(model_, x(row), model_.norm_weight, model_.norm_bias, out);
+      return out;
     });
     const int num_groups = (model_.head.num_tiles + kHeadTiles - 1) / kHeadTiles;
     for_row_blocks(num_groups, [&](int group, int begin, int end) {
@@ -68,7 +69,7 @@ class StepThread {
     });
   }
 
-  // Rows in the format that `reader` multiplies; fill(row, out) writes one as floats.
+  // Rows in the format that `reader` multiplies; fill(row, out) returns one as floats, for which `out` has room.
   template <class Fill>
   Rows prepare(const Matrix& reader, Fill fill) {
     const RowFormat format = row_format(reader);
@@ -76,14 +77,12 @@ class StepThread {
     if (step_.num_rows <= kRowsPrepared) {
       uint8_t* own = step_.own_records + thread_ * step_.own_records_stride;
       for (int row = 0; row < step_.num_rows; ++row) {
-        fill(row, values);
-        write_row(format, values, own + row * format.stride);
+        write_row(format, fill(row, values), own + row * format.stride);
       }
       return {format, own};
     }
     for_units(step_.num_rows, [&](int row) {
-      fill(row, values);
-      write_row(format, values, step_.shared_records + row * format.stride);
+      write_row(format, fill(row, values), step_.shared_records + row * format.stride);
     });
     return {format, step_.shared_records};
   }
@@ -104,6 +103,7 @@ class StepThread {
   void project_heads(const Layer& layer, int number) {
     const Rows rows = prepare(layer.qkv, [&](int row, float* out) {
       normalize(model_, x(row), layer.attn_norm_weight, layer.attn_norm_bias, out);
+      return out;
     });
     const int num_tiles = step_.shape.padded_dim / kLanes;
     for_row_blocks(model_.num_heads + 2 * model_.num_kv_heads, [&](int head, int begin, int end) {
@@ -180,6 +180,7 @@ class StepThread {
         merge_partials(step_.shape, reinterpret_cast<uint8_t*>(partial(row, head, 0)), step_.partial_stride, count,
                        out + head * model_.head_dim);
       for (int i = model_.num_heads * model_.head_dim, end = padded(i, kBlock); i < end; ++i) out[i] = 0.0f;
+      return out;
     });
     add_product(layer.o, rows);
   }
@@ -187,9 +188,11 @@ class StepThread {
   void feed_forward(const Layer& layer) {
     const Rows rows = prepare(layer.gate_up, [&](int row, float* out) {
       normalize(model_, x(row), layer.mlp_norm_weight, layer.mlp_norm_bias, out);
+      return out;
     });
     const int tiles_each = model_.is_gated ? 2 : 1;
-    for_row_blocks(layer.gate_up.num_tiles / tiles_each, [&](int tile, int begin, int end) {
+    const int num_tiles = layer.gate_up.num_tiles / tiles_each;
+    for_row_blocks(num_tiles, [&](int tile, int begin, int end) {
       multiply_tiles<2>(layer.gate_up, tile * tiles_each, tiles_each, rows, begin, end,
                         [&](int row, int count, auto& out) {
                           for (int i = 0; i < count; ++i) {
@@ -199,14 +202,13 @@ class StepThread {
                               if (model_.is_gated) value = value * load(out[1][i] + lane);
                               store(place + lane, value);
                             }
+                            if (tile + 1 < num_tiles) continue;
+                            for (int pad = num_tiles * kLanes; pad < step_.inner_stride; ++pad)
+                              step_.inner[(row + i) * step_.inner_stride + pad] = 0.0f;
                           }
                         });
     });
-    const Rows inner = prepare(layer.down, [&](int row, float* out) {
-      const int size = layer.gate_up.num_tiles / tiles_each * kLanes;
-      __builtin_memcpy(out, step_.inner + row * step_.inner_stride, 4 * size);
-      for (int i = size; i < step_.inner_stride; ++i) out[i] = 0.0f;
-    });
+    const Rows inner = prepare(layer.down, [&](int row, float*) { return step_.inner + row * step_.inner_stride; });
     add_product(layer.down, inner);
   }
 
