@@ -32,7 +32,7 @@ class ClientTotals:
     failed: int = 0
     prompt_tokens: int = 0  # of completed answers
     answer_tokens: int = 0  # of completed answers
-    aborted_tokens: int = 0  # chunks seen of answers that were left
+    aborted_tokens: int = 0  # seen of answers that were left
     ttft_seconds: float = 0.0  # summed over completed and aborted answers that gave a token
     num_first_tokens: int = 0
     decode_seconds: float = 0.0  # first to last token, summed over completed answers

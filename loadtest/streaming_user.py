@@ -1,31 +1,18 @@
 """StreamingUser: a Locust user that reads streams, and reports their times as events of their own."""
 
 import itertools
-import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from locust import HttpUser, constant
 
+from loadtest.answer import Answer, read_answer
 from loadtest.recording import Recorder
 
 MODEL = os.environ.get("LOADTEST_MODEL", "smollm2-135m-instruct")
 API_KEY = os.environ.get("LOADTEST_API_KEY", "")
 USER_NUMBERS = itertools.count()
 RECORDER = Recorder()  # of the run in this process
-
-
-@dataclass
-class Answer:
-    """What came of one stream."""
-
-    text: list[str] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)  # arrival of each chunk with text
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-    is_complete: bool = False
 
 
 class StreamingUser(HttpUser):
@@ -47,6 +34,8 @@ class StreamingUser(HttpUser):
         With `leave_after` the user closes the connection after so many chunks, as people do.
         """
         self.requests_made += 1
+        if leave_after is not None:
+            body = {"return_token_ids": True, **body}  # no usage comes that would count them
         body = {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}, **body}
         started = time.perf_counter()
         with self.client.post(path, json=body, stream=True, catch_response=True, name=name) as response:
@@ -93,7 +82,7 @@ def count(answer: Answer, started: float) -> None:
         totals.ttft_seconds += answer.times[0] - started
     if not answer.is_complete:
         totals.aborted += 1
-        totals.aborted_tokens += len(answer.times)
+        totals.aborted_tokens += answer.seen_tokens
         return
     totals.completed += 1
     totals.prompt_tokens += answer.prompt_tokens
@@ -101,26 +90,3 @@ def count(answer: Answer, started: float) -> None:
     if len(answer.times) > 1:
         totals.decode_seconds += answer.times[-1] - answer.times[0]
         totals.decode_tokens += answer.answer_tokens - 1
-
-
-def read_answer(lines: Iterator[bytes], leave_after: int | None = None) -> Answer:
-    """Read server-sent events until [DONE], the end, or so many chunks."""
-    answer = Answer()
-    for line in lines:
-        if not line.startswith(b"data: "):
-            continue
-        if line == b"data: [DONE]":
-            answer.is_complete = True
-            break
-        chunk = json.loads(line[6:])
-        if chunk.get("usage"):
-            answer.prompt_tokens = chunk["usage"]["prompt_tokens"]
-            answer.answer_tokens = chunk["usage"]["completion_tokens"]
-        for choice in chunk.get("choices", ()):
-            piece = choice.get("text") or choice.get("delta", {}).get("content")
-            if piece:
-                answer.text.append(piece)
-                answer.times.append(time.perf_counter())
-        if leave_after is not None and len(answer.times) >= leave_after:
-            break
-    return answer

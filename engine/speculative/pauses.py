@@ -7,11 +7,29 @@ from collections.abc import Sequence
 
 _MOST_MODEL_REFUSALS = 6
 _FREE_REFUSALS = 4  # within a text that is being copied a few steps find nothing, or too little
-_MOST_REST = 7
+_LEAST_MOST_REST, _MOST_MOST_REST = 7, 63
+_THOUGHT_SHARE = 0.01  # of the time, which lookups that find nothing may take
+_MEMORY = 0.95
+
+
+class Thought:
+    """What a fruitless step of lookups takes, of all requests together: what sets how long they may rest."""
+
+    def __init__(self) -> None:
+        self._share = 0.0
+
+    def record(self, thought_seconds: float, step_seconds: float) -> None:
+        """Take in a step that looked and drafted nothing."""
+        self._share = self._share * _MEMORY + min(1.0, thought_seconds / step_seconds) * (1.0 - _MEMORY)
+
+    @property
+    def most_rest(self) -> int:
+        """Return the longest rest in steps: more than 7 only where a step takes some hundred microseconds."""
+        return min(_MOST_MOST_REST, max(_LEAST_MOST_REST, round(self._share / _THOUGHT_SHARE)))
 
 
 class LookupPause:
-    """Of one request's lookups: after a few refusals in a row one step of rest, then two, at most 7."""
+    """Of one request's lookups: after a few refusals in a row one step of rest, then two, and so on."""
 
     __slots__ = ("_num_refusals", "_num_steps_left")
 
@@ -29,10 +47,10 @@ class LookupPause:
         if self._num_steps_left:
             self._num_steps_left -= 1
 
-    def refuse(self) -> None:
+    def refuse(self, *, most_rest: int = _LEAST_MOST_REST) -> None:
         """Note that there was nothing to verify, or nothing that would have paid."""
         self._num_refusals += 1
-        rest = min(_MOST_REST, self._num_refusals - _FREE_REFUSALS)
+        rest = min(most_rest, self._num_refusals - _FREE_REFUSALS)
         self._num_steps_left = rest + 1 if rest > 0 else 0
 
     def reset(self) -> None:

@@ -19,7 +19,7 @@ from engine.speculative.acceptance import AcceptanceTable, RequestAcceptance
 from engine.speculative.controller import Candidate, Controller, StepLoad
 from engine.speculative.draft_model import DraftModel
 from engine.speculative.drafter import Draft, Drafter
-from engine.speculative.pauses import LookupPause, ModelPause
+from engine.speculative.pauses import LookupPause, ModelPause, Thought
 from engine.speculative.step_costs import StepCosts
 
 _CATCH_UP_STEPS = 64  # reading a prompt with the draft model should pay off within so many steps
@@ -102,6 +102,8 @@ class Speculator:
         self._num_model_drafts = 0
         self._drafted_with_model = False  # in the last step
         self._pause = ModelPause()
+        self._thought = Thought()
+        self._has_looked = False  # in the present step
         self._num_steps = 0
         self._seconds = 0.0  # of all steps
         self._plain_seconds = 0.0  # of all steps, had they had no drafts
@@ -116,10 +118,12 @@ class Speculator:
         """Give drafts to requests that are one token behind, as far as they promise to pay."""
         self._expected_tokens = self._passes_seconds = 0.0
         self._num_model_drafts = 0
+        self._has_looked = False
         self._pause.begin_step(len(running))
         ready = [request for request in running if _is_ready(request) and self._is_awake(request)]
         if not ready:
             return
+        self._has_looked = True
         load = _load(running, self._max_num_batched_tokens)
         if not self.controller.could_pay(load, len(ready), self.num_draft_tokens):
             ready = [request for request in ready if _has_fixed_length(request)]
@@ -162,6 +166,8 @@ class Speculator:
     def _observe_costs(self, batch: Batch, num_drafts: int, drafting: float, target: float) -> None:
         # Code and data that lie unused for a while are slow once: a lone try of the model says nothing of the
         # price of going on with it.
+        if self._has_looked and not num_drafts and not self._num_model_drafts:
+            self._thought.record(drafting, target)
         is_lone_try = self._num_model_drafts > 0 and not self._drafted_with_model
         self._drafted_with_model = self._num_model_drafts > 0
         if batch.num_tokens and not is_lone_try:
@@ -204,7 +210,7 @@ class Speculator:
         state.last_step = self._num_steps
         draft = self._look_up(request, limit) if looks_up else None
         if draft is None and looks_up:
-            state.pause.refuse()
+            state.pause.refuse(most_rest=self._thought.most_rest)
         best = None if draft is None else self._lookup_plan(request, state, draft, is_fixed=is_fixed)
         if may_use_model and not _is_forced(draft):
             other = self._model_plan(request, state, limit, is_fixed=is_fixed)
@@ -227,7 +233,7 @@ class Speculator:
             if length:
                 plan.state.pause.reset()
             elif not candidate.needs_model:
-                plan.state.pause.refuse()
+                plan.state.pause.refuse(most_rest=self._thought.most_rest)
 
     def _look_up(self, request: Request, limit: int) -> Draft | None:
         """Return the draft of the longest match; what the grammar forces goes before any."""

@@ -2,7 +2,7 @@
 
 import itertools
 
-from engine.speculative.pauses import LookupPause, ModelPause
+from engine.speculative.pauses import LookupPause, ModelPause, Thought
 
 
 def looks(pause, num_steps, *, finds):
@@ -45,3 +45,21 @@ def test_the_draft_model_rests_longer_until_a_batch_shrinks():
     pause.record([0, 3])
     pause.begin_step(7)
     assert not pause.is_on
+
+
+def test_lookups_rest_longer_where_a_step_is_short():
+    large, small = Thought(), Thought()
+    for _ in range(200):
+        large.record(30e-6, 3e-3)
+        small.record(30e-6, 2e-4)
+    assert large.most_rest == 7
+    assert small.most_rest == 15
+    small.record(1.0, 1e-6)
+    assert small.most_rest <= 63
+    pause, looked = LookupPause(), 0
+    for _ in range(1000):
+        pause.begin_step()
+        if not pause.is_on:
+            looked += 1
+            pause.refuse(most_rest=small.most_rest)
+    assert looked < 100
