@@ -164,15 +164,16 @@ class Speculator:
             self.controller.record(expected_tokens=expected, num_tokens=num_new, num_decodes=len(outputs))
 
     def _observe_costs(self, batch: Batch, num_drafts: int, drafting: float, target: float) -> None:
-        # Code and data that lie unused for a while are slow once: a lone try of the model says nothing of the
-        # price of going on with it.
+        """Learn what this step took; a lone try of the draft model runs cold and says nothing of a second."""
         if self._has_looked and not num_drafts and not self._num_model_drafts:
             self._thought.record(drafting, target)
         is_lone_try = self._num_model_drafts > 0 and not self._drafted_with_model
         self._drafted_with_model = self._num_model_drafts > 0
-        if batch.num_tokens and not is_lone_try:
+        if is_lone_try:
+            return
+        if batch.num_tokens:
             self.target_costs.observe(batch.num_tokens, target, num_drafts)
-        if self._passes_seconds and not is_lone_try:
+        if self._passes_seconds:
             self.controller.record_drafting(self._passes_seconds, self._num_model_drafts, drafting)
 
     def forget(self, request: Request) -> None:

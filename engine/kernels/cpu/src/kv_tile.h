@@ -68,7 +68,7 @@ struct KVBF16 {
   // Softmax weights of a tile's positions as add_values reads them.
   static void write_weights(const float* weights, const uint8_t*, HeadShape, uint8_t* record) {
     for (int i = 0; i < kTilePositions; i += kWidth) {
-      const U16 rounded = __builtin_convertvector(to_bf16(load(weights + i)), U16);
+      const U16 rounded = to_bf16_halves(load(weights + i));
       __builtin_memcpy(record + 2 * i, &rounded, sizeof rounded);
     }
   }

@@ -46,7 +46,7 @@ static void write_row(const RowFormat& format, const float* x, uint8_t* record) 
   } else if (format.kind == kBF16) {
     uint16_t* out = reinterpret_cast<uint16_t*>(record);
     for (int i = 0; i < 2 * n; i += kWidth) {
-      const U16 rounded = __builtin_convertvector(to_bf16(load(x + i)), U16);
+      const U16 rounded = to_bf16_halves(load(x + i));
       __builtin_memcpy(out + i, &rounded, 2 * min_of(2 * n - i, kWidth));
     }
   } else {

@@ -131,14 +131,19 @@ DL_INLINE I32 round_to_int(F32 x) {  // to nearest even; |x| < 2**22
   return (I32)(x + magic) - (I32)magic;
 }
 
-// e**x within 2 ulp; 0 below -87; exactly 1 at 0 (polynomial of Cephes' expf).
+// e**x within 2 ulp; 0 far below -87; exactly 1 at 0 (polynomial of Cephes' expf).
 DL_INLINE F32 exponential(F32 x) {
+#if defined(DRAFTLINE_AVX512)
+  x = (F32)_mm512_min_ps(_mm512_max_ps((__m512)x, (__m512)splat(-200.0f)), (__m512)splat(88.0f));
+  const F32 n = (F32)_mm512_roundscale_ps((__m512)(x * splat(1.44269504088896341f)), 8);  // to nearest, quietly
+#else
   const I32 underflows = x < splat(-87.0f);
   x = select(x > splat(88.0f), splat(88.0f), select(underflows, splat(0.0f), x));
-  const I32 n = round_to_int(x * splat(1.44269504088896341f));
-  const F32 nf = __builtin_convertvector(n, F32);
-  F32 r = fma(nf, splat(-0.693359375f), x);
-  r = fma(nf, splat(2.12194440e-4f), r);
+  const I32 whole = round_to_int(x * splat(1.44269504088896341f));
+  const F32 n = __builtin_convertvector(whole, F32);
+#endif
+  F32 r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
   F32 p = splat(1.9875691500e-4f);
   p = fma(p, r, splat(1.3981999507e-3f));
   p = fma(p, r, splat(8.3334519073e-3f));
@@ -146,8 +151,11 @@ DL_INLINE F32 exponential(F32 x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p * r, r, r) + splat(1.0f);
-  const F32 scaled = (F32)((I32)p + (n << 23));
-  return select(underflows, splat(0.0f), scaled);
+#if defined(DRAFTLINE_AVX512)
+  return (F32)_mm512_scalef_ps((__m512)p, (__m512)n);  // p * 2**n; an exact 0 at -200
+#else
+  return select(underflows, splat(0.0f), (F32)((I32)p + (whole << 23)));
+#endif
 }
 
 // Natural logarithm of positive normal numbers within 2 ulp (polynomial of Cephes' logf).
@@ -194,6 +202,14 @@ DL_INLINE F32 load_half(const uint8_t* p) {
 DL_INLINE U32 to_bf16(F32 x) {
   const U32 bits = (U32)x;
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+DL_INLINE U16 to_bf16_halves(F32 x) {
+#if defined(DRAFTLINE_BF16)
+  return (U16)_mm512_cvtneps_pbh((__m512)x);
+#else
+  return __builtin_convertvector(to_bf16(x), U16);
+#endif
 }
 
 // Lane i: acc + the four products of unsigned bytes w[4i..] and signed bytes a; exact.
