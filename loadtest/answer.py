@@ -25,8 +25,8 @@ def read_answer(lines: Iterable[bytes], leave_after: int | None = None) -> Answe
         if not line.startswith(b"data: "):
             continue
         if line == b"data: [DONE]":
-            answer.is_complete = True
-            break
+            answer.is_complete = True  # and on to the end of the body: the connection can then be used again
+            continue
         chunk = json.loads(line[6:])
         if chunk.get("usage"):
             answer.prompt_tokens = chunk["usage"]["prompt_tokens"]
