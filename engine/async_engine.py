@@ -254,7 +254,7 @@ class AsyncEngine:
         if not self._streams and self._all_ended is not None:
             self._all_ended.set()
 
-    def _deliver(self, outputs: "Sequence[_Addressed]") -> None:
+    def _deliver(self, outputs: Sequence[_Addressed]) -> None:
         """Hand outputs to their streams; runs on the event loop."""
         for stream, output in outputs:
             stream.deliver(output)

@@ -126,6 +126,8 @@ class EngineConfig:
         for name in ("max_model_len", "kv_cache_memory"):
             if getattr(self, name) is not None:
                 _check_at_least_one(name, getattr(self, name))
+        if self.stream_interval < 0.0:
+            raise ConfigError(f"stream_interval must be at least 0 seconds, got {self.stream_interval}")
         if self.num_draft_tokens > MAX_DRAFT_TOKENS:
             raise ConfigError(
                 f"num_draft_tokens must be at most {MAX_DRAFT_TOKENS}, got {self.num_draft_tokens}"

@@ -36,6 +36,7 @@ def test_the_engine_says_what_it_chose():
         ({"block_size": 48}, "block_size must divide 128, got 48"),
         ({"dtype": "int3"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int3'"),
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
+        ({"stream_interval": -0.5}, "stream_interval must be at least 0 seconds, got -0.5"),
     ],
 )
 def test_t42_settings_that_cannot_work_stop_the_start(settings, message):
