@@ -61,6 +61,11 @@ class StepArrays:
     spans: "ctypes.Array[ctypes.c_int32]"
     block_tables: "ctypes.Array[ctypes.c_int32]"
 
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """The order in which every call of the kernels takes them."""
+        return self.token_ids, self.num_tokens, self.spans, self.num_spans, self.block_tables
+
 
 class FusedDecoder:
     """A decoder-only transformer in the CPU kernels; the model runner sees a Model like any other.
@@ -102,11 +107,7 @@ class FusedDecoder:
             self._context.handle,
             self.struct,
             kv_storage.tiles,
-            arrays.token_ids,
-            arrays.num_tokens,
-            arrays.spans,
-            arrays.num_spans,
-            arrays.block_tables,
+            *arrays.arguments,
             hidden.data_ptr(),
         )
         return hidden
