@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from engine.kv_cache.kv_cache_manager import BlockCopy
 from engine.outputs import TokenLogprobs
 from engine.request import Request
 from engine.sampled_row import SampledRow, rows_with_drafts
@@ -40,6 +41,7 @@ class Batch:
     """What one step computes; at most one chunk per request."""
 
     chunks: tuple[ScheduledChunk, ...]
+    block_copies: tuple[BlockCopy, ...] = ()  # to be made first, in order
 
     @property
     def num_tokens(self) -> int:

@@ -46,6 +46,8 @@ class ModelRunner:
 
     def execute(self, batch: Batch) -> SamplerOutput:
         """Run a batch, score prompts that want it, and choose a token for each sampled row."""
+        for copy in batch.block_copies:
+            self.kv_storage.copy_block(copy.source, copy.target)
         model_input = build_model_input(batch, block_size=self.block_size, device=self.device)
         rows = batch.sampled_rows
         if self.token_step is None or batch.num_scored or not all(map(is_simple, rows)):

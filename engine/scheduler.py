@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 
 from engine.batch import Batch, ScheduledChunk, StepOutput
-from engine.kv_cache.kv_cache_manager import KVCacheManager
+from engine.kv_cache.kv_cache_manager import BlockCopy, KVCacheManager
 from engine.outputs import FinishReason
 from engine.request import Request, RequestStatus
 from engine.sampling.sampler import SamplerOutput
@@ -43,11 +43,12 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the next step's chunks and give them their slots."""
         chunks: list[ScheduledChunk] = []
+        copies: list[BlockCopy] = []
         budget, preempted = self._schedule_running(chunks, self.max_num_batched_tokens)
         if not preempted:
             budget = self._schedule_drafts(chunks, budget)
-            self._schedule_waiting(chunks, budget)
-        return Batch(tuple(sorted(chunks, key=_layout_key)))
+            copies = self._schedule_waiting(chunks, budget)
+        return Batch(tuple(sorted(chunks, key=_layout_key)), tuple(copies))
 
     def update(self, batch: Batch, output: SamplerOutput) -> list[StepOutput]:
         """Take in a step's result, a token per sampled row, in order.
@@ -157,25 +158,29 @@ class Scheduler:
             released |= self.kv_cache_manager.release_draft_slots(request)
         return released
 
-    def _schedule_waiting(self, chunks: list[ScheduledChunk], budget: int) -> None:
+    def _schedule_waiting(self, chunks: list[ScheduledChunk], budget: int) -> list[BlockCopy]:
+        """Start waiting requests as long as budget and blocks allow; return what must be copied for them."""
+        copies: list[BlockCopy] = []
         postponed: list[Request] = []
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
-            cached_blocks = self.kv_cache_manager.find_cached_blocks(request)
-            if self.kv_cache_manager.is_prefix_in_flight(request, len(cached_blocks)):
+            cached = self.kv_cache_manager.find_cached_prefix(request)
+            if self.kv_cache_manager.is_prefix_in_flight(request, len(cached.blocks)):
                 # Somebody computes this very prefix: wait for its blocks, let the others pass.
                 postponed.append(self.waiting.popleft())
                 continue
-            if not self.kv_cache_manager.can_start(request, cached_blocks):
+            if not self.kv_cache_manager.can_start(request, cached):
                 break
             self.waiting.popleft()
-            self.kv_cache_manager.start(request, cached_blocks)
+            if copy := self.kv_cache_manager.start(request, cached):
+                copies.append(copy)
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
             self.kv_cache_manager.allocate_slots(request, num_tokens)
             self._record_start(request)
             chunks.append(ScheduledChunk(request, num_tokens))
             budget -= num_tokens
         self.waiting.extendleft(reversed(postponed))
+        return copies
 
     def _record_start(self, request: Request) -> None:
         request.status = RequestStatus.RUNNING

@@ -10,4 +10,6 @@ class Block:
     block_id: int
     ref_count: int = 0  # requests that hold it; at 0 it is in the free queue
     block_hash: bytes | None = None  # set while the prefix cache may hand it out
+    parent_hash: bytes | None = None  # of the prefix that token_ids follow; set while others may copy them
+    token_ids: tuple[int, ...] = ()  # that its first positions hold
     has_draft_kv: bool = False  # the draft model has written all of it too

@@ -1,7 +1,7 @@
 """BlockPool: which blocks are free, which are cached, in which order they are evicted."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from engine.kv_cache.block import Block
 
@@ -9,8 +9,11 @@ from engine.kv_cache.block import Block
 class BlockPool:
     """A fixed number of blocks with a free queue in eviction order; every operation is O(1) per block.
 
-    A freed block that has a hash stays findable until it is allocated again: the free queue is also the
-    LRU list of the prefix cache. Blocks without a hash hold nothing worth keeping and are reused first.
+    A freed block that can be found stays so until it is allocated again: the free queue is also the LRU list
+    of the prefix cache. Blocks that cannot be found hold nothing worth keeping and are reused first.
+
+    A full block is found under its hash, to be shared. The tokens of a block, full or not, are also found
+    under the hash of the prefix before them, to be copied: what came after that prefix the last time.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -19,6 +22,7 @@ class BlockPool:
         self.blocks = [Block(block_id) for block_id in range(num_blocks)]
         self._free = OrderedDict((block.block_id, block) for block in self.blocks)
         self._cached: dict[bytes, Block] = {}
+        self._continuations: dict[bytes, Block] = {}  # by the hash of the prefix before them
 
     @property
     def num_blocks(self) -> int:
@@ -34,6 +38,10 @@ class BlockPool:
         """Return the block published under this hash, free or in use."""
         return self._cached.get(block_hash)
 
+    def find_continuation(self, parent_hash: bytes) -> Block | None:
+        """Return the block whose token_ids came last after the prefix of this hash."""
+        return self._continuations.get(parent_hash)
+
     def is_free(self, block: Block) -> bool:
         """Tell whether no request holds the block."""
         return block.ref_count == 0
@@ -44,6 +52,9 @@ class BlockPool:
         if block.block_hash is not None:
             del self._cached[block.block_hash]
             block.block_hash = None
+        if block.parent_hash is not None:
+            del self._continuations[block.parent_hash]
+            block.parent_hash, block.token_ids = None, ()
         block.has_draft_kv = False
         block.ref_count = 1
         return block
@@ -60,14 +71,33 @@ class BlockPool:
             block.ref_count -= 1
             if block.ref_count == 0:
                 self._free[block.block_id] = block
-                if block.block_hash is None:
-                    self._free.move_to_end(block.block_id, last=False)
+                self._move_forward_if_lost(block)
 
     def publish(self, block: Block, block_hash: bytes) -> None:
         """Make a full block findable; the first block published under a hash keeps it."""
         if block.block_hash is None and block_hash not in self._cached:
             block.block_hash = block_hash
             self._cached[block_hash] = block
+
+    def offer(self, block: Block, parent_hash: bytes, token_ids: Sequence[int]) -> None:
+        """Let others copy the block's first tokens, which follow the prefix of this hash.
+
+        One block is kept for a prefix: the latest, unless the one before begins with the same tokens.
+        """
+        tokens, earlier = tuple(token_ids), self._continuations.get(parent_hash)
+        if earlier is not None:
+            if earlier.token_ids[: len(tokens)] == tokens:
+                return
+            earlier.parent_hash, earlier.token_ids = None, ()
+            if self.is_free(earlier):
+                self._move_forward_if_lost(earlier)
+        block.parent_hash, block.token_ids = parent_hash, tokens
+        self._continuations[parent_hash] = block
+
+    def refresh(self, block: Block) -> None:
+        """Put off the eviction of a block that was copied from, if it is free."""
+        if self.is_free(block):
+            self._free.move_to_end(block.block_id)
 
     def check_invariants(self) -> None:
         """Re-derive every redundant fact; raises AssertionError. For tests and self-tests."""
@@ -76,3 +106,11 @@ class BlockPool:
         assert all(block.ref_count >= 0 for block in self.blocks), "negative reference count"
         hashed = {block.block_hash: block for block in self.blocks if block.block_hash is not None}
         assert hashed == self._cached, "published blocks and their hashes disagree"
+        offered = {block.parent_hash: block for block in self.blocks if block.parent_hash is not None}
+        assert offered == self._continuations, "continuations and their prefixes disagree"
+        assert all(bool(block.token_ids) == (block.parent_hash is not None) for block in self.blocks)
+
+    def _move_forward_if_lost(self, block: Block) -> None:
+        """Have a free block reused first if nobody can find it."""
+        if block.block_hash is None and block.parent_hash is None:
+            self._free.move_to_end(block.block_id, last=False)

@@ -1,11 +1,30 @@
 """KVCacheManager: which blocks each request holds and which of them others may reuse."""
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from engine.kv_cache.block import Block
 from engine.kv_cache.block_hash import hash_block
 from engine.kv_cache.block_pool import BlockPool
 from engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """What the cache holds of a request: whole blocks to share, then tokens of one more block to copy."""
+
+    blocks: tuple[Block, ...] = ()
+    tail: Block | None = None
+    num_tail_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """Keys and values of a whole block, to be copied before the step runs; in the order of their making."""
+
+    source: int
+    target: int
 
 
 class KVCacheManager:
@@ -14,7 +33,11 @@ class KVCacheManager:
     A request's tokens, with block_size 4 and 11 tokens of which 9 are computed:
 
         | 0 1 2 3 | 4 5 6 7 | 8 . . . |    block_table
-        |published|published| not full|    only full and computed blocks are published
+        |published|published| offered |    only full and computed blocks are published, to be shared
+
+    A request that goes on differently within a block, or whose block is not full there, copies the block and
+    keeps the tokens that both have: a block is offered for that when it is full, when the prompt is
+    computed and when the request leaves.
     """
 
     def __init__(self, pool: BlockPool, *, block_size: int, enable_prefix_caching: bool) -> None:
@@ -27,14 +50,14 @@ class KVCacheManager:
         """Return how many blocks hold `num_tokens` positions."""
         return -(-num_tokens // self.block_size)
 
-    def find_cached_blocks(self, request: Request) -> list[Block]:
-        """Return the longest published prefix of the request, without taking it.
+    def find_cached_prefix(self, request: Request) -> CachedPrefix:
+        """Return the longest prefix of the request that the cache holds, without taking it.
 
         The last token is never covered: its logits are wanted, so it is always recomputed. A request that
         wants the logprobs of its prompt needs all of its logits and takes nothing.
         """
         if not self.enable_prefix_caching or request.wants_prompt_logprobs:
-            return []
+            return CachedPrefix()
         self._extend_hashes(request)
         found: list[Block] = []
         for block_hash in request.block_hashes[: (request.num_tokens - 1) // self.block_size]:
@@ -42,7 +65,13 @@ class KVCacheManager:
             if block is None:
                 break
             found.append(block)
-        return found
+        tail = self.pool.find_continuation(self._prefix_hash(request, len(found)))
+        if tail is not None:
+            first = len(found) * self.block_size
+            wanted = request.token_ids[first : min(first + self.block_size, request.num_tokens - 1)]
+            if num_tail_tokens := _num_equal(tail.token_ids, wanted):
+                return CachedPrefix(tuple(found), tail, num_tail_tokens)
+        return CachedPrefix(tuple(found))
 
     def is_prefix_in_flight(self, request: Request, num_cached_blocks: int) -> bool:
         """Tell whether another request is computing the block that this one would compute first."""
@@ -54,22 +83,27 @@ class KVCacheManager:
         owner = self._in_flight.get(hashes[num_cached_blocks])
         return owner is not None and owner != request.request_id
 
-    def can_start(self, request: Request, cached_blocks: list[Block]) -> bool:
+    def can_start(self, request: Request, cached: CachedPrefix) -> bool:
         """Tell whether all tokens of a waiting request would fit, the cached blocks taken over."""
-        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached_blocks)
-        return self.num_blocks_for(request.num_tokens) - len(cached_blocks) <= num_free
+        num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached.blocks)
+        return self.num_blocks_for(request.num_tokens) - len(cached.blocks) <= num_free
 
-    def start(self, request: Request, cached_blocks: list[Block]) -> None:
-        """Give a waiting request its cached prefix and announce the blocks it will compute."""
-        for block in cached_blocks:
+    def start(self, request: Request, cached: CachedPrefix) -> BlockCopy | None:
+        """Give a waiting request its cached prefix and announce the blocks it will compute.
+
+        Returns what must be copied before any token of the request is computed. The draft model has its own
+        storage and counter: it computes the tail itself.
+        """
+        for block in cached.blocks:
             self.pool.touch(block)
-        self._append(request, cached_blocks)
-        request.num_computed_tokens = len(cached_blocks) * self.block_size
-        request.num_published_blocks = len(cached_blocks)
-        written = itertools.takewhile(lambda block: block.has_draft_kv, cached_blocks)
+        self._append(request, cached.blocks)
+        request.num_computed_tokens = len(cached.blocks) * self.block_size
+        request.num_published_blocks = len(cached.blocks)
+        written = itertools.takewhile(lambda block: block.has_draft_kv, cached.blocks)
         request.num_draft_computed_tokens = self.block_size * sum(1 for _ in written)
-        for block_hash in request.block_hashes[len(cached_blocks) :]:
+        for block_hash in request.block_hashes[len(cached.blocks) :]:
             self._in_flight.setdefault(block_hash, request.request_id)
+        return self._take_tail(request, cached)
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
         """Extend the block table by `num_new_tokens` positions; False, changing nothing, if full."""
@@ -84,14 +118,16 @@ class KVCacheManager:
     def publish_computed_blocks(self, request: Request) -> None:
         """Make every full, computed block of the request findable. Call after num_computed_tokens moved."""
         num_full = request.num_computed_tokens // self.block_size
-        if not self.enable_prefix_caching or num_full == request.num_published_blocks:
-            return
-        self._extend_hashes(request)
-        for number in range(request.num_published_blocks, num_full):
-            block_hash = request.block_hashes[number]
-            self.pool.publish(request.block_table[number], block_hash)
-            self._forget_in_flight(block_hash, request)
-        request.num_published_blocks = num_full
+        if self.enable_prefix_caching and num_full != request.num_published_blocks:
+            self._extend_hashes(request)
+            for number in range(request.num_published_blocks, num_full):
+                block_hash = request.block_hashes[number]
+                self.pool.publish(request.block_table[number], block_hash)
+                self._offer(request, number)
+                self._forget_in_flight(block_hash, request)
+            request.num_published_blocks = num_full
+        if request.num_computed_tokens == request.num_prompt_tokens:
+            self._offer_tail(request)
 
     def settle_draft_tokens(self, request: Request) -> None:
         """Forget what the draft model computed of rejected tokens, and mark the blocks that it has filled.
@@ -116,6 +152,7 @@ class KVCacheManager:
         """Take every block from the request; the tail is evicted first, it is the least shared."""
         for block_hash in request.block_hashes[request.num_published_blocks :]:
             self._forget_in_flight(block_hash, request)
+        self._offer_tail(request)
         self.pool.free(reversed(request.block_table))
         request.block_table.clear()
         request.block_ids.clear()
@@ -137,7 +174,32 @@ class KVCacheManager:
         owners = {request.request_id for request in requests}
         assert set(self._in_flight.values()) <= owners, "a block in flight has no owner"
 
-    def _append(self, request: Request, blocks: list[Block]) -> None:
+    def _take_tail(self, request: Request, cached: CachedPrefix) -> BlockCopy | None:
+        """Give the request a block of its own that holds the tail."""
+        if cached.tail is None:
+            return None
+        self.pool.refresh(cached.tail)
+        own = self.pool.allocate()  # the tail itself where nothing else is free: it is there already then
+        self._append(request, [own])
+        request.num_computed_tokens += cached.num_tail_tokens
+        return None if own is cached.tail else BlockCopy(cached.tail.block_id, own.block_id)
+
+    def _offer(self, request: Request, number: int) -> None:
+        """Let others copy what is computed of a block of the request."""
+        first = number * self.block_size
+        token_ids = request.token_ids[first : min(first + self.block_size, request.num_computed_tokens)]
+        self.pool.offer(request.block_table[number], self._prefix_hash(request, number), token_ids)
+
+    def _offer_tail(self, request: Request) -> None:
+        if self.enable_prefix_caching and request.num_computed_tokens % self.block_size:
+            self._extend_hashes(request)
+            self._offer(request, request.num_computed_tokens // self.block_size)
+
+    def _prefix_hash(self, request: Request, num_blocks: int) -> bytes:
+        """Return the hash of the request's first blocks."""
+        return request.block_hashes[num_blocks - 1] if num_blocks else request.root_hash
+
+    def _append(self, request: Request, blocks: Sequence[Block]) -> None:
         request.block_table.extend(blocks)
         request.block_ids.extend(block.block_id for block in blocks)
 
@@ -149,6 +211,10 @@ class KVCacheManager:
         size = self.block_size
         while len(request.block_hashes) < request.num_tokens // size:
             number = len(request.block_hashes)
-            parent = request.block_hashes[-1] if number else request.root_hash
             tokens = request.token_ids[number * size : (number + 1) * size]
-            request.block_hashes.append(hash_block(parent, tokens))
+            request.block_hashes.append(hash_block(self._prefix_hash(request, number), tokens))
+
+
+def _num_equal(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common at their beginning."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

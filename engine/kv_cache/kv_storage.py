@@ -35,6 +35,9 @@ class KVMemory(Protocol):
     num_blocks: int
     num_bytes: int
 
+    def copy_block(self, source: int, target: int) -> None:
+        """Give the block `target` the keys and values of the block `source`."""
+
 
 class KVStorage:
     """KV memory of a model: `num_blocks` blocks of `block_size` positions in every layer."""
@@ -52,9 +55,13 @@ class KVStorage:
     ) -> None:
         self.num_blocks = num_blocks
         shape = (num_layers, 2, num_kv_heads, num_blocks, block_size, head_dim)
-        storage = _zeros_touched_on_use(shape, dtype, device)
-        self.layers = [LayerKV(keys=layer[0], values=layer[1]) for layer in storage]
-        self.num_bytes = storage.numel() * storage.element_size()
+        self._storage = _zeros_touched_on_use(shape, dtype, device)
+        self.layers = [LayerKV(keys=layer[0], values=layer[1]) for layer in self._storage]
+        self.num_bytes = self._storage.numel() * self._storage.element_size()
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Give the block `target` the keys and values of the block `source`."""
+        self._storage[:, :, :, target].copy_(self._storage[:, :, :, source])
 
 
 def kv_bytes_per_block(

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from engine.errors import RequestError
+from engine.kv_cache.kv_cache_manager import BlockCopy
 from engine.outputs import FinishReason
 from engine.request import RequestStatus
 from tests.tiny import generate, generation, run_to_end, scripted_engine
@@ -33,7 +34,7 @@ def test_answers_do_not_depend_on_the_token_budget():
     assert all(answer == answers[0] for answer in answers)
 
 
-@pytest.mark.parametrize(("length", "cached"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8), (11, 8)])
+@pytest.mark.parametrize(("length", "cached"), [(1, 0), (2, 1), (4, 3), (5, 4), (8, 7), (9, 8), (11, 10)])
 def test_t35_the_last_prompt_token_is_always_recomputed(length, cached):
     engine = scripted_engine()
     generate(engine, generation(range(length)))
@@ -49,7 +50,7 @@ def test_answers_are_cached_too():
     [answer] = generate(engine, generation(range(6), max_tokens=7))
     follow_up = engine.add_request(generation([*range(6), *answer, 50, 51]))
     run_to_end(engine)
-    assert follow_up.num_cached_tokens == 12  # 13 tokens, of which the last has no KV: 3 full blocks
+    assert follow_up.num_cached_tokens == 12  # 13 tokens, of which the last has no KV
 
 
 def test_requests_that_arrive_together_compute_a_shared_prefix_once():
@@ -80,7 +81,52 @@ def test_t36_other_salts_never_hit_and_the_same_salt_does():
     same = engine.add_request(generation(range(12), salt=b"a"))
     run_to_end(engine)
     assert other.num_cached_tokens == 0
-    assert same.num_cached_tokens == 8
+    assert same.num_cached_tokens == 11
+
+
+def test_t36_a_block_is_copied_within_a_salt_only():
+    engine = scripted_engine()
+    generate(engine, generation([1, 2, 3], salt=b"a", max_tokens=1))
+    others = [engine.add_request(generation([1, 2, 3, 4], salt=salt, max_tokens=1)) for salt in (b"b", b"a")]
+    run_to_end(engine)
+    assert [other.num_cached_tokens for other in others] == [0, 3]
+
+
+@pytest.mark.parametrize("num_common", range(1, 8))
+def test_a_prompt_that_goes_on_differently_within_a_block_copies_what_it_shares(num_common):
+    engine = scripted_engine()
+    generate(engine, generation([*range(10, 17), 50, 60]))
+    other = engine.add_request(generation([*range(10, 10 + num_common), 70, 80, 90]))
+    run_to_end(engine)
+    assert other.num_cached_tokens == num_common
+    first = engine.runner.batches[-8]
+    assert first == [(1, other.num_prompt_tokens - num_common)]
+
+
+def test_choices_copy_the_end_of_their_prompt_from_the_one_that_still_runs():
+    engine = scripted_engine()
+    choices = [engine.add_request(generation(range(10, 17), choice=i, max_tokens=20)) for i in range(3)]
+    run_to_end(engine)
+    assert [choice.num_cached_tokens for choice in choices] == [0, 6, 6]
+    assert engine.runner.batches[1] == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_copies_are_ordered_before_the_step_and_never_of_a_block_onto_itself():
+    engine = scripted_engine(num_blocks=3, max_model_len=12)
+    generate(engine, generation([1, 2, 3, 4, 5, 6], max_tokens=1))
+    engine.add_request(generation([1, 2, 3, 4, 5, 9], max_tokens=1))
+    batch = engine.scheduler.schedule()
+    assert batch.block_copies == (BlockCopy(source=1, target=2),)
+    engine.scheduler.update(batch, engine.runner.execute(batch))
+
+    tight = scripted_engine(num_blocks=2, max_model_len=8)
+    generate(tight, generation([1, 2, 3, 4, 5, 6], max_tokens=1))
+    again = tight.add_request(generation([1, 2, 3, 4, 5, 9], max_tokens=1))
+    batch = tight.scheduler.schedule()
+    assert batch.block_copies == ()  # the only free block is the one that holds the tail
+    assert again.num_computed_tokens == 5
+    tight.scheduler.update(batch, tight.runner.execute(batch))
+    tight.check_invariants()
 
 
 def test_prefix_caching_can_be_switched_off():

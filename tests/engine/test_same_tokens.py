@@ -80,6 +80,27 @@ def test_t25_alone_or_among_others_cold_or_warm_whole_or_in_chunks(config, way):
 
 @MODELS
 @EVERY_WAY
+def test_t25_prompts_that_part_within_a_block(config, way):
+    """The tokens that two prompts share in their last common block are copied, not computed."""
+    rng = random.Random(5)
+    shared = [rng.randrange(256) for _ in range(200)]
+    requests = [
+        generation([*shared[:length], rng.randrange(256), 7], max_tokens=12, seed=length, temperature=0.9)
+        for length in (183, 170, 190, 177, 140, 5, 12, 200)
+    ]
+    alone = [
+        generate(tiny_engine(config, **way, enable_prefix_caching=False).engine, request)[0]
+        for request in requests
+    ]
+    engine = tiny_engine(config, **way).engine
+    assert [generate(engine, request)[0] for request in requests] == alone
+    # Shared with the latest that went on from a prefix: 12 finds the block of 5, 200 finds that of 177.
+    assert engine.stats().prefix_cache_hits == sum([0, 170, 183, 177, 140, 5, 5, 177])
+    assert generate(engine, *requests) == alone, "together"
+
+
+@MODELS
+@EVERY_WAY
 def test_t42_after_preemption(config, way):
     alone = answers_alone(config, way)
     info = tiny_engine(config, **way).info

@@ -141,7 +141,7 @@ def test_t25_same_seed_same_text_alone_among_eight_streamed_or_not(client):
 
 def test_t35_a_long_shared_prefix_is_computed_once_and_reported(client, port):
     prefix = "".join(f"Line {i}: the quick brown fox jumps over dog number {i}.\n" for i in range(60))
-    tokens = client.tokenize(text=prefix).count
+    tokens = client.tokenize(text=f"{prefix}Question ").count
     assert 900 < tokens < 1400
     before = metrics(port)
     cached = [
@@ -150,9 +150,7 @@ def test_t35_a_long_shared_prefix_is_computed_once_and_reported(client, port):
     ]
     after = metrics(port)
     hits = [details.cached_tokens for details in cached]
-    assert hits[0] == 0
-    assert hits[1] == hits[2]
-    assert tokens - 32 < hits[1] <= tokens
+    assert hits == [0, tokens, tokens], "to the token, for the last block is copied"
     name = "draftline_prefix_cache_hits"
     assert after[name] - before[name] == sum(hits)
 

@@ -1,5 +1,7 @@
 """TiledKVStorage: keys and values as the CPU kernels read them."""
 
+import ctypes
+
 from engine.kernels.cpu.library import KVKind, KVTiles, require_library
 from engine.kernels.cpu.packing import Arena
 
@@ -38,6 +40,12 @@ class TiledKVStorage:
             kind=kind,
             tiles_per_block=tiles_per_block,
         )
+        self._block_bytes = tiles_per_block * tile_stride
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Give the block `target` the keys and values of the block `source`."""
+        base, size = self.tiles.base, self._block_bytes
+        ctypes.memmove(base + target * size, base + source * size, size)
 
 
 def tile_bytes(kind: KVKind, head_dim: int) -> int:

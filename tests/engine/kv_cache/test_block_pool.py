@@ -64,6 +64,46 @@ def test_a_shared_block_is_free_only_after_its_last_holder():
     assert pool.is_free(block)
 
 
+def test_a_continuation_is_found_until_its_block_is_used_again():
+    pool = BlockPool(2)
+    block = pool.allocate()
+    pool.offer(block, b"p", [1, 2])
+    assert pool.find_continuation(b"p") is block
+    pool.free([block])
+    assert ids([pool.allocate()]) == [1]  # the block that nobody can find goes first
+    assert pool.find_continuation(b"p") is block
+    assert ids([pool.allocate()]) == [0]
+    assert pool.find_continuation(b"p") is None
+    assert (block.parent_hash, block.token_ids) == (None, ())
+
+
+def test_the_latest_continuation_is_kept_unless_the_earlier_one_says_more():
+    pool = BlockPool(4)
+    short, longer, other, _ = (pool.allocate() for _ in range(4))
+    pool.offer(short, b"p", [1, 2])
+    pool.offer(longer, b"p", [1, 2, 3])
+    assert pool.find_continuation(b"p") is longer
+    pool.offer(short, b"p", [1, 2])
+    assert pool.find_continuation(b"p") is longer
+    pool.free([longer])
+    pool.offer(other, b"p", [1, 9])
+    assert pool.find_continuation(b"p") is other
+    pool.check_invariants()
+    assert pool.allocate() is longer
+
+
+def test_a_block_that_was_copied_from_is_evicted_later():
+    pool = BlockPool(3)
+    a, b, held = (pool.allocate() for _ in range(3))
+    pool.offer(a, b"a", [1])
+    pool.offer(b, b"b", [1])
+    pool.offer(held, b"c", [1])
+    pool.free([a, b])
+    pool.refresh(a)
+    pool.refresh(held)
+    assert ids(pool.allocate() for _ in range(2)) == [1, 0]
+
+
 def test_a_pool_of_nothing_is_refused():
     with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
         BlockPool(0)
@@ -79,6 +119,9 @@ def test_invariants_hold_after_every_random_operation():
         elif action < 0.6 and held:
             hashes += 1
             pool.publish(rng.choice(held), b"%d" % (hashes % 12))
+            block = rng.choice(held)
+            if block.parent_hash is None:
+                pool.offer(block, b"%d" % rng.randrange(12), rng.choices(range(3), k=rng.randrange(1, 4)))
         elif action < 0.7 and (block := pool.find(b"%d" % rng.randrange(12))):
             pool.touch(block)
             held.append(block)
