@@ -58,20 +58,33 @@ def reference(default_checkpoint):
 
 def test_greedy_continuations_equal_transformers_token_for_token(float32_engine, reference, prompts):
     """One reference pass over prompt and answer checks all 64 choices: each must be its own argmax."""
+    assert len(prompts) == 20
+    gaps = [gap for gap in reference_gaps(float32_engine, reference, prompts).tolist() if gap > 0.0]
+    print(f"{len(prompts) * NUM_TOKENS} tokens, near-ties: {gaps}")
+    assert len(gaps) <= 2
+    assert all(gap < 1e-3 for gap in gaps)
+
+
+def test_greedy_choices_with_blocks_as_stored_are_mostly_those_of_float32(
+    default_checkpoint, reference, prompts
+):
+    """What users get rounds activations to 8 bits: where it chooses otherwise, the two were close."""
+    config = EngineConfig(device="cpu", max_model_len=1024, kv_cache_memory=2**28)
+    gaps = reference_gaps(build_engine(default_checkpoint, config).engine, reference, prompts)
+    print(f"{int((gaps == 0.0).sum())} of {len(gaps)} tokens equal, largest gap {gaps.max():.3f} nats")
+    assert (gaps == 0.0).float().mean() > 0.95
+    assert gaps.max() < 1.0
+
+
+def reference_gaps(engine, reference, prompts):
+    """How far below its best logit the reference puts each token of the greedy answers, 64 for each prompt."""
     requests = [generation(prompt, max_tokens=NUM_TOKENS, ignore_eos=True) for prompt in prompts]
-    answers = generate(float32_engine, *requests)
-    unexplained, near_ties = [], []
-    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    gaps = []
+    for prompt, answer in zip(prompts, generate(engine, *requests), strict=True):
         with torch.no_grad():
             logits = reference(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
-        gaps = logits.amax(dim=-1) - logits.gather(1, torch.tensor(answer).unsqueeze(1))[:, 0]
-        for position in gaps.nonzero().flatten().tolist():
-            gap = gaps[position].item()
-            (near_ties if gap < 1e-3 else unexplained).append((number, position, gap))
-    print(f"{len(prompts) * NUM_TOKENS} tokens, {len(near_ties)} near-ties: {near_ties}")
-    assert len(prompts) == 20
-    assert not unexplained
-    assert len(near_ties) <= 2
+        gaps.append(logits.amax(dim=-1) - logits.gather(1, torch.tensor(answer).unsqueeze(1))[:, 0])
+    return torch.cat(gaps)
 
 
 def test_the_answer_makes_sense(default_checkpoint, float32_engine, prompts):
