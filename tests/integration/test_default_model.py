@@ -77,7 +77,7 @@ def test_greedy_choices_with_blocks_as_stored_are_mostly_those_of_float32(
 
 
 def reference_gaps(engine, reference, prompts):
-    """How far below its best logit the reference puts each token of the greedy answers, 64 for each prompt."""
+    """How far below its best logit the reference puts each token of the greedy answers, 64 a prompt."""
     requests = [generation(prompt, max_tokens=NUM_TOKENS, ignore_eos=True) for prompt in prompts]
     gaps = []
     for prompt, answer in zip(prompts, generate(engine, *requests), strict=True):
