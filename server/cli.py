@@ -1,6 +1,7 @@
 """The `draftline` command: serve, chat, models. torch is imported only after the arguments are read."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,7 @@ def serve(arguments: Sequence[str]) -> None:
     """Load a model and serve it until a signal."""
     settings = parse_settings(ServeSettings, arguments, program="draftline serve")
     keys = settings.all_keys()
+    gc.disable()  # until the model is there: nothing that loading makes is garbage
     from server.admission import Admission
     from server.api.limits import MAX_CHOICES
     from server.app import create_app
@@ -89,6 +91,8 @@ def serve(arguments: Sequence[str]) -> None:
         from server.loading import load_served_model
 
         model = load_served_model(settings)
+        gc.freeze()  # a collection over a vocabulary, modules and all would stop every request for 0.1 s
+        gc.enable()
         print_banner(console, model, url, needs_key=bool(keys))
         return model
 

@@ -1,9 +1,10 @@
 """What the draft learns from: windows of the text and of the target's own writing, with its logits.
 
-A draft meets contexts that the target has sampled, which differ from the text; it therefore learns on both.
+A draft meets contexts that the target has chosen, which differ from the text: at temperature 0 it repeats
+itself, and its prompts begin anywhere. The draft therefore learns on all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,21 +44,43 @@ class Lessons:
         return cls(*(torch.from_numpy(np.load(folder / f"lesson_{kind}.npy")) for kind in ("ids", "logits")))
 
 
-def collect(target: GPT2, documents: Documents, *, num_read: int, num_written: int, size: int) -> Lessons:
-    """Let the target read windows of the text and write windows of its own, 128 at a time."""
+@dataclass(frozen=True)
+class Writing:
+    """Windows that the target writes at a temperature, after the end token and so many tokens of the text."""
+
+    temperature: float
+    num_prompt_tokens: int
+    count: int
+
+
+def collect(
+    target: GPT2,
+    documents: Documents,
+    *,
+    num_read: int,
+    writings: Sequence[Writing],
+    size: int,
+    end_token_id: int,
+) -> Lessons:
+    """Let the target read windows of the text and write windows of its own."""
     read = documents.sample(num_read, size, seed=1)
     parts = [(ids, read_logits(target, ids)) for ids in torch.split(read, 16)]
     print(f"{num_read} windows read", flush=True)
     generator = torch.Generator().manual_seed(2)
-    for first in range(0, num_written, 128):
-        prompts = documents.sample(min(128, num_written - first), 16, seed=3 + first)
-        parts.append(write(target, prompts, size, lambda logits, _: _sample(logits, generator)))
-        print(f"{first + 128} windows written", flush=True)
+    for number, writing in enumerate(writings, start=1):
+        texts = documents.sample(writing.count, writing.num_prompt_tokens, seed=100 + number)
+        prompts = torch.cat([torch.full((writing.count, 1), end_token_id), texts], dim=1)
+        parts.append(write(target, prompts, size, _sampler(writing.temperature, generator)))
+        print(f"{writing} done", flush=True)
     return Lessons(torch.cat([ids for ids, _ in parts]), torch.cat([logits for _, logits in parts]))
 
 
-def _sample(logits: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+def _sampler(temperature: float, generator: torch.Generator) -> Sampler:
+    if temperature == 0.0:
+        return lambda logits, _: logits.argmax(-1)
+    return lambda logits, _: torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[
+        :, 0
+    ]
 
 
 @torch.inference_mode()

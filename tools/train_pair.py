@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from engine.machine import keep_freed_memory
-from tools.pair_distillation import Lessons, collect
+from tools.pair_distillation import Lessons, Writing, collect
 from tools.pair_model import GPT2, Shape, load_model, save_model
 from tools.pair_text import (
     encode_documents,
@@ -29,8 +29,13 @@ TARGET = Shape(n_layer=8, n_embd=256, n_head=4, n_inner=1024)
 DRAFT = Shape(n_layer=1, n_embd=192, n_head=6, n_inner=512)
 WINDOW = 512
 TARGET_SCHEDULE = Schedule(((0, 0.0), (40, 1.0), (360, 1.0), (600, 1 / 3), (800, 0.0)))
-DRAFT_SCHEDULE = Schedule(((0, 0.0), (40, 1.0), (250, 1.0), (500, 0.0)))
+DRAFT_SCHEDULE = Schedule(((0, 0.0), (40, 1.0), (3000, 1.0), (6000, 0.0)))
 TARGET_BATCH, DRAFT_BATCH = 4, 4
+WRITINGS = [
+    Writing(temperature, num_prompt_tokens, count=48)
+    for temperature in (0.0, 1.0, 0.0, 0.7, 0.0, 1.0, 0.0, 1.0)
+    for num_prompt_tokens in (1, 3, 6, 12)
+]
 
 
 def main() -> None:
@@ -51,7 +56,7 @@ def main() -> None:
     folders = args.output / "target", args.output / "draft"
     end = end_token_id(tokenizer)
     save_model(train_target(documents, held_out, args.work), folders[0], end_token_id=end)
-    draft = distil(load_model(folders[0]), documents, args.work)
+    draft = distil(load_model(folders[0]), documents, args.work, end_token_id=end)
     save_model(draft, folders[1], end_token_id=end)
     for folder in folders:
         save_tokenizer(tokenizer, folder)
@@ -76,11 +81,13 @@ def train_target(documents: Documents, held_out: Documents, work: Path) -> GPT2:
     return target
 
 
-def distil(target: GPT2, documents: Documents, work: Path) -> GPT2:
+def distil(target: GPT2, documents: Documents, work: Path, *, end_token_id: int) -> GPT2:
     """Train the draft on the target's logits."""
     lessons = Lessons.load(work)
     if lessons is None:
-        lessons = collect(target, documents, num_read=640, num_written=256, size=WINDOW)
+        lessons = collect(
+            target, documents, num_read=768, writings=WRITINGS, size=WINDOW, end_token_id=end_token_id
+        )
         lessons.save(work)
     torch.manual_seed(1)
     draft = GPT2(DRAFT)

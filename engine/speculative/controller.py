@@ -133,11 +133,15 @@ class Controller:
 
     def passes_seconds(self, candidates: Sequence[Candidate], lengths: Sequence[int]) -> float:
         """Return the price of the draft model's passes for drafts of these lengths; 0 if it makes none."""
-        drafting = _Drafting(self.draft_costs, 0.0)
-        for candidate, length in zip(candidates, lengths, strict=True):
-            for place in range(length):
-                drafting.add(replace(candidate, num_remaining_steps=1), place)
-        return drafting.seconds
+        price = self.draft_costs.seconds
+        seconds, width = 0.0, 0
+        for place in range(max(lengths, default=0), 0, -1):  # from the last pass, of the longest drafts alone
+            width += lengths.count(place)
+            seconds += price(width)
+        for candidate in candidates:
+            if candidate.num_catch_up_tokens > 1:
+                seconds += price(candidate.num_catch_up_tokens) - price(1)
+        return seconds
 
     def record_drafting(self, passes_seconds: float, num_drafts: int, seconds: float) -> None:
         """Learn what the preparation of drafts takes, from the seconds that all of it took."""

@@ -164,11 +164,10 @@ class _GrowingDraft:
 
     def append_chain(self, token_ids: Sequence[int]) -> None:
         """Add tokens that were made in one go, each read to guess the next, up to one that ends the draft."""
-        for place, token_id in enumerate(token_ids):
-            self.row.request.num_draft_computed_tokens += place > 0
-            self.append(token_id)
-            if self.is_complete:
-                break
+        stop_token_ids = self.row.stop_token_ids
+        count = next((n for n, t in enumerate(token_ids, 1) if t in stop_token_ids), len(token_ids))
+        self.row = DraftRow(self.row.request, (*self.row.draft_token_ids, *token_ids[:count]), None)
+        self.row.request.num_draft_computed_tokens += count - 1
 
     def feed_last(self) -> None:
         """Read the last token of the draft, to guess the one after it."""

@@ -79,16 +79,16 @@ def test_both_have_learned_the_language(logits, token_ids):
         for name, values in logits.items()
     }
     assert losses["target"] < 3.45
-    assert losses["draft"] < 3.5
+    assert losses["draft"] < 3.45
 
 
 def test_the_draft_agrees_with_the_target_under_the_same_noise(logits):
     greedy = {name: values.argmax(-1) for name, values in logits.items()}
-    assert (greedy["draft"] == greedy["target"]).float().mean() > 0.65
+    assert (greedy["draft"] == greedy["target"]).float().mean() > 0.8
     rounds = []
     for seed in range(8):
         keys = [noise_key(seed, 0, position) for position in range(len(logits["target"]))]
         noise = gumbel_noise(keys, logits["target"].shape[1], device=torch.device("cpu"))
         chosen = {name: (values + noise).argmax(-1) for name, values in logits.items()}
         rounds.append((chosen["draft"] == chosen["target"]).float().mean())
-    assert torch.stack(rounds).mean() > 0.75
+    assert torch.stack(rounds).mean() > 0.82
