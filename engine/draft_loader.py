@@ -16,7 +16,7 @@ from engine.errors import ConfigError
 from engine.kv_cache.kv_storage import default_kv_cache_memory
 from engine.machine import choose_dtype
 from engine.model.weights import Weights
-from engine.model_input import TokenSpan
+from engine.model_input import TokenSpan, lay_out
 from engine.request import Request
 from engine.sampled_row import DraftRow
 from engine.sampling_params import SamplingParams
@@ -28,6 +28,7 @@ from engine.speculative.speculator import Speculator
 from engine.speculative.step_costs import SIZES
 
 _MEASURED_SIZES = tuple(size for size in SIZES if size <= 16)
+_MEASURED_STEPS = 4
 _NUM_ROUNDS = 3
 
 
@@ -112,10 +113,24 @@ def measure_step_costs(engine: Engine) -> None:
 
     engine.speculator.target_costs.set_measured(_fastest(run_target, sizes))
     if draft_model is not None:
-        row = DraftRow(request, (), None)
-        spans = {size: TokenSpan((0,) * size, 0, request.block_ids, 1) for size in sizes}
-        draft_model.costs.set_measured(_fastest(lambda n: draft_model.run([spans[n]], [row]), sizes))
+        draft_model.costs.set_measured(_measure_draft_model(draft_model, request, sizes))
     manager.free(request)
+
+
+def _measure_draft_model(draft_model: DraftModel, request: Request, sizes: Sequence[int]) -> dict[int, float]:
+    """Time the draft model's passes: one of a chain for so many requests, or one over so many tokens."""
+    row, chain = DraftRow(request, (), None), draft_model.chain
+    if chain is None:
+        spans = {size: TokenSpan((0,) * size, 0, request.block_ids, 1) for size in sizes}
+        return _fastest(lambda size: draft_model.run([spans[size]], [row]), sizes)
+    one, block_size = TokenSpan((0,), 0, request.block_ids, 1), draft_model.kv_cache_manager.block_size
+
+    def run_chain(size: int) -> None:
+        model_input = lay_out([one] * size, block_size=block_size, device=draft_model.device)
+        chain(model_input, [row] * size, _MEASURED_STEPS)
+
+    # The chain writes the slots of its positions: so many there must be.
+    return {size: seconds / _MEASURED_STEPS for size, seconds in _fastest(run_chain, sizes).items()}
 
 
 def _fastest(run: Callable[[int], object], sizes: Sequence[int]) -> dict[int, float]:

@@ -28,10 +28,8 @@ class _Text:
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    text: _Text
-    position: int  # of the token that follows
+_Place = tuple[_Text, int]
+"""An answer, and the position in it of the token that followed."""
 
 
 class NgramPool:
@@ -62,7 +60,7 @@ class NgramPool:
         self._num_tokens += len(text.token_ids)
         places = self._places.setdefault(text.scope, {})
         for end in range(_SIZE, len(text.token_ids)):
-            places[text.token_ids[end - _SIZE : end]] = _Place(text, end)
+            places[text.token_ids[end - _SIZE : end]] = (text, end)
         while self._num_tokens > self._max_tokens:
             self._forget_oldest()
 
@@ -71,11 +69,11 @@ class NgramPool:
         place = places.get(tuple(request.token_ids[-_SIZE:])) if places else None
         if place is None:
             return _NOTHING
-        source = place.text.token_ids
+        text, position = place
         return Draft(
-            source[place.position : place.position + limit],
+            text.token_ids[position : position + limit],
             DraftSource.NGRAM_POOL,
-            match_length(request.token_ids, source, place.position),
+            match_length(request.token_ids, text.token_ids, position),
         )
 
     def _forget_oldest(self) -> None:
@@ -85,7 +83,7 @@ class NgramPool:
         for end in range(_SIZE, len(text.token_ids)):
             ngram = text.token_ids[end - _SIZE : end]
             place = places.get(ngram)
-            if place is not None and place.text is text:
+            if place is not None and place[0] is text:
                 del places[ngram]
         if not places:
             del self._places[text.scope]

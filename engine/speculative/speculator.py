@@ -103,7 +103,7 @@ class Speculator:
         self._drafted_with_model = False  # in the last step
         self._pause = ModelPause()
         self._thought = Thought()
-        self._has_looked = False  # in the present step
+        self._num_looked = 0  # requests in the present step that any source was asked for
         self._num_steps = 0
         self._seconds = 0.0  # of all steps
         self._plain_seconds = 0.0  # of all steps, had they had no drafts
@@ -118,12 +118,12 @@ class Speculator:
         """Give drafts to requests that are one token behind, as far as they promise to pay."""
         self._expected_tokens = self._passes_seconds = 0.0
         self._num_model_drafts = 0
-        self._has_looked = False
+        self._num_looked = 0
         self._pause.begin_step(len(running))
         ready = [request for request in running if _is_ready(request) and self._is_awake(request)]
         if not ready:
             return
-        self._has_looked = True
+        self._num_looked = len(ready)
         load = _load(running, self._max_num_batched_tokens)
         if not self.controller.could_pay(load, len(ready), self.num_draft_tokens):
             ready = [request for request in ready if _has_fixed_length(request)]
@@ -165,8 +165,10 @@ class Speculator:
 
     def _observe_costs(self, batch: Batch, num_drafts: int, drafting: float, target: float) -> None:
         """Learn what this step took; a lone try of the draft model runs cold and says nothing of a second."""
-        if self._has_looked and not num_drafts and not self._num_model_drafts:
-            self._thought.record(drafting, target)
+        if self._num_looked and not num_drafts and not self._num_model_drafts:
+            self._thought.record(
+                drafting, target, num_looked=self._num_looked, num_requests=len(batch.chunks)
+            )
         is_lone_try = self._num_model_drafts > 0 and not self._drafted_with_model
         self._drafted_with_model = self._num_model_drafts > 0
         if is_lone_try:
