@@ -1,6 +1,6 @@
 """Speculation on against off through HTTP, interleaved in one run: speed, acceptance by position.
 
-    python -m loadtest.speculation [--rounds 5] [--cases copy,edit,list,chat,pair] [--pair FOLDER]
+    python -m loadtest.speculation [--rounds 5] [--cases copy,edit,repeat,list,chat,pair] [--pair FOLDER]
 
 Starts a server of its own and alternates, round by round, requests with `speculation` off and on: the same
 server, weights and seeds. FOLDER has a pair as target/ and draft/; by default that of the tests. Answers are
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from loadtest.environment import environment
 from loadtest.http_load import StreamTiming, stream_completion
-from loadtest.workloads import misspelled, words
+from loadtest.workloads import copy_prompt, misspelled, words
 
 PORT = 8124
 BASE_URL = f"http://127.0.0.1:{PORT}"
@@ -57,8 +57,13 @@ class Case:
         }
 
 
-def copy_prompt(seed: str) -> str:
-    """A text, and its beginning once more: the model goes on copying."""
+def copied_prompt(seed: str) -> str:
+    """A paragraph twice and its beginning once more: the model goes on copying it."""
+    return copy_prompt(seed, 150)
+
+
+def repeat_prompt(seed: str) -> str:
+    """Random words to be repeated, which a small model begins to do; half of the time it loses its place."""
     text = words(seed, 120)
     chat = f"<|im_start|>user\nRepeat this text exactly, word for word:\n\n{text}<|im_end|>\n"
     return f"{chat}<|im_start|>assistant\n{' '.join(text.split()[:6])}"
@@ -95,8 +100,9 @@ def pair_prompt(seed: str) -> str:
 
 
 _PROMPTS = {
-    "copy": copy_prompt,
+    "copy": copied_prompt,
     "edit": edit_prompt,
+    "repeat": repeat_prompt,
     "list": list_prompt,
     "chat": chat_prompt,
     "pair": pair_prompt,
@@ -105,6 +111,7 @@ _AUTO = {"mode": "auto"}
 CASES = [
     Case("copy", {"mode": "ngram"}),
     Case("edit", {"mode": "ngram"}, max_tokens=160, ends=True),
+    Case("repeat", {"mode": "ngram"}),
     Case("list", {"mode": "ngram"}),
     *(Case(f"chat_{n}", _AUTO, num_streams=n, temperature=0.8) for n in (1, 4, 16)),
 ]
@@ -204,7 +211,7 @@ def main() -> None:
     """Run what was asked for, print a table and the line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", default="copy,edit,list,chat,pair")
+    parser.add_argument("--cases", default="copy,edit,repeat,list,chat,pair")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--pair", type=Path, default=PAIR, help="folder with target/ and draft/")
     options = parser.parse_args()

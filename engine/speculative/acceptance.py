@@ -8,7 +8,7 @@ from engine.speculative.drafter import Draft
 _MEMORY = 0.98  # weight of all earlier trials at each new one: about the last fifty count
 _PRIOR_TRIALS = 4.0  # what the shared estimate weighs against a request's own trials
 _REQUEST_MEMORY = 0.9
-_MATCH_BOUNDS = (3, 4, 6, 10, 20)
+_MATCH_BOUNDS = (2, 3, 4, 6, 10, 20)
 _PRIORS = {DraftSource.DRAFT_MODEL: 0.8, DraftSource.NGRAM: 0.5, DraftSource.NGRAM_POOL: 0.5}
 _HOPELESS = 0.03  # a place that is reached so rarely is not worth a thought
 FORCED = 0.99  # a grammar leaves the target no choice; short of 1, so that longer is never free
@@ -91,7 +91,7 @@ class AcceptanceTable:
         key = (source, bucket, place)
         rate = self._rates.get(key)
         if rate is None:
-            prior = _PRIORS[source] if source is DraftSource.DRAFT_MODEL else 0.3 + 0.1 * bucket
+            prior = _PRIORS[source] if source is DraftSource.DRAFT_MODEL else 0.2 + 0.1 * bucket
             rate = self._rates[key] = _Rate(prior, 1.0)
         return rate
 

@@ -12,6 +12,8 @@ NGRAM_SIZES = (5, 3, 2)
 MAX_MATCH_LENGTH = 32
 """How far back a match is followed to see how long it is."""
 
+_MOST_CHANGES = 3  # in a row, after which the text has left what it copied
+_SEARCH = 7  # tokens that may have been dropped
 
 _NOTHING = Draft((), DraftSource.NGRAM)
 
@@ -40,11 +42,40 @@ class NgramIndex:
         return None
 
 
+class Trail:
+    """Where the text that is being copied stood last, to go on there after a change that no n-gram spans.
+
+    An answer that corrects its prompt replaces, drops or adds a word and goes on as before.
+    """
+
+    def __init__(self) -> None:
+        self._position = self._num_tokens = 0
+        self._num_changes = _MOST_CHANGES
+
+    def follow(self, position: int, num_tokens: int) -> None:
+        """Note that token `num_tokens` of the text should be the one at `position`."""
+        self._position, self._num_tokens, self._num_changes = position, num_tokens, 0
+
+    def resume(self, token_ids: Sequence[int]) -> int | None:
+        """Return the position that should follow the last token, which came as a surprise."""
+        num_new = len(token_ids) - self._num_tokens
+        if self._num_changes >= _MOST_CHANGES or num_new > MAX_MATCH_LENGTH:
+            return None
+        position = self._position + num_new  # one word for another
+        for place in range(position - 1, min(position + _SEARCH, len(token_ids) - 1)):
+            if token_ids[place] == token_ids[-1]:  # a few were dropped
+                position = place + 1
+                break
+        self._position, self._num_tokens = position, len(token_ids)
+        self._num_changes += 1
+        return position
+
+
 class NgramDrafter:
     """Prompt lookup over each request's own prompt and answer (the method of arXiv 2304.04487)."""
 
     def __init__(self) -> None:
-        self._indices: dict[int, NgramIndex] = {}
+        self._known: dict[int, tuple[NgramIndex, Trail]] = {}
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
         """Guess what followed the longest earlier match."""
@@ -52,22 +83,24 @@ class NgramDrafter:
 
     def finish(self, request: Request) -> None:
         """Forget the request's index."""
-        self._indices.pop(request.request_id, None)
+        self._known.pop(request.request_id, None)
 
     def _propose(self, request: Request, limit: int) -> Draft:
-        index = self._indices.get(request.request_id)
-        if index is None:
-            index = self._indices[request.request_id] = NgramIndex()
+        known = self._known.get(request.request_id)
+        if known is None:
+            known = self._known[request.request_id] = NgramIndex(), Trail()
+        index, trail = known
         token_ids = request.token_ids
         index.update(token_ids)
         position = index.find(token_ids)
+        if position is not None:
+            trail.follow(position, len(token_ids))
+            length = match_length(token_ids, token_ids, position)
+        else:
+            position, length = trail.resume(token_ids), 1
         if position is None:
             return _NOTHING
-        return Draft(
-            continuation(token_ids, position, limit),
-            DraftSource.NGRAM,
-            match_length(token_ids, token_ids, position),
-        )
+        return Draft(continuation(token_ids, position, limit), DraftSource.NGRAM, length)
 
 
 def continuation(token_ids: Sequence[int], position: int, limit: int) -> tuple[int, ...]:

@@ -202,7 +202,7 @@ def test_acceptance_is_learned_for_each_length_of_match():
     long, short = (table.survival(ngram(4, match=m), RequestAcceptance(), 4) for m in (20, 2))
     assert long[3] > 0.9
     assert short[0] < 0.1
-    assert [match_bucket(n) for n in (2, 3, 5, 9, 19, 32)] == [0, 1, 2, 3, 4, 5]
+    assert [match_bucket(n) for n in (1, 2, 3, 5, 9, 19, 32)] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_requests_own_trials_bend_the_shared_estimate_and_fade():
@@ -219,10 +219,10 @@ def test_a_requests_own_trials_bend_the_shared_estimate_and_fade():
 
 def test_places_after_the_first_wrong_one_say_nothing():
     table = AcceptanceTable()
-    before = table._rate(DraftSource.NGRAM, 2, 3).trials
+    before = table._rate(DraftSource.NGRAM, 3, 3).trials
     table.record(ngram(4), RequestAcceptance(), 1)
-    assert table._rate(DraftSource.NGRAM, 2, 1).value < table._rate(DraftSource.NGRAM, 2, 0).value
-    assert table._rate(DraftSource.NGRAM, 2, 3).trials == before
+    assert table._rate(DraftSource.NGRAM, 3, 1).value < table._rate(DraftSource.NGRAM, 3, 0).value
+    assert table._rate(DraftSource.NGRAM, 3, 3).trials == before
 
 
 def test_what_a_grammar_forces_is_as_good_as_certain():

@@ -75,7 +75,39 @@ def test_a_finished_request_is_forgotten():
     drafter, text = NgramDrafter(), request([1, 2, 1, 2])
     drafter.propose([text], [1])
     drafter.finish(text)
-    assert drafter._indices == {}
+    assert drafter._known == {}
+
+
+ORIGINAL = [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30]
+
+
+@pytest.mark.parametrize(
+    ("changed", "goes_on"),
+    [
+        ([20, 21, 22, 99], (24, 25, 26)),  # 99 for 23
+        ([20, 21, 22, 26], (27, 28, 29)),  # 23 to 25 dropped
+        ([20, 21, 22, 99, 98, 97], (26, 27, 28)),  # three for three
+    ],
+)
+def test_a_copy_goes_on_after_a_change(changed, goes_on):
+    drafter = NgramDrafter()
+    for end in range(3, len(changed) + 1):
+        [draft] = drafter.propose([request(ORIGINAL, changed[:end])], [3])
+    assert draft.token_ids == goes_on
+    assert draft.match_length == 1
+
+
+def test_a_copy_that_has_left_its_original_is_given_up():
+    drafter, answer = NgramDrafter(), [20, 21, 22, 99, 98, 97, 96]
+    lengths = []
+    for end in range(3, len(answer) + 1):
+        [draft] = drafter.propose([request(ORIGINAL, answer[:end])], [3])
+        lengths.append(len(draft.token_ids))
+    assert lengths == [3, 3, 3, 3, 0]
+    [draft] = drafter.propose([request(ORIGINAL, [*answer, *range(200, 240), 23, 24])], [3])
+    assert draft.token_ids == (25, 26, 27), "and found again"
+    [draft] = drafter.propose([request(ORIGINAL, [*answer, *range(200, 240), 23, 24, *range(300, 333)])], [3])
+    assert draft.token_ids == (), "too long ago"
 
 
 PROMPT, ANSWER = [1, 2, 3, 4, 5], [10, 11, 12, 13, 14, 15]
