@@ -18,6 +18,7 @@ DL_INLINE void score_rows(HeadShape s, const uint8_t* keys, const uint8_t* queri
     case 5: return KV::template scores<min_of(5, kMaxRows)>(s, keys, queries, stride, out);
     case 6: return KV::template scores<min_of(6, kMaxRows)>(s, keys, queries, stride, out);
     case 7: return KV::template scores<min_of(7, kMaxRows)>(s, keys, queries, stride, out);
+    case 8: return KV::template scores<min_of(8, kMaxRows)>(s, keys, queries, stride, out);
     default: return KV::template scores<kMaxRows>(s, keys, queries, stride, out);
   }
 }

@@ -57,7 +57,7 @@ struct KVBF16 {
       F32 acc[kRows] = {};
       for (int pair = 0; pair < (s.dim + 1) / 2; ++pair) {
         const U32 line = load_words(keys + 64 * pair + 4 * kWidth * part);
-        DL_UNROLL(8)
+        DL_UNROLL(9)
         for (int row = 0; row < kRows; ++row)
           acc[row] = dot_bf16(acc[row], line, load_int(queries + row * stride + 4 * pair));
       }
@@ -112,7 +112,7 @@ struct KVF32 {
       F32 acc[kRows] = {};
       for (int i = 0; i < s.dim; ++i) {
         const F32 line = load(reinterpret_cast<const float*>(keys) + kTilePositions * i + kWidth * part);
-        DL_UNROLL(8)
+        DL_UNROLL(9)
         for (int row = 0; row < kRows; ++row)
           acc[row] = fma(line, splat(reinterpret_cast<const float*>(queries + row * stride)[i]), acc[row]);
       }
@@ -186,7 +186,7 @@ struct KVInt8 {
       for (int row = 0; row < kRows; ++row) acc[row] = splat(load_int(queries + row * stride + 4 * num_quads));
       for (int quad = 0; quad < num_quads; ++quad) {
         const U8 line = load_bytes(keys + 64 * quad + 4 * kWidth * part);
-        DL_UNROLL(8)
+        DL_UNROLL(9)
         for (int row = 0; row < kRows; ++row)
           acc[row] = dot_bytes<false>(acc[row], line, load_int(queries + row * stride + 4 * quad));
       }

@@ -15,11 +15,11 @@ constexpr int kTilePositions = 16;     // of keys and values in one tile
 constexpr int kChunk = 128;            // positions whose softmax is taken at once
 constexpr int kSplit = 512;            // positions of a partial softmax
 constexpr int kChunkTiles = kChunk / kTilePositions;
-constexpr int kQueryTile = 8;          // query positions of one unit of attention
+constexpr int kQueryTile = 9;          // query positions of one unit of attention
 constexpr int kHeadsPerUnit = 8;       // at most
 constexpr int kUnitRows = kQueryTile * kHeadsPerUnit;
 constexpr int kMaxHeadDim = 256;
-constexpr int kRowsPrepared = 8;       // by every thread for itself, at most
+constexpr int kRowsPrepared = 9;       // by every thread for itself, at most
 constexpr int kMaxPhasesPerLayer = 9;
 
 inline constexpr int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }

@@ -29,7 +29,7 @@ static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
         weights[2 * line] = both & 0x0f;
         weights[2 * line + 1] = (U8)((U32)both >> 4) & 0x0f;
       }
-      DL_UNROLL(8)
+      DL_UNROLL(9)
       for (int row = 0; row < kRows; ++row) {
         const uint8_t* record = rows + row * stride;
         const uint8_t* quants = record + number * kBlock;
@@ -58,7 +58,7 @@ static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
       U8 weights[8];
       if (kRows >= kRowsThatFetch && part == 0) fetch(unit + num_units * kQ8UnitBytes, kQ8UnitBytes);
       for (int line = 0; line < 8; ++line) weights[line] = load_bytes(unit + 32 + 64 * line + 4 * kWidth * part);
-      DL_UNROLL(8)
+      DL_UNROLL(9)
       for (int row = 0; row < kRows; ++row) {
         const uint8_t* record = rows + row * stride;
         const uint8_t* quants = record + number * kBlock;
@@ -86,7 +86,7 @@ static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stri
     for (int unit = 0; unit + 1 < num_units; unit += 2) {
       U32 first = load_words(weights + 64 * unit), second = load_words(weights + 64 * unit + 64);
       keep_in_register(first), keep_in_register(second);
-      DL_UNROLL(8)
+      DL_UNROLL(9)
       for (int row = 0; row < kRows; ++row) {
         const uint8_t* pair = rows + row * stride + 4 * unit;
         even[row] = dot_bf16(even[row], first, load_int(pair));
@@ -113,7 +113,7 @@ static void dot_f32(const uint8_t* tile, const uint8_t* rows, int64_t stride, in
       F32 acc[kRows] = {};
       for (int unit = begin; unit < min_of(begin + 64, num_units); ++unit) {
         const F32 line = load(weights + kLanes * unit + kWidth * part);
-        DL_UNROLL(8)
+        DL_UNROLL(9)
         for (int row = 0; row < kRows; ++row)
           acc[row] = fma(line, splat(reinterpret_cast<const float*>(rows + row * stride)[unit]), acc[row]);
       }
@@ -144,6 +144,7 @@ DL_INLINE DotTile choose_dot_tile(int32_t kind, int num_rows) {
     case 5: return dot_tile_of<min_of(5, kMaxRows)>(kind);
     case 6: return dot_tile_of<min_of(6, kMaxRows)>(kind);
     case 7: return dot_tile_of<min_of(7, kMaxRows)>(kind);
+    case 8: return dot_tile_of<min_of(8, kMaxRows)>(kind);
     default: return dot_tile_of<kMaxRows>(kind);
   }
 }
