@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import time
 
 import pytest
 
@@ -131,13 +130,12 @@ def test_workloads_are_functions_of_their_seed():
 
 
 def reply(*events: str) -> StreamTiming:
-    async def read() -> StreamTiming:
-        reader = asyncio.StreamReader()
-        reader.feed_data("".join(f"data: {event}\r\n\r\n" for event in events).encode())
-        reader.feed_eof()
-        return await http_load._read_stream(reader, time.perf_counter())
-
-    return asyncio.run(read())
+    """Read events that arrived one second apart, each in two parts."""
+    received, arrivals = b"", []
+    for number, event in enumerate(events, start=1):
+        received += f"data: {event}\r\n\r\n".encode()
+        arrivals += [(len(received) - 9, number - 0.5), (len(received), number)]
+    return http_load.read_stream(received, arrivals)
 
 
 USAGE = '"usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}'
@@ -153,7 +151,8 @@ USAGE = '"usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_de
 def test_usage_is_found_where_each_server_puts_it(last):
     found = reply('{"choices":[{"text":"a"}],"usage":null}', '{"choices":[{"text":" b"}]}', last, "[DONE]")
     assert (found.prompt_tokens, found.completion_tokens, found.cached_tokens) == (5, 2, 3)
-    assert len(found.chunk_times) == 2
+    assert found.chunk_times == (1, 2)
+    assert found.total == 4
 
 
 @pytest.mark.parametrize("events", [("[DONE]",), ('{"choices":[{"text":"a"}],' + USAGE + "}",)])
