@@ -217,6 +217,18 @@ def test_a_requests_own_trials_bend_the_shared_estimate_and_fade():
     assert table.survival(ngram(1), own, 1)[0] > 0.95 * shared
 
 
+def test_failures_behind_a_changed_word_do_not_shorten_drafts_behind_a_match():
+    table, own = AcceptanceTable(), RequestAcceptance()
+    before = table.survival(ngram(1), own, 1)
+    for _ in range(20):
+        own.rate(DraftSource.NGRAM, is_match=False).record(False, 0.9)
+    assert table.survival(ngram(1), own, 1) == before
+    assert (
+        table.survival(ngram(1, match=1), own, 1)[0]
+        < table.survival(ngram(1, match=1), RequestAcceptance(), 1)[0]
+    )
+
+
 def test_places_after_the_first_wrong_one_say_nothing():
     table = AcceptanceTable()
     before = table._rate(DraftSource.NGRAM, 3, 3).trials

@@ -47,6 +47,27 @@ def test_the_draft_model_rests_longer_until_a_batch_shrinks():
     assert not pause.is_on
 
 
+def test_the_rest_of_a_large_batch_outlives_a_small_one():
+    pause = ModelPause()
+    for _ in range(40):
+        pause.begin_step(8)
+        if not pause.is_on:
+            pause.record([0])
+    assert pause.is_on
+    pause.begin_step(2)
+    assert not pause.is_on, "two requests are another matter"
+    pause.begin_step(9)
+    assert pause.is_on, "nine are not"
+
+
+def test_lookups_rest_by_what_all_requests_would_take():
+    alone, together = Thought(), Thought()
+    for _ in range(200):
+        alone.record(12e-6, 1.2e-3)
+        together.record(12e-6, 1.2e-3, num_looked=1, num_requests=16)
+    assert (alone.most_rest, together.most_rest) == (7, 16)
+
+
 def test_lookups_rest_longer_where_a_step_is_short():
     large, small = Thought(), Thought()
     for _ in range(200):
