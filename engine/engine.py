@@ -81,6 +81,7 @@ class Engine:
         self._prompt_tokens = self._generation_tokens = self.num_steps = 0
         self._execute_seconds = 0.0
         self._step_started: float | None = None
+        self._last_ended: float | None = None
 
     def validate(self, generation: GenerationRequest) -> None:
         """Raise RequestError if the request could never run; safe to call from any thread."""
@@ -158,6 +159,7 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Propose, schedule, execute, update: advance every request of one batch."""
         begun = self._step_started = time.monotonic()
+        between = 0.0 if self._last_ended is None else begun - self._last_ended
         self.speculator.propose(self.scheduler.running)
         proposed = time.monotonic()
         batch = self.scheduler.schedule()
@@ -167,9 +169,12 @@ class Engine:
         self._execute_seconds += proposed - begun + executed - scheduled
         outputs = self.scheduler.update(batch, output)
         ended = time.monotonic()
-        self.speculator.record(batch, outputs, drafting=proposed - begun, target=ended - proposed)
+        self.speculator.record(
+            batch, outputs, between=between, drafting=proposed - begun, target=ended - proposed
+        )
         self._count(outputs)
         self._step_started = None
+        self._last_ended = ended if self.has_work else None  # what follows is no work then
         return outputs
 
     def close(self) -> None:

@@ -1,9 +1,10 @@
 """The controller: how many tokens of each draft to verify, so that tokens per second are the most.
 
 With N requests to decode, n tokens in the step anyway and drafts whose places survive with chances S, the
-step is expected to bring N + sum(S) tokens in V(n + drafts) + D seconds, where V and D are measured prices
-of the target's pass and of drafting. Places are taken in order of their chances, and of all the ways to stop
-the one of the highest rate wins: nothing, where a pass costs as much as its tokens, as in large batches.
+step is expected to bring N + sum(S) tokens in V(n + drafts) + D + B seconds. V and D are measured prices of
+the target's pass and of drafting, B is what passes between two steps. Places are taken in order of their
+chances, and of all the ways to stop the one of the highest rate wins: nothing, where a pass costs as much as
+its tokens, as in large batches.
 (The rule of SmartSpec, arXiv 2406.14066.)
 """
 
@@ -24,6 +25,8 @@ _PROBE_TOKENS = 3
 _TRIED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 _BIAS_MEMORY = 0.98
 _PREPARATION_MEMORY = 0.9
+_BETWEEN_MEMORY = 0.95
+_MOST_BETWEEN = 1.0  # of the step's own seconds
 _MOST_SURPRISE = 2.0
 _FIRST_PREPARATION = 50e-6  # seconds
 _LEAST_BIAS, _MOST_BIAS = 0.5, 1.5
@@ -61,12 +64,16 @@ class Controller:
         self._preparation = (
             _FIRST_PREPARATION  # seconds that each of the model's drafts takes beside its passes
         )
+        self._between = 0.0  # seconds from one step to the next, which fewer steps save
         self._bias = 1.0  # measured over promised gain: a guard against prices and chances that are wrong
 
-    def record_step(self, seconds: float) -> None:
-        """Count a step, with drafts or without."""
+    def record_step(self, seconds: float, between: float = 0.0) -> None:
+        """Count a step, with drafts or without, and learn what passes between two steps."""
         self._steps_since_draft += 1
         self._seconds_since_draft += seconds
+        if between:
+            between = min(between, _MOST_BETWEEN * seconds)  # more is an interruption
+            self._between = self._between * _BETWEEN_MEMORY + between * (1.0 - _BETWEEN_MEMORY)
 
     def could_pay(self, load: StepLoad, num_drafts: int, length: int) -> bool:
         """Tell whether even drafts that are right to their ends would pay, or it is time to try.
@@ -76,11 +83,11 @@ class Controller:
         if self._steps_since_draft >= self._next_try:
             self._next_try = self._steps_since_draft + PROBE_INTERVAL
             return True
-        least = _MARGIN * load.num_decodes / self.target_costs.seconds(load.num_tokens)
+        least = _MARGIN * load.num_decodes / (self.target_costs.seconds(load.num_tokens) + self._between)
         for num_tokens in _TRIED_SIZES:
             if num_tokens <= num_drafts * length:
                 seconds = self.target_costs.seconds(load.num_tokens + num_tokens, -(-num_tokens // length))
-                if load.num_decodes + num_tokens > least * seconds:
+                if load.num_decodes + num_tokens > least * (seconds + self._between):
                     return True
         return False
 
@@ -165,7 +172,7 @@ class Controller:
         num_tokens = load.num_tokens + sum(len(c.survival) for c in fixed)
         num_drafts = len(fixed)
         expected = load.num_decodes + sum(sum(c.survival) for c in fixed)
-        best_rate = _MARGIN * expected / self.target_costs.seconds(num_tokens, num_drafts)
+        best_rate = _MARGIN * expected / (self.target_costs.seconds(num_tokens, num_drafts) + self._between)
         drafting = _Drafting(self.draft_costs, self._preparation)
         best_count, gained, bias = 0, 0.0, min(1.0, self._bias)
         for count, (negative_chance, number, place) in enumerate(places, start=1):
@@ -173,7 +180,7 @@ class Controller:
             drafting.add(candidates[number], place)
             num_drafts += place == 0
             seconds = self.target_costs.seconds(num_tokens + count, num_drafts)
-            rate = (expected + bias * gained) / (seconds + drafting.seconds)
+            rate = (expected + bias * gained) / (seconds + drafting.seconds + self._between)
             if rate > best_rate:
                 best_rate, best_count = rate, count
         for _, number, place in places[:best_count]:

@@ -137,17 +137,26 @@ class Speculator:
             plan.request.draft_token_ids = draft.token_ids
             self._expected_tokens += sum(plan.candidate.survival[: len(draft.token_ids)])
 
-    def record(self, batch: Batch, outputs: Sequence[StepOutput], *, drafting: float, target: float) -> None:
+    def record(
+        self,
+        batch: Batch,
+        outputs: Sequence[StepOutput],
+        *,
+        drafting: float,
+        target: float,
+        between: float = 0.0,
+    ) -> None:
         """Learn from a step and fill in the outputs' `speculation`.
 
-        `drafting` and `target` are the seconds that proposing and all the rest took.
+        `drafting` and `target` are the seconds that proposing and all the rest took, `between` those since
+        the step before, 0 if there was nothing to do.
         """
         num_drafts = sum([bool(chunk.draft_token_ids) for chunk in batch.chunks])
         self._observe_costs(batch, num_drafts, drafting, target)
         plain = target
         if num_drafts:
             plain = self.target_costs.seconds(batch.num_tokens - batch.num_draft_tokens)
-        self.controller.record_step(target)
+        self.controller.record_step(target, between)
         self._num_steps += 1
         self._seconds += drafting + target
         self._plain_seconds += plain

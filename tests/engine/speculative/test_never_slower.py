@@ -24,7 +24,7 @@ def price(num_tokens, free):
     return 0.01 * max(1.0 + 0.01 * num_tokens, num_tokens / free)
 
 
-def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, change_at=None, fee=0.0):
+def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, change_at=None, fee=0.0, gap=0.0):
     """Run some streams to their end; each draft token is right with chance `rate`, later with another."""
     clock, rng = Clock(), random.Random(4)
     monkeypatch.setattr("engine.engine.time", clock)
@@ -59,6 +59,7 @@ def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, chang
     started = clock.now
     while engine.has_work:
         engine.step()
+        clock.now += gap
     assert engine.stats().generation_tokens == num_requests * num_tokens
     return clock.now - started
 
@@ -74,6 +75,16 @@ def test_auto_is_never_slower_than_off(monkeypatch, rate, free, num_streams):
         assert ratio > 1.6
     if rate == 0.9 and free == 10.0 and num_streams == 4:
         assert ratio > 1.4
+
+
+def test_what_passes_between_steps_is_saved_too(monkeypatch):
+    case = {"rate": 0.9, "free": 1.0, "num_streams": 1}
+    ratios = [
+        seconds(monkeypatch, "off", **case, gap=gap) / seconds(monkeypatch, "auto", **case, gap=gap)
+        for gap in (0.0, 0.01)
+    ]
+    assert ratios[0] == pytest.approx(1.0, abs=0.03), "a token costs a token"
+    assert ratios[1] > 1.15
 
 
 @pytest.mark.parametrize("num_streams", [1, 16])
