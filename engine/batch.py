@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engine.kv_cache.kv_cache_manager import BlockCopy
+from engine.kv_cache.block import BlockCopy
 from engine.outputs import TokenLogprobs
 from engine.request import Request
 from engine.sampled_row import SampledRow, rows_with_drafts

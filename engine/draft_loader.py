@@ -125,12 +125,13 @@ def _measure_draft_model(draft_model: DraftModel, request: Request, sizes: Seque
         return _fastest(lambda size: draft_model.run([spans[size]], [row]), sizes)
     one, block_size = TokenSpan((0,), 0, request.block_ids, 1), draft_model.kv_cache_manager.block_size
 
+    num_steps = min(_MEASURED_STEPS, max(sizes))  # each takes a position: more there may not be
+
     def run_chain(size: int) -> None:
         model_input = lay_out([one] * size, block_size=block_size, device=draft_model.device)
-        chain(model_input, [row] * size, _MEASURED_STEPS)
+        chain(model_input, [row] * size, num_steps)
 
-    # The chain writes the slots of its positions: so many there must be.
-    return {size: seconds / _MEASURED_STEPS for size, seconds in _fastest(run_chain, sizes).items()}
+    return {size: seconds / num_steps for size, seconds in _fastest(run_chain, sizes).items()}
 
 
 def _fastest(run: Callable[[int], object], sizes: Sequence[int]) -> dict[int, float]:

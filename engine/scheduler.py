@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import replace
 
 from engine.batch import Batch, ScheduledChunk, StepOutput
-from engine.kv_cache.kv_cache_manager import BlockCopy, KVCacheManager
+from engine.kv_cache.block import BlockCopy
+from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.outputs import FinishReason
 from engine.request import Request, RequestStatus
 from engine.sampling.sampler import SamplerOutput

@@ -1,4 +1,4 @@
-"""Block: the unit of KV memory, `block_size` consecutive positions of one sequence."""
+"""Block: the unit of KV memory, `block_size` consecutive positions of one sequence; and BlockCopy."""
 
 from dataclasses import dataclass
 
@@ -13,3 +13,11 @@ class Block:
     parent_hash: bytes | None = None  # of the prefix that token_ids follow; set while others may copy them
     token_ids: tuple[int, ...] = ()  # that its first positions hold
     has_draft_kv: bool = False  # the draft model has written all of it too
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """A whole block, by ids, whose keys and values are copied before a step; copies are made in order."""
+
+    source: int
+    target: int

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.kv_cache.block import Block
+from engine.kv_cache.block import Block, BlockCopy
 from engine.kv_cache.block_hash import hash_block
 from engine.kv_cache.block_pool import BlockPool
 from engine.request import Request
@@ -17,14 +17,6 @@ class CachedPrefix:
     blocks: tuple[Block, ...] = ()
     tail: Block | None = None
     num_tail_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BlockCopy:
-    """Keys and values of a whole block, to be copied before the step runs; in the order of their making."""
-
-    source: int
-    target: int
 
 
 class KVCacheManager:

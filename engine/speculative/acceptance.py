@@ -37,11 +37,11 @@ class RequestAcceptance:
     Drafts behind a changed word, which match little, say nothing of those behind a long match.
     """
 
-    rates: dict[tuple[DraftSource, bool], _Rate] = field(default_factory=dict)
+    rates: dict[tuple[DraftSource, bool], _Rate] = field(default_factory=dict)  # bool: behind a changed word
 
-    def rate(self, source: DraftSource, *, is_match: bool = True) -> _Rate:
-        """Return the request's own rate of a source, without trials at first."""
-        return self.rates.setdefault((source, is_match), _Rate(0.0, 0.0))
+    def rate(self, draft: Draft) -> _Rate:
+        """Return the request's own rate of drafts like this one, without trials at first."""
+        return self.rates.setdefault((draft.source, draft.match_length == 1), _Rate(0.0, 0.0))
 
     def fade(self, num_steps: int) -> None:
         """Let the trials count for less after steps in which nothing was drafted."""
@@ -69,10 +69,7 @@ class AcceptanceTable:
         """
         if draft.source is DraftSource.GRAMMAR:
             return [FORCED ** (place + 1) for place in range(num_tokens)]
-        rate, bucket = (
-            own.rate(draft.source, is_match=draft.match_length > 1),
-            match_bucket(draft.match_length),
-        )
+        rate, bucket = own.rate(draft), match_bucket(draft.match_length)
         own_successes, trials = rate.successes, _PRIOR_TRIALS + rate.trials
         chances, chance = list[float](), 1.0
         for place in range(num_tokens):
@@ -87,10 +84,7 @@ class AcceptanceTable:
         """Take in a verification: places before the first wrong one succeeded, those after say nothing."""
         if draft.source is DraftSource.GRAMMAR:
             return
-        rate, bucket = (
-            own.rate(draft.source, is_match=draft.match_length > 1),
-            match_bucket(draft.match_length),
-        )
+        rate, bucket = own.rate(draft), match_bucket(draft.match_length)
         for place in range(min(num_accepted + 1, len(draft.token_ids))):
             success = place < num_accepted
             self._rate(draft.source, bucket, place).record(success, _MEMORY)

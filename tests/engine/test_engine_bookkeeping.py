@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.errors import RequestError
-from engine.kv_cache.kv_cache_manager import BlockCopy
+from engine.kv_cache.block import BlockCopy
 from engine.outputs import FinishReason
 from engine.request import RequestStatus
 from tests.tiny import generate, generation, run_to_end, scripted_engine

@@ -208,7 +208,7 @@ def test_acceptance_is_learned_for_each_length_of_match():
 def test_a_requests_own_trials_bend_the_shared_estimate_and_fade():
     table, own = AcceptanceTable(), RequestAcceptance()
     shared = table.survival(ngram(1), RequestAcceptance(), 1)[0]
-    rate = own.rate(DraftSource.NGRAM)
+    rate = own.rate(ngram(1))
     for _ in range(6):
         rate.record(False, 0.9)
     unlucky = table.survival(ngram(1), own, 1)[0]
@@ -221,7 +221,7 @@ def test_failures_behind_a_changed_word_do_not_shorten_drafts_behind_a_match():
     table, own = AcceptanceTable(), RequestAcceptance()
     before = table.survival(ngram(1), own, 1)
     for _ in range(20):
-        own.rate(DraftSource.NGRAM, is_match=False).record(False, 0.9)
+        own.rate(ngram(1, match=1)).record(False, 0.9)
     assert table.survival(ngram(1), own, 1) == before
     assert (
         table.survival(ngram(1, match=1), own, 1)[0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engine.config import EngineConfig
+from engine.draft_loader import measure_step_costs
 from engine.errors import ConfigError, RequestError
 from engine.loader import build_engine
 from engine.outputs import FinishReason
@@ -401,3 +402,19 @@ def test_known_answers_cover_the_kinds():
     request = scripted_engine().add_request(generation([9]))
     assert list(guess(request, 4)) != [1, 2, 3, 4]
     assert list(known({0: [1, 2]}, "right")(request, 4)) == [1, 2]
+
+
+@pytest.mark.parametrize(("max_model_len", "num_steps"), [(2, 1), (3, 2), (64, 4)])
+def test_the_draft_model_is_measured_within_the_positions_that_there_are(max_model_len, num_steps):
+    """Tables of positions end at max_model_len: the kernels would read past them."""
+    engine = byte_engine(draft=noisy_copy(byte_checkpoint(), 0.02), max_model_len=max_model_len)
+    measured = []
+
+    def chain(_model_input, rows, steps):
+        measured.append(steps)
+        return [[0] * steps for _ in rows]
+
+    engine.speculator.draft_model.chain = chain
+    measure_step_costs(engine)
+    assert set(measured) == {num_steps}
+    assert engine.kv_cache_manager.pool.num_free == engine.kv_cache_manager.pool.num_blocks

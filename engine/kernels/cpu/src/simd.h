@@ -11,7 +11,7 @@ namespace DRAFTLINE_ISA {
 
 #if defined(DRAFTLINE_AVX512)
 constexpr int kWidth = 16;
-constexpr int kMaxRows = 9;     // that share one pass over the weights, as a token and 8 drafts do: their sums are registers
+constexpr int kMaxRows = 9;     // that share one pass over the weights (a token and 8 drafts): their sums are in registers
 constexpr int kMaxVectors = 4;  // of a row's values summed at once
 #elif defined(DRAFTLINE_AVX2)
 constexpr int kWidth = 8;
