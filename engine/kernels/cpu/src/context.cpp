@@ -199,6 +199,9 @@ DRAFTLINE_EXPORT void draftline_forward(Context* context, const Model* model, co
   provide_attention_memory(*context, step, num_partials);
   cut_attention(*context, step, spans, num_spans, block_tables);
   step.rows = context->rows.data();
+  step.spans = spans;
+  step.num_spans = num_spans;
+  step.block_tables = block_tables;
   step.attention_units = context->units.data();
   step.num_attention_units = static_cast<int32_t>(context->units.size());
   run(*context, step, context->kernels->forward, kMaxPhasesPerLayer * model->num_layers + 1);

@@ -1,6 +1,7 @@
 // All kernels for one instruction set: include from an isa_*.cpp file, inside its target region.
 #include "simd.h"
 #include "quantize.h"
+#include "kv_ahead.h"
 #include "matmul.h"
 #include "kv_tile.h"
 #include "attention.h"

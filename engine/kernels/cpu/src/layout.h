@@ -22,6 +22,11 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kRowsPrepared = 9;       // by every thread for itself, at most
 constexpr int kMaxPhasesPerLayer = 9;
 
+// From so many rows on a pass computes longer than its tile of weights takes to arrive, and asks for the next tile
+// meanwhile: else memory would idle while processors work and the other way round. With fewer rows memory is the
+// limit anyway.
+constexpr int kRowsThatFetch = 4;
+
 inline constexpr int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline constexpr int min_of(int a, int b) { return a < b ? a : b; }
 inline constexpr int num_splits(int num_positions) { return (num_positions + kSplit - 1) / kSplit; }
@@ -69,6 +74,9 @@ struct Step {
   int32_t num_rows;
   const int64_t* token_ids;
   const RowPlace* rows;
+  const Span* spans;
+  int32_t num_spans;
+  const int32_t* block_tables;
   const AttentionUnit* attention_units;
   int32_t num_attention_units;
   HeadShape shape;

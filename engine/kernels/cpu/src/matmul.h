@@ -6,23 +6,23 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
-// From so many rows on a pass computes longer than its tile takes to arrive, and asks for the next tile meanwhile:
-// else memory would idle while processors work and the other way round. With fewer rows memory is the limit anyway.
-constexpr int kRowsThatFetch = 4;
-
 template <int kRows>
 DL_INLINE void store_rows(const F32* acc, float (*out)[kLanes], int part) {
   for (int row = 0; row < kRows; ++row) store(out[row] + part * kWidth, acc[row]);
 }
 
 template <int kRows>
-static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes]) {
+static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes],
+                   Ahead ahead) {
   for (int part = 0; part < kParts; ++part) {
     F32 acc[kRows] = {};
     for (int number = 0; number < num_units; ++number) {
       const uint8_t* unit = tile + number * kQ4UnitBytes;
       const F32 scale = load_half(unit + 2 * kWidth * part), minimum = load_half(unit + 32 + 2 * kWidth * part);
-      if (kRows >= kRowsThatFetch && part == 0) fetch(unit + num_units * kQ4UnitBytes, kQ4UnitBytes);
+      if (kRows >= kRowsThatFetch && part == 0) {
+        fetch(unit + num_units * kQ4UnitBytes, kQ4UnitBytes);
+        fetch_ahead(ahead);
+      }
       U8 weights[8];
       for (int line = 0; line < 4; ++line) {
         const U8 both = load_bytes(unit + 64 + 64 * line + 4 * kWidth * part);
@@ -49,14 +49,18 @@ static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
 }
 
 template <int kRows>
-static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes]) {
+static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes],
+                   Ahead ahead) {
   for (int part = 0; part < kParts; ++part) {
     F32 acc[kRows] = {};
     for (int number = 0; number < num_units; ++number) {
       const uint8_t* unit = tile + number * kQ8UnitBytes;
       const F32 scale = load_half(unit + 2 * kWidth * part);
       U8 weights[8];
-      if (kRows >= kRowsThatFetch && part == 0) fetch(unit + num_units * kQ8UnitBytes, kQ8UnitBytes);
+      if (kRows >= kRowsThatFetch && part == 0) {
+        fetch(unit + num_units * kQ8UnitBytes, kQ8UnitBytes);
+        fetch_ahead(ahead);
+      }
       for (int line = 0; line < 8; ++line) weights[line] = load_bytes(unit + 32 + 64 * line + 4 * kWidth * part);
       DL_UNROLL(9)
       for (int row = 0; row < kRows; ++row) {
@@ -79,7 +83,7 @@ static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
 // Two chains of sums: one would wait for its own last sum.
 template <int kRows>
 static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units,
-                          float (*out)[kLanes]) {
+                          float (*out)[kLanes], Ahead) {
   for (int part = 0; part < kParts; ++part) {
     F32 even[kRows] = {}, odd[kRows] = {};
     const uint8_t* weights = tile + 4 * kWidth * part;
@@ -104,7 +108,8 @@ static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stri
 }
 
 template <int kRows>
-static void dot_f32(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes]) {
+static void dot_f32(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes],
+                    Ahead) {
   const float* weights = reinterpret_cast<const float*>(tile);
   for (int part = 0; part < kParts; ++part) {
     F32 totals[kRows] = {};
@@ -123,7 +128,7 @@ static void dot_f32(const uint8_t* tile, const uint8_t* rows, int64_t stride, in
   }
 }
 
-using DotTile = void (*)(const uint8_t*, const uint8_t*, int64_t, int, float (*)[kLanes]);
+using DotTile = void (*)(const uint8_t*, const uint8_t*, int64_t, int, float (*)[kLanes], Ahead);
 
 template <int kRows>
 DL_INLINE DotTile dot_tile_of(int32_t kind) {
@@ -156,17 +161,18 @@ struct Rows {
 };
 
 // Multiply `num_tiles` tiles with rows [begin, end), a few at a time. `take(row, count, out)` gets
-// out[tile][row][lane], tile from 0; it sees each row once.
+// out[tile][row][lane], tile from 0; it sees each row once. `ahead`, if any, is asked for meanwhile.
 template <int kMaxTiles, class Take>
 DL_INLINE void multiply_tiles(const Matrix& matrix, int first_tile, int num_tiles, const Rows& rows, int begin,
-                              int end, Take take) {
+                              int end, KVAhead* ahead, Take take) {
   alignas(64) float out[kMaxTiles][kMaxRows][kLanes];
   for (int row = begin; row < end; row += kMaxRows) {
     const int count = min_of(kMaxRows, end - row);
     const DotTile dot = choose_dot_tile(matrix.kind, count);
     for (int tile = 0; tile < num_tiles; ++tile) {
       const uint8_t* weights = matrix.data + (first_tile + tile) * matrix.tile_bytes;
-      dot(weights, rows.records + row * rows.format.stride, rows.format.stride, rows.format.num_units, out[tile]);
+      dot(weights, rows.records + row * rows.format.stride, rows.format.stride, rows.format.num_units, out[tile],
+          ahead == nullptr ? Ahead{nullptr, 0} : ahead->take(matrix.num_units));
       if (matrix.bias == nullptr) continue;
       const float* bias = matrix.bias + (first_tile + tile) * kLanes;
       for (int i = 0; i < count; ++i)

@@ -18,11 +18,15 @@ class StepThread {
   StepThread(Step& step, int thread) : step_(step), model_(*step.model), thread_(thread) {}
 
   void forward() {
+    KVAhead ahead(step_, thread_, step_.pool->num_active());
+    ahead_ = &ahead;
+    ahead.start(0);
     embed();
     for (int number = 0; number < model_.num_layers; ++number) {
       const Layer& layer = model_.layers[number];
       project_heads(layer, number);
       attend_all(number);
+      ahead.start(number + 1);
       add_attention(layer);
       feed_forward(layer);
     }
@@ -36,7 +40,7 @@ class StepThread {
     const int num_groups = (model_.head.num_tiles + kHeadTiles - 1) / kHeadTiles;
     for_row_blocks(num_groups, [&](int group, int begin, int end) {
       const int first = group * kHeadTiles, count = min_of(kHeadTiles, model_.head.num_tiles - first);
-      multiply_tiles<kHeadTiles>(model_.head, first, count, rows, begin, end, [&](int row, int num, auto& out) {
+      multiply_tiles<kHeadTiles>(model_.head, first, count, rows, begin, end, nullptr, [&](int row, int num, auto& out) {
         for (int tile = 0; tile < count; ++tile)
           for (int i = 0; i < num; ++i) store_logits(row + i, (first + tile) * kLanes, out[tile][i]);
       });
@@ -108,7 +112,7 @@ class StepThread {
     const int num_tiles = step_.shape.padded_dim / kLanes;
     for_row_blocks(model_.num_heads + 2 * model_.num_kv_heads, [&](int head, int begin, int end) {
       multiply_tiles<kMaxHeadDim / kLanes>(
-          layer.qkv, head * num_tiles, num_tiles, rows, begin, end, [&](int row, int count, auto& out) {
+          layer.qkv, head * num_tiles, num_tiles, rows, begin, end, ahead_, [&](int row, int count, auto& out) {
             for (int i = 0; i < count; ++i) {
               float values[kMaxHeadDim];
               for (int tile = 0; tile < num_tiles; ++tile)
@@ -193,7 +197,7 @@ class StepThread {
     const int tiles_each = model_.is_gated ? 2 : 1;
     const int num_tiles = layer.gate_up.num_tiles / tiles_each;
     for_row_blocks(num_tiles, [&](int tile, int begin, int end) {
-      multiply_tiles<2>(layer.gate_up, tile * tiles_each, tiles_each, rows, begin, end,
+      multiply_tiles<2>(layer.gate_up, tile * tiles_each, tiles_each, rows, begin, end, ahead_,
                         [&](int row, int count, auto& out) {
                           for (int i = 0; i < count; ++i) {
                             float* place = step_.inner + (row + i) * step_.inner_stride + tile * kLanes;
@@ -215,7 +219,7 @@ class StepThread {
   // x += matrix * rows
   void add_product(const Matrix& matrix, const Rows& rows) {
     for_row_blocks(matrix.num_tiles, [&](int tile, int begin, int end) {
-      multiply_tiles<1>(matrix, tile, 1, rows, begin, end, [&](int row, int count, auto& out) {
+      multiply_tiles<1>(matrix, tile, 1, rows, begin, end, ahead_, [&](int row, int count, auto& out) {
         for (int i = 0; i < count; ++i) {
           float* place = x(row + i) + tile * kLanes;
           for (int lane = 0; lane < kLanes; ++lane) place[lane] += out[0][i][lane];
@@ -241,6 +245,7 @@ class StepThread {
   Step& step_;
   const Model& model_;
   const int thread_;
+  KVAhead* ahead_ = nullptr;
 };
 
 }  // namespace DRAFTLINE_ISA
