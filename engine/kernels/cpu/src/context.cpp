@@ -10,6 +10,7 @@
 #include <new>
 
 #include "layout.h"
+#include "plan.h"
 
 #define DRAFTLINE_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -61,9 +62,9 @@ struct Context {
   Pool pool;
   const Kernels* kernels;
   Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples;
-  Buffer hidden, chosen, logits;  // of steps that end in tokens
-  std::vector<RowPlace> rows;
-  std::vector<AttentionUnit> units;
+  Buffer hidden, logits;  // of steps that end in tokens
+  Buffer kept_hidden, kept_queries;
+  Plan plan, kept_plan;
   StepTimes times{};
   bool is_timing = false;
 };
@@ -100,48 +101,6 @@ void provide_attention_memory(Context& context, Step& step, int64_t num_partials
   step.unused_partials = context.unused_partials.get(num_threads * step.partial_stride);
   step.scratch_stride = sizeof(AttentionScratch);
   step.scratch = context.scratch.get(num_threads * step.scratch_stride);
-}
-
-// Returns the number of partial softmaxes of all rows, for one head.
-int64_t place_rows(Context& context, const Step& step, const Span* spans, int num_spans, const int32_t* tables) {
-  int64_t num_partials = 0;
-  context.rows.resize(step.num_rows);
-  for (const Span* span = spans; span < spans + num_spans; ++span) {
-    for (int i = 0; i < span->num_tokens; ++i) {
-      const int position = span->first_position + i, number = position / kTilePositions;
-      const int per_block = step.kv->tiles_per_block;
-      const int64_t block = tables[span->table_offset + number / per_block];
-      context.rows[span->first_row + i] = {position, static_cast<int32_t>(num_partials),
-                                           block * per_block + number % per_block};
-      num_partials += num_splits(position + 1);
-    }
-  }
-  return num_partials;
-}
-
-void add_units(Context& context, const Step& step, const Span& span, const int32_t* tables, int heads_per_unit) {
-  const Model& model = *step.model;
-  const int heads_per_kv = model.num_heads / model.num_kv_heads;
-  for (int first = 0; first < span.num_tokens; first += kQueryTile) {
-    const int count = min_of(kQueryTile, span.num_tokens - first), position = span.first_position + first;
-    for (int split = 0; split < num_splits(position + count); ++split)
-      for (int kv_head = 0; kv_head < model.num_kv_heads; ++kv_head)
-        for (int head = 0; head < heads_per_kv; head += heads_per_unit)
-          context.units.push_back({span.first_row + first, count, position, tables + span.table_offset,
-                                   kv_head * heads_per_kv + head, min_of(heads_per_unit, heads_per_kv - head),
-                                   kv_head, split});
-  }
-}
-
-// Heads that share keys go together, but for a few units every head by itself: threads then get even shares.
-void cut_attention(Context& context, const Step& step, const Span* spans, int num_spans, const int32_t* tables) {
-  const int heads_per_kv = step.model->num_heads / step.model->num_kv_heads;
-  for (int heads_per_unit : {min_of(kHeadsPerUnit, heads_per_kv), 1}) {
-    context.units.clear();
-    for (const Span* span = spans; span < spans + num_spans; ++span)
-      add_units(context, step, *span, tables, heads_per_unit);
-    if (static_cast<int>(context.units.size()) >= 4 * context.pool.num_threads()) break;
-  }
 }
 
 void run(Context& context, Step& step, void (*job)(void*, int), int max_phases) {
@@ -188,24 +147,65 @@ DRAFTLINE_EXPORT int64_t draftline_kv_tile_bytes(int32_t kind, int32_t head_dim)
   return key_bytes + value_bytes;
 }
 
+namespace draftline {
+namespace {
+
+void use_plan(Step& step, const Plan& plan) {
+  step.rows = plan.rows.data();
+  step.attention_units = plan.units.data();
+  step.num_attention_units = static_cast<int32_t>(plan.units.size());
+}
+
+// The end of a step for the rows in `kept`, ascending: what lies behind the last layer's keys and values is computed
+// for no others. Its working memory is the step's own, but for hidden states and queries.
+Step step_of_kept(Context& context, const Step& step, const int32_t* kept, int32_t num_kept, float* hidden) {
+  const std::vector<Span> spans = kept_spans(step.spans, step.num_spans, kept, num_kept);
+  const int num_spans = static_cast<int>(spans.size());
+  context.kept_plan.place_rows(num_kept, step.kv->tiles_per_block, spans.data(), num_spans, step.block_tables);
+  context.kept_plan.cut_attention(*step.model, context.pool.num_threads(), spans.data(), num_spans, step.block_tables);
+  Step end = step;
+  end.num_rows = num_kept;
+  end.hidden = hidden;
+  end.queries = context.kept_queries.get(num_kept * step.model->num_heads * step.query_stride);
+  use_plan(end, context.kept_plan);
+  return end;
+}
+
+// Hidden states of the rows in `kept`, or of all if it is null.
+void forward(Context& context, const Model* model, const KVTiles* kv, const int64_t* token_ids, int32_t num_rows,
+             const Span* spans, int32_t num_spans, const int32_t* block_tables, const int32_t* kept, int32_t num_kept,
+             float* hidden) {
+  const bool keeps_all = kept == nullptr || num_kept == num_rows;
+  const int64_t stride = padded(model->hidden_size, kBlock);
+  Step step = new_step(context, model, num_rows, keeps_all ? hidden : context.hidden.get<float>(4 * num_rows * stride));
+  step.kv = kv;
+  step.token_ids = token_ids;
+  step.spans = spans;
+  step.num_spans = num_spans;
+  step.block_tables = block_tables;
+  const int64_t num_partials =
+      context.plan.place_rows(num_rows, kv->tiles_per_block, spans, num_spans, block_tables);
+  provide_attention_memory(context, step, num_partials);
+  context.plan.cut_attention(*model, context.pool.num_threads(), spans, num_spans, block_tables);
+  use_plan(step, context.plan);
+  Step end;
+  if (!keeps_all) {
+    end = step_of_kept(context, step, kept, num_kept, hidden);
+    step.kept_rows = kept;
+    step.end = &end;
+  }
+  run(context, step, context.kernels->forward, kMaxPhasesPerLayer * model->num_layers + 2);
+  ++context.times.num_steps;
+}
+
+}  // namespace
+}  // namespace draftline
+
 // Hidden states [num_rows, hidden_size padded to 32] of a step's tokens, whose keys and values are stored.
 DRAFTLINE_EXPORT void draftline_forward(Context* context, const Model* model, const KVTiles* kv,
                                         const int64_t* token_ids, int32_t num_rows, const Span* spans,
                                         int32_t num_spans, const int32_t* block_tables, float* hidden) {
-  Step step = new_step(*context, model, num_rows, hidden);
-  step.kv = kv;
-  step.token_ids = token_ids;
-  const int64_t num_partials = place_rows(*context, step, spans, num_spans, block_tables);
-  provide_attention_memory(*context, step, num_partials);
-  cut_attention(*context, step, spans, num_spans, block_tables);
-  step.rows = context->rows.data();
-  step.spans = spans;
-  step.num_spans = num_spans;
-  step.block_tables = block_tables;
-  step.attention_units = context->units.data();
-  step.num_attention_units = static_cast<int32_t>(context->units.size());
-  run(*context, step, context->kernels->forward, kMaxPhasesPerLayer * model->num_layers + 1);
-  ++context->times.num_steps;
+  forward(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, nullptr, 0, hidden);
 }
 
 // Logits [num_rows, vocab_size] of hidden states as draftline_forward wrote them.
@@ -231,31 +231,30 @@ DRAFTLINE_EXPORT void draftline_sample(Context* context, const float* logits, in
 namespace draftline {
 namespace {
 
-// A token for each of `count` rows of hidden states, row_of(i) of them.
-template <class RowOf>
-void choose_tokens(Context& context, const Model* model, const float* hidden, int32_t count, RowOf row_of,
-                   const RowSampling* sampling, int32_t vocab_size, int64_t* tokens) {
+// A token for each of the rows in `kept`.
+void forward_and_choose(Context& context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
+                        int32_t num_rows, const Span* spans, int32_t num_spans, const int32_t* block_tables,
+                        const int32_t* kept, int32_t num_kept, const RowSampling* sampling, int32_t vocab_size,
+                        int64_t* tokens) {
   const int64_t stride = padded(model->hidden_size, kBlock);
-  float* chosen = context.chosen.get<float>(4 * count * stride);
-  float* logits = context.logits.get<float>(4 * count * static_cast<int64_t>(model->vocab_size));
-  for (int32_t i = 0; i < count; ++i) std::memcpy(chosen + i * stride, hidden + row_of(i) * stride, 4 * stride);
-  draftline_compute_logits(&context, model, chosen, count, logits);
-  draftline_sample(&context, logits, model->vocab_size, count, vocab_size, sampling, tokens);
+  float* hidden = context.kept_hidden.get<float>(4 * num_kept * stride);
+  forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, kept, num_kept, hidden);
+  if (num_kept == 0) return;
+  float* logits = context.logits.get<float>(4 * num_kept * static_cast<int64_t>(model->vocab_size));
+  draftline_compute_logits(&context, model, hidden, num_kept, logits);
+  draftline_sample(&context, logits, model->vocab_size, num_kept, vocab_size, sampling, tokens);
 }
 
 }  // namespace
 }  // namespace draftline
 
-// Tokens [num_logits]: a step from tokens to tokens, one for each of its rows in logits_rows.
+// Tokens [num_logits]: a step from tokens to tokens, one for each of its rows in logits_rows, which ascend.
 DRAFTLINE_EXPORT void draftline_step(Context* context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
                                      int32_t num_rows, const Span* spans, int32_t num_spans,
                                      const int32_t* block_tables, const int32_t* logits_rows, int32_t num_logits,
                                      const RowSampling* sampling, int32_t vocab_size, int64_t* tokens) {
-  float* hidden = context->hidden.get<float>(4 * num_rows * static_cast<int64_t>(padded(model->hidden_size, kBlock)));
-  draftline_forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, hidden);
-  if (num_logits > 0)
-    choose_tokens(*context, model, hidden, num_logits, [&](int32_t i) { return logits_rows[i]; }, sampling, vocab_size,
-                  tokens);
+  forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, logits_rows, num_logits,
+                     sampling, vocab_size, tokens);
 }
 
 // Tokens [num_steps, num_drafting] of a draft model: the spans are run, then each token chosen for the first
@@ -265,16 +264,19 @@ DRAFTLINE_EXPORT void draftline_draft(Context* context, const Model* model, cons
                                       int32_t num_spans, const int32_t* block_tables, int32_t num_drafting,
                                       int32_t num_steps, const RowSampling* rows, int32_t vocab_size,
                                       int64_t* tokens) {
-  float* hidden = context->hidden.get<float>(4 * num_rows * static_cast<int64_t>(padded(model->hidden_size, kBlock)));
   std::vector<Span> current(spans, spans + num_drafting);
-  const auto last_row = [&](int32_t i) { return current[i].first_row + current[i].num_tokens - 1; };
-  draftline_forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, hidden);
+  std::vector<int32_t> last_rows(num_drafting);
+  for (int i = 0; i < num_drafting; ++i) last_rows[i] = spans[i].first_row + spans[i].num_tokens - 1;
   for (int step = 0;; ++step, rows += num_drafting, tokens += num_drafting) {
-    choose_tokens(*context, model, hidden, num_drafting, last_row, rows, vocab_size, tokens);
+    forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, last_rows.data(),
+                       num_drafting, rows, vocab_size, tokens);
     if (step + 1 == num_steps) return;
-    for (int i = 0; i < num_drafting; ++i)
+    for (int i = 0; i < num_drafting; ++i) {
       current[i] = {i, 1, current[i].first_position + current[i].num_tokens, current[i].table_offset};
-    draftline_forward(context, model, kv, tokens, num_drafting, current.data(), num_drafting, block_tables, hidden);
+      last_rows[i] = i;
+    }
+    token_ids = tokens, spans = current.data();
+    num_rows = num_spans = num_drafting;
   }
 }
 

@@ -81,6 +81,8 @@ struct Step {
   int32_t num_attention_units;
   HeadShape shape;
   int32_t key_bytes;
+  const int32_t* kept_rows;  // of which alone `end` computes what lies behind the last layer's keys and values
+  Step* end;                 // null: all rows are kept
 
   float* hidden;  // [num_rows, hidden_stride]
   int64_t hidden_stride;

@@ -25,10 +25,12 @@ class StepThread {
     for (int number = 0; number < model_.num_layers; ++number) {
       const Layer& layer = model_.layers[number];
       project_heads(layer, number);
-      attend_all(number);
-      ahead.start(number + 1);
-      add_attention(layer);
-      feed_forward(layer);
+      if (number + 1 == model_.num_layers && step_.end != nullptr) {
+        keep_rows(*step_.end);
+        StepThread(*step_.end, thread_).finish_layer(layer, number);
+      } else {
+        finish_layer(layer, number);
+      }
     }
   }
 
@@ -92,6 +94,23 @@ class StepThread {
   }
 
   float* x(int row) { return step_.hidden + row * step_.hidden_stride; }
+
+  // What follows a layer's keys and values.
+  void finish_layer(const Layer& layer, int number) {
+    attend_all(number);
+    if (ahead_ != nullptr) ahead_->start(number + 1);
+    add_attention(layer);
+    feed_forward(layer);
+  }
+
+  void keep_rows(const Step& end) {
+    const int64_t query_bytes = model_.num_heads * step_.query_stride;
+    for_units(end.num_rows, [&](int i) {
+      const int row = step_.kept_rows[i];
+      __builtin_memcpy(end.hidden + i * end.hidden_stride, x(row), sizeof(float) * step_.hidden_stride);
+      __builtin_memcpy(end.queries + i * query_bytes, step_.queries + row * query_bytes, query_bytes);
+    });
+  }
 
   void embed() {
     for_units(step_.num_rows, [&](int row) {
