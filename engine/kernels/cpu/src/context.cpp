@@ -61,7 +61,7 @@ struct Context {
 
   Pool pool;
   const Kernels* kernels;
-  Buffer inner, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples;
+  Buffer inner_records, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples;
   Buffer hidden, logits;  // of steps that end in tokens
   Buffer kept_hidden, kept_queries;
   Plan plan, kept_plan;
@@ -81,11 +81,12 @@ void provide_memory(Context& context, Step& step) {
   for (const Matrix* reader : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down, &model.head})
     record = largest({record, context.kernels->record_bytes(reader)});
   const int64_t attention_size = static_cast<int64_t>(model.num_heads) * model.head_dim + kMaxHeadDim;
-  step.row_values_stride = padded(largest({step.hidden_stride, step.inner_stride, attention_size}) + 64, 64);
+  step.row_values_stride = padded(largest({step.hidden_stride, attention_size}) + 64, 64);
   step.row_values = context.row_values.get<float>(4 * num_threads * step.row_values_stride);
   step.own_records_stride = kRowsPrepared * record + 64;
   step.own_records = context.own_records.get(num_threads * step.own_records_stride);
   step.shared_records = context.shared_records.get(step.num_rows * record);
+  step.inner_records = context.inner_records.get(step.num_rows * context.kernels->record_bytes(&layer.down));
 }
 
 void provide_attention_memory(Context& context, Step& step, int64_t num_partials) {
@@ -95,7 +96,6 @@ void provide_attention_memory(Context& context, Step& step, int64_t num_partials
   context.kernels->kv_sizes(step.kv->kind, model.head_dim, &step.key_bytes, &value_bytes, &query_bytes);
   step.query_stride = query_bytes;
   step.queries = context.queries.get(step.num_rows * model.num_heads * step.query_stride);
-  step.inner = context.inner.get<float>(4 * step.num_rows * step.inner_stride);
   step.partial_stride = partial_bytes(step.shape);
   step.partials = context.partials.get(num_partials * model.num_heads * step.partial_stride);
   step.unused_partials = context.unused_partials.get(num_threads * step.partial_stride);
@@ -116,7 +116,6 @@ Step new_step(Context& context, const Model* model, int num_rows, float* hidden)
   step.num_rows = num_rows;
   step.hidden = hidden;
   step.hidden_stride = padded(model->hidden_size, kBlock);
-  step.inner_stride = padded(model->inner_size, kBlock);
   step.shape = {model->head_dim, padded(model->head_dim, kLanes)};
   provide_memory(context, step);
   return step;

@@ -44,7 +44,13 @@ static void norm_head(float* x, int dim, const float* weight, float eps) {
 // Rotate dimension i against i + dim / 2.
 static void rotate_head(float* x, int dim, const float* cos, const float* sin) {
   const int half = dim / 2;
-  for (int i = 0; i < half; ++i) {
+  int i = 0;
+  for (; i + kWidth <= half; i += kWidth) {
+    const F32 a = load(x + i), b = load(x + i + half);
+    store(x + i, a * load(cos + i) - b * load(sin + i));
+    store(x + i + half, b * load(cos + i) + a * load(sin + i));
+  }
+  for (; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     x[i] = a * cos[i] - b * sin[i];
     x[i + half] = b * cos[i] + a * sin[i];

@@ -7,12 +7,6 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
-DL_INLINE uint32_t bf16_bits(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-
 DL_INLINE float highest_absolute(const float* x, int n) {
   float most = 0.0f;
   for (int i = 0; i < n; ++i) {
@@ -34,20 +28,24 @@ struct KVBF16 {
   static int query_bytes(HeadShape s) { return padded((s.dim + 1) / 2 * 4, 64); }
   static constexpr int kWeightBytes = 2 * kTilePositions;  // of a row's softmax weights in one tile
 
+  // Heads come padded with zeros.
   static void write_query(HeadShape s, const float* q, uint8_t* record) {
-    uint16_t* out = reinterpret_cast<uint16_t*>(record);
-    for (int i = 0; i < s.dim; ++i) out[i] = static_cast<uint16_t>(bf16_bits(q[i]));
-    if (s.dim % 2) out[s.dim] = 0;
+    for (int i = 0; i < s.dim; i += kWidth) {
+      const U16 halves = to_bf16_halves(load(q + i));
+      __builtin_memcpy(record + 2 * i, &halves, sizeof halves);
+    }
   }
 
   static void write_key(HeadShape s, const float* k, uint8_t* tile, int position) {
-    uint16_t* out = reinterpret_cast<uint16_t*>(tile) + 2 * position;
-    for (int i = 0; i < s.dim; ++i) out[(i / 2) * 32 + i % 2] = static_cast<uint16_t>(bf16_bits(k[i]));
+    uint16_t halves[kMaxHeadDim];
+    write_query(s, k, reinterpret_cast<uint8_t*>(halves));
+    for (int pair = 0; pair < (s.dim + 1) / 2; ++pair)
+      __builtin_memcpy(tile + 64 * pair + 4 * position, halves + 2 * pair, 4);
   }
 
   static void write_value(HeadShape s, const float* v, uint8_t* values, int position) {
-    uint16_t* out = reinterpret_cast<uint16_t*>(values) + position / 2 * s.padded_dim * 2 + position % 2;
-    for (int i = 0; i < s.dim; ++i) out[2 * i] = static_cast<uint16_t>(bf16_bits(v[i]));
+    uint8_t* out = values + position / 2 * s.padded_dim * 4;
+    for (int i = 0; i < s.dim; i += kWidth) store_every_other_half(out + 4 * i, to_bf16_halves(load(v + i)), position % 2);
   }
 
   // Scores of rows, one every kChunk floats, for the tile's positions.

@@ -20,7 +20,7 @@ constexpr int kHeadsPerUnit = 8;       // at most
 constexpr int kUnitRows = kQueryTile * kHeadsPerUnit;
 constexpr int kMaxHeadDim = 256;
 constexpr int kRowsPrepared = 9;       // by every thread for itself, at most
-constexpr int kMaxPhasesPerLayer = 9;
+constexpr int kMaxPhasesPerLayer = 8;
 
 // From so many rows on a pass computes longer than its tile of weights takes to arrive, and asks for the next tile
 // meanwhile: else memory would idle while processors work and the other way round. With fewer rows memory is the
@@ -87,8 +87,7 @@ struct Step {
   float* hidden;  // [num_rows, hidden_stride]
   int64_t hidden_stride;
   float* logits;  // [num_rows, vocab_size]
-  float* inner;   // [num_rows, inner_stride]
-  int64_t inner_stride;
+  uint8_t* inner_records;  // of rows between the two matrices of the feed-forward
   uint8_t* queries;  // [num_rows, num_heads] records
   int64_t query_stride;
   uint8_t* partials;

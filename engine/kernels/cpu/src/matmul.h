@@ -31,17 +31,15 @@ static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
       }
       DL_UNROLL(9)
       for (int row = 0; row < kRows; ++row) {
-        const uint8_t* record = rows + row * stride;
-        const uint8_t* quants = record + number * kBlock;
+        const QuantizedBlock& block = reinterpret_cast<const QuantizedBlock*>(rows + row * stride)[number];
         I32 first = {}, second = {};
         DL_UNROLL(4)
         for (int group = 0; group < 4; ++group) {
-          first = dot_bytes<true>(first, weights[2 * group], load_int(quants + 8 * group));
-          second = dot_bytes<true>(second, weights[2 * group + 1], load_int(quants + 8 * group + 4));
+          first = dot_bytes<true>(first, weights[2 * group], load_int(block.quants + 8 * group));
+          second = dot_bytes<true>(second, weights[2 * group + 1], load_int(block.quants + 8 * group + 4));
         }
-        const float* scales = reinterpret_cast<const float*>(record + num_units * kBlock) + number;
-        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(scales[0]), acc[row]);
-        acc[row] = fma(minimum, splat(scales[num_units]), acc[row]);
+        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(block.scale), acc[row]);
+        acc[row] = fma(minimum, splat(block.scaled_sum), acc[row]);
       }
     }
     store_rows<kRows>(acc, out, part);
@@ -64,16 +62,14 @@ static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int
       for (int line = 0; line < 8; ++line) weights[line] = load_bytes(unit + 32 + 64 * line + 4 * kWidth * part);
       DL_UNROLL(9)
       for (int row = 0; row < kRows; ++row) {
-        const uint8_t* record = rows + row * stride;
-        const uint8_t* quants = record + number * kBlock;
-        const float* scales = reinterpret_cast<const float*>(record + num_units * kBlock) + number;
-        I32 first = splat(load_int(scales + 2 * num_units)), second = {};  // the weights' offset of 128
+        const QuantizedBlock& block = reinterpret_cast<const QuantizedBlock*>(rows + row * stride)[number];
+        I32 first = splat(block.offset), second = {};  // the weights' offset of 128
         DL_UNROLL(4)
         for (int group = 0; group < 4; ++group) {
-          first = dot_bytes<false>(first, weights[2 * group], load_int(quants + 8 * group));
-          second = dot_bytes<false>(second, weights[2 * group + 1], load_int(quants + 8 * group + 4));
+          first = dot_bytes<false>(first, weights[2 * group], load_int(block.quants + 8 * group));
+          second = dot_bytes<false>(second, weights[2 * group + 1], load_int(block.quants + 8 * group + 4));
         }
-        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(scales[0]), acc[row]);
+        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(block.scale), acc[row]);
       }
     }
     store_rows<kRows>(acc, out, part);

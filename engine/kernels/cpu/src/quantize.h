@@ -1,61 +1,72 @@
 // Rows of activations in the format that the next matrix reads, one record per row.
 //
-// int8:  quants [32 per block], scale, scale * sum and -128 * sum [one per block each]
+// int8:  QuantizedBlock, one after the other
 // bf16:  pairs;   f32: as they are. All padded with zeros to the matrix's units.
 
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
+// 32 columns; all of it together, so that a block is written to one or two cache lines.
+struct QuantizedBlock {
+  int8_t quants[kBlock];
+  float scale;
+  float scaled_sum;  // scale * sum of the quants
+  int32_t offset;    // -128 * sum of the quants
+};
+
 struct RowFormat {
   int32_t kind;
   int32_t num_units;
-  int64_t stride;  // bytes from row to row
+  int32_t num_blocks;  // of 32 columns
+  int64_t stride;      // bytes from row to row
 };
 
 DL_INLINE RowFormat row_format(const Matrix& reader) {
   const int64_t n = reader.num_units;
   const bool is_int8 = reader.kind == kQ4 || reader.kind == kQ8;
-  const int64_t bytes = is_int8 ? n * (kBlock + 12) : n * 4;
-  return {reader.kind, reader.num_units, (bytes + 63) / 64 * 64};
+  const int64_t bytes = is_int8 ? n * static_cast<int64_t>(sizeof(QuantizedBlock)) : n * 4;
+  const int32_t num_blocks = padded(reader.num_columns, kBlock) / kBlock;
+  return {reader.kind, reader.num_units, num_blocks, (bytes + 63) / 64 * 64};
 }
 
 // A block's 32 values become int8 with the scale max / 127. `x` may hold anything finite.
-DL_INLINE void quantize_block(const float* x, int8_t* quants, float* scale, float* scaled_sum, int32_t* offset) {
+DL_INLINE void quantize_block(const float* x, QuantizedBlock* block) {
   F32 most = {};
   for (int i = 0; i < kBlock; i += kWidth) most = max(most, absolute(load(x + i)));
   const float limit = highest(most);
   const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
-  I32 total = {};
+  F32 total = {};  // whole numbers below 2**12: no sum of them is rounded
   for (int i = 0; i < kBlock; i += kWidth) {
     const I32 rounded = round_to_int(load(x + i) * splat(inverse));
-    const I8 bytes = __builtin_convertvector(rounded, I8);
-    __builtin_memcpy(quants + i, &bytes, sizeof bytes);
-    total = total + rounded;
+    store_low_bytes(block->quants + i, rounded);
+    total = total + __builtin_convertvector(rounded, F32);
   }
-  const int32_t all = sum(total);
-  *scale = limit * (1.0f / 127.0f);
-  *scaled_sum = *scale * static_cast<float>(all);
-  *offset = -128 * all;
+  const float all = sum(total);
+  block->scale = limit * (1.0f / 127.0f);
+  block->scaled_sum = block->scale * all;
+  block->offset = static_cast<int32_t>(-128.0f * all);
+}
+
+// Writes 32 values of a row: columns from 32 * index on, zeros behind the last.
+DL_INLINE void write_block(const RowFormat& format, const float* x, int index, uint8_t* record) {
+  const int n = format.num_units;
+  if (format.kind == kF32) {
+    float* out = reinterpret_cast<float*>(record) + index * kBlock;
+    for (int i = 0; i < min_of(kBlock, n - index * kBlock); ++i) out[i] = x[i];
+  } else if (format.kind == kBF16) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(record) + index * kBlock;
+    for (int i = 0, end = min_of(kBlock, 2 * n - index * kBlock); i < end; i += kWidth) {
+      const U16 rounded = to_bf16_halves(load(x + i));
+      __builtin_memcpy(out + i, &rounded, 2 * min_of(end - i, kWidth));
+    }
+  } else {
+    quantize_block(x, reinterpret_cast<QuantizedBlock*>(record) + index);
+  }
 }
 
 // Writes one row. `x` has zeros up to the end of its last block.
 static void write_row(const RowFormat& format, const float* x, uint8_t* record) {
-  const int n = format.num_units;
-  if (format.kind == kF32) {
-    __builtin_memcpy(record, x, sizeof(float) * n);
-  } else if (format.kind == kBF16) {
-    uint16_t* out = reinterpret_cast<uint16_t*>(record);
-    for (int i = 0; i < 2 * n; i += kWidth) {
-      const U16 rounded = to_bf16_halves(load(x + i));
-      __builtin_memcpy(out + i, &rounded, 2 * min_of(2 * n - i, kWidth));
-    }
-  } else {
-    int8_t* quants = reinterpret_cast<int8_t*>(record);
-    float* scales = reinterpret_cast<float*>(record + n * kBlock);
-    int32_t* offsets = reinterpret_cast<int32_t*>(scales + 2 * n);
-    for (int i = 0; i < n; ++i)
-      quantize_block(x + i * kBlock, quants + i * kBlock, scales + i, scales + n + i, offsets + i);
-  }
+  for (int i = 0; i < format.num_blocks; ++i) write_block(format, x + i * kBlock, i, record);
 }
 
 }  // namespace DRAFTLINE_ISA

@@ -99,11 +99,15 @@ DL_INLINE F32 absolute(F32 x) { return (F32)((I32)x & splat(0x7fffffff)); }
 
 // Halves are added pairwise.
 DL_INLINE float sum(F32 x) {
+#if defined(DRAFTLINE_AVX512)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float lanes[kWidth];
   store(lanes, x);
   for (int width = kWidth / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+#endif
 }
 
 DL_INLINE int32_t sum(I32 x) {
@@ -209,6 +213,29 @@ DL_INLINE U16 to_bf16_halves(F32 x) {
   return (U16)_mm512_cvtneps_pbh((__m512)x);
 #else
   return __builtin_convertvector(to_bf16(x), U16);
+#endif
+}
+
+// The low byte of each lane. Zen 4 narrows from a register into memory in some twenty cycles, so into a register first.
+DL_INLINE void store_low_bytes(void* p, I32 x) {
+  I8 bytes = __builtin_convertvector(x, I8);
+#if defined(DRAFTLINE_AVX512)
+  __asm__("" : "+v"(bytes));
+#endif
+  __builtin_memcpy(p, &bytes, sizeof bytes);
+}
+
+// Into the first or the second half of each word; what lies in the others may be written by another thread.
+DL_INLINE void store_every_other_half(uint8_t* words, U16 halves, int is_second) {
+#if defined(DRAFTLINE_AVX512)
+  const __m512i wide = _mm512_cvtepu16_epi32((__m256i)halves);
+  if (is_second != 0)
+    _mm512_mask_storeu_epi16(words, 0xaaaaaaaa, _mm512_slli_epi32(wide, 16));
+  else
+    _mm512_mask_storeu_epi16(words, 0x55555555, wide);
+#else
+  uint16_t* out = reinterpret_cast<uint16_t*>(words) + is_second;
+  for (int i = 0; i < kWidth; ++i) out[2 * i] = halves[i];
 #endif
 }
 

@@ -133,7 +133,7 @@ class StepThread {
       multiply_tiles<kMaxHeadDim / kLanes>(
           layer.qkv, head * num_tiles, num_tiles, rows, begin, end, ahead_, [&](int row, int count, auto& out) {
             for (int i = 0; i < count; ++i) {
-              float values[kMaxHeadDim];
+              alignas(64) float values[kMaxHeadDim];  // what crosses cache lines is read back late
               for (int tile = 0; tile < num_tiles; ++tile)
                 __builtin_memcpy(values + tile * kLanes, out[tile][i], sizeof out[tile][i]);
               place_head(layer, number, head, row + i, values);
@@ -213,26 +213,30 @@ class StepThread {
       normalize(model_, x(row), layer.mlp_norm_weight, layer.mlp_norm_bias, out);
       return out;
     });
-    const int tiles_each = model_.is_gated ? 2 : 1;
-    const int num_tiles = layer.gate_up.num_tiles / tiles_each;
-    for_row_blocks(num_tiles, [&](int tile, int begin, int end) {
-      multiply_tiles<2>(layer.gate_up, tile * tiles_each, tiles_each, rows, begin, end, ahead_,
-                        [&](int row, int count, auto& out) {
-                          for (int i = 0; i < count; ++i) {
-                            float* place = step_.inner + (row + i) * step_.inner_stride + tile * kLanes;
-                            for (int lane = 0; lane < kLanes; lane += kWidth) {
-                              F32 value = activate(model_.activation, load(out[0][i] + lane));
-                              if (model_.is_gated) value = value * load(out[1][i] + lane);
-                              store(place + lane, value);
-                            }
-                            if (tile + 1 < num_tiles) continue;
-                            for (int pad = num_tiles * kLanes; pad < step_.inner_stride; ++pad)
-                              step_.inner[(row + i) * step_.inner_stride + pad] = 0.0f;
+    const Rows inner{row_format(layer.down), step_.inner_records};
+    const int tiles_each = model_.is_gated ? 2 : 1, num_tiles = layer.gate_up.num_tiles / tiles_each;
+    for_row_blocks(inner.format.num_blocks, [&](int block, int begin, int end) {
+      const int first = 2 * block, count = min_of(2, num_tiles - first);
+      multiply_tiles<4>(layer.gate_up, first * tiles_each, count * tiles_each, rows, begin, end, ahead_,
+                        [&](int row, int num, auto& out) {
+                          for (int i = 0; i < num; ++i) {
+                            alignas(64) float values[kBlock] = {};
+                            for (int tile = 0; tile < count; ++tile)
+                              activate_tile(out[tile * tiles_each][i], out[(tile + 1) * tiles_each - 1][i],
+                                            values + tile * kLanes);
+                            write_block(inner.format, values, block,
+                                        step_.inner_records + (row + i) * inner.format.stride);
                           }
                         });
     });
-    const Rows inner = prepare(layer.down, [&](int row, float*) { return step_.inner + row * step_.inner_stride; });
     add_product(layer.down, inner);
+  }
+
+  void activate_tile(const float* gate, const float* up, float* out) {
+    for (int lane = 0; lane < kLanes; lane += kWidth) {
+      const F32 value = activate(model_.activation, load(gate + lane));
+      store(out + lane, model_.is_gated ? value * load(up + lane) : value);
+    }
   }
 
   // x += matrix * rows
@@ -249,7 +253,11 @@ class StepThread {
 
   void store_logits(int row, int first, const float* values) {
     float* out = step_.logits + static_cast<int64_t>(row) * model_.vocab_size + first;
-    __builtin_memcpy(out, values, sizeof(float) * min_of(kLanes, model_.vocab_size - first));
+    const int count = min_of(kLanes, model_.vocab_size - first);
+    if (count == kLanes)
+      __builtin_memcpy(out, values, sizeof(float) * kLanes);  // a length that is known takes no call
+    else
+      __builtin_memcpy(out, values, sizeof(float) * count);
   }
 
   template <class Use>
