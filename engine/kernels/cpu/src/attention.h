@@ -7,19 +7,40 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
+// Tiles of keys whose scores are wanted, and those that come after them.
+struct KeyTiles {
+  const uint8_t* at[kChunkTiles + kMostScoredTiles];
+  int count, num_known;
+};
+
+// Sums of one row and tile wait for one another, so a few rows go through several tiles at once.
+template <class KV, int kRows>
+DL_INLINE void score_tiles(HeadShape s, const KeyTiles& keys, const uint8_t* queries, int64_t stride, float* out) {
+  constexpr int kTiles = kRows == 1 ? kMostScoredTiles : kRows <= 4 ? 2 : 1;
+  int tile = 0;
+  for (; tile + kTiles <= keys.count; tile += kTiles) {
+    // Tiles of a request lie in blocks far apart: no processor guesses where the next one is.
+    for (int next = tile + kTiles; next < min_of(tile + 2 * kTiles, keys.num_known); ++next)
+      fetch(keys.at[next], KV::key_bytes(s) + KV::value_bytes(s));
+    KV::template scores<kRows, kTiles>(s, keys.at + tile, queries, stride, out + tile * kTilePositions);
+  }
+  for (; tile < keys.count; ++tile)
+    KV::template scores<kRows, 1>(s, keys.at + tile, queries, stride, out + tile * kTilePositions);
+}
+
 template <class KV>
-DL_INLINE void score_rows(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, int num_rows,
+DL_INLINE void score_rows(HeadShape s, const KeyTiles& keys, const uint8_t* queries, int64_t stride, int num_rows,
                           float* out) {
   switch (num_rows) {
-    case 1: return KV::template scores<1>(s, keys, queries, stride, out);
-    case 2: return KV::template scores<2>(s, keys, queries, stride, out);
-    case 3: return KV::template scores<3>(s, keys, queries, stride, out);
-    case 4: return KV::template scores<4>(s, keys, queries, stride, out);
-    case 5: return KV::template scores<min_of(5, kMaxRows)>(s, keys, queries, stride, out);
-    case 6: return KV::template scores<min_of(6, kMaxRows)>(s, keys, queries, stride, out);
-    case 7: return KV::template scores<min_of(7, kMaxRows)>(s, keys, queries, stride, out);
-    case 8: return KV::template scores<min_of(8, kMaxRows)>(s, keys, queries, stride, out);
-    default: return KV::template scores<kMaxRows>(s, keys, queries, stride, out);
+    case 1: return score_tiles<KV, 1>(s, keys, queries, stride, out);
+    case 2: return score_tiles<KV, 2>(s, keys, queries, stride, out);
+    case 3: return score_tiles<KV, 3>(s, keys, queries, stride, out);
+    case 4: return score_tiles<KV, 4>(s, keys, queries, stride, out);
+    case 5: return score_tiles<KV, min_of(5, kMaxRows)>(s, keys, queries, stride, out);
+    case 6: return score_tiles<KV, min_of(6, kMaxRows)>(s, keys, queries, stride, out);
+    case 7: return score_tiles<KV, min_of(7, kMaxRows)>(s, keys, queries, stride, out);
+    case 8: return score_tiles<KV, min_of(8, kMaxRows)>(s, keys, queries, stride, out);
+    default: return score_tiles<KV, kMaxRows>(s, keys, queries, stride, out);
   }
 }
 
@@ -99,12 +120,12 @@ DL_INLINE float weigh(HeadShape s, float* scores, int num_tiles, int num_visible
 }
 
 template <class KV>
-DL_INLINE void score_chunk(const AttentionInput& in, AttentionScratch& scratch, int num_rows, int tile,
-                           const uint8_t* keys) {
+DL_INLINE void score_chunk(const AttentionInput& in, AttentionScratch& scratch, int num_rows, KeyTiles& keys) {
   for (int row = 0; row < num_rows; row += kMaxRows) {
     const int count = min_of(num_rows - row, kMaxRows);
     score_rows<KV>(in.shape, keys, scratch.queries + row * in.query_stride, in.query_stride, count,
-                   scratch.scores[row] + tile * kTilePositions);
+                   scratch.scores[row]);
+    keys.num_known = 0;  // the next are asked for once
   }
 }
 
@@ -143,15 +164,12 @@ static void attend(const AttentionInput& in, const AttentionUnit& unit, Partial*
   const int end = min_of(unit.first_position + unit.num_tokens, (unit.split + 1) * kSplit);
   for (int begin = unit.split * kSplit; begin < end; begin += kChunk) {
     const int num_tiles = (min_of(kChunk, end - begin) + kTilePositions - 1) / kTilePositions;
+    const int num_left = (end - begin + kTilePositions - 1) / kTilePositions;
+    KeyTiles keys{{}, num_tiles, min_of(num_left, kChunkTiles + kMostScoredTiles)};
     const uint8_t* value_tiles[kChunkTiles];
-    for (int tile = 0; tile < num_tiles; ++tile) {
-      const uint8_t* keys = tile_at(in, unit, begin / kTilePositions + tile);
-      value_tiles[tile] = keys + in.key_bytes;
-      // Tiles of a request lie in blocks far apart: no processor guesses where the next one is.
-      if (begin + (tile + 1) * kTilePositions < end)
-        fetch(tile_at(in, unit, begin / kTilePositions + tile + 1), KV::key_bytes(s) + KV::value_bytes(s));
-      score_chunk<KV>(in, scratch, num_rows, tile, keys);
-    }
+    for (int tile = 0; tile < keys.num_known; ++tile) keys.at[tile] = tile_at(in, unit, begin / kTilePositions + tile);
+    for (int tile = 0; tile < num_tiles; ++tile) value_tiles[tile] = keys.at[tile] + in.key_bytes;
+    score_chunk<KV>(in, scratch, num_rows, keys);
     for (int row = 0; row < num_rows; ++row) {
       const int num_visible = unit.first_position + row / unit.num_heads + 1 - begin;
       corrections[row] = weigh<KV>(s, scratch.scores[row], num_tiles, num_visible, value_tiles, scratch.weights[row],

@@ -48,18 +48,23 @@ struct KVBF16 {
     for (int i = 0; i < s.dim; i += kWidth) store_every_other_half(out + 4 * i, to_bf16_halves(load(v + i)), position % 2);
   }
 
-  // Scores of rows, one every kChunk floats, for the tile's positions.
-  template <int kRows>
-  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, float* out) {
+  // Scores of rows, one every kChunk floats, for the positions of kTiles tiles: so many sums are on their way at once.
+  template <int kRows, int kTiles>
+  static void scores(HeadShape s, const uint8_t* const* keys, const uint8_t* queries, int64_t stride, float* out) {
     for (int part = 0; part < kParts; ++part) {
-      F32 acc[kRows] = {};
+      F32 acc[kTiles][kRows] = {};
       for (int pair = 0; pair < (s.dim + 1) / 2; ++pair) {
-        const U32 line = load_words(keys + 64 * pair + 4 * kWidth * part);
-        DL_UNROLL(9)
-        for (int row = 0; row < kRows; ++row)
-          acc[row] = dot_bf16(acc[row], line, load_int(queries + row * stride + 4 * pair));
+        DL_UNROLL(8)
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const U32 line = load_words(keys[tile] + 64 * pair + 4 * kWidth * part);
+          DL_UNROLL(9)
+          for (int row = 0; row < kRows; ++row)
+            acc[tile][row] = dot_bf16(acc[tile][row], line, load_int(queries + row * stride + 4 * pair));
+        }
       }
-      for (int row = 0; row < kRows; ++row) store(out + row * kChunk + part * kWidth, acc[row]);
+      for (int tile = 0; tile < kTiles; ++tile)
+        for (int row = 0; row < kRows; ++row)
+          store(out + row * kChunk + tile * kTilePositions + part * kWidth, acc[tile][row]);
     }
   }
 
@@ -104,17 +109,22 @@ struct KVF32 {
     __builtin_memcpy(values + position * s.padded_dim * 4, v, 4 * s.dim);
   }
 
-  template <int kRows>
-  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, float* out) {
+  template <int kRows, int kTiles>
+  static void scores(HeadShape s, const uint8_t* const* keys, const uint8_t* queries, int64_t stride, float* out) {
     for (int part = 0; part < kParts; ++part) {
-      F32 acc[kRows] = {};
+      F32 acc[kTiles][kRows] = {};
       for (int i = 0; i < s.dim; ++i) {
-        const F32 line = load(reinterpret_cast<const float*>(keys) + kTilePositions * i + kWidth * part);
-        DL_UNROLL(9)
-        for (int row = 0; row < kRows; ++row)
-          acc[row] = fma(line, splat(reinterpret_cast<const float*>(queries + row * stride)[i]), acc[row]);
+        DL_UNROLL(8)
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const F32 line = load(reinterpret_cast<const float*>(keys[tile]) + kTilePositions * i + kWidth * part);
+          DL_UNROLL(9)
+          for (int row = 0; row < kRows; ++row)
+            acc[tile][row] = fma(line, splat(reinterpret_cast<const float*>(queries + row * stride)[i]), acc[tile][row]);
+        }
       }
-      for (int row = 0; row < kRows; ++row) store(out + row * kChunk + part * kWidth, acc[row]);
+      for (int tile = 0; tile < kTiles; ++tile)
+        for (int row = 0; row < kRows; ++row)
+          store(out + row * kChunk + tile * kTilePositions + part * kWidth, acc[tile][row]);
     }
   }
 
@@ -176,23 +186,30 @@ struct KVInt8 {
     reinterpret_cast<float*>(values + value_bytes(s) - 64)[position] = most * (1.0f / 127.0f);
   }
 
-  template <int kRows>
-  static void scores(HeadShape s, const uint8_t* keys, const uint8_t* queries, int64_t stride, float* out) {
+  template <int kRows, int kTiles>
+  static void scores(HeadShape s, const uint8_t* const* keys, const uint8_t* queries, int64_t stride, float* out) {
     const int num_quads = quads(s);
     for (int part = 0; part < kParts; ++part) {
-      I32 acc[kRows];
-      for (int row = 0; row < kRows; ++row) acc[row] = splat(load_int(queries + row * stride + 4 * num_quads));
+      I32 acc[kTiles][kRows];
+      for (int tile = 0; tile < kTiles; ++tile)
+        for (int row = 0; row < kRows; ++row) acc[tile][row] = splat(load_int(queries + row * stride + 4 * num_quads));
       for (int quad = 0; quad < num_quads; ++quad) {
-        const U8 line = load_bytes(keys + 64 * quad + 4 * kWidth * part);
-        DL_UNROLL(9)
-        for (int row = 0; row < kRows; ++row)
-          acc[row] = dot_bytes<false>(acc[row], line, load_int(queries + row * stride + 4 * quad));
+        DL_UNROLL(8)
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const U8 line = load_bytes(keys[tile] + 64 * quad + 4 * kWidth * part);
+          DL_UNROLL(9)
+          for (int row = 0; row < kRows; ++row)
+            acc[tile][row] = dot_bytes<false>(acc[tile][row], line, load_int(queries + row * stride + 4 * quad));
+        }
       }
-      const F32 scales = load(reinterpret_cast<const float*>(keys + 64 * num_quads) + kWidth * part);
-      for (int row = 0; row < kRows; ++row) {
-        float scale;
-        __builtin_memcpy(&scale, queries + row * stride + 4 * num_quads + 4, 4);
-        store(out + row * kChunk + part * kWidth, __builtin_convertvector(acc[row], F32) * (scales * splat(scale)));
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const F32 scales = load(reinterpret_cast<const float*>(keys[tile] + 64 * num_quads) + kWidth * part);
+        for (int row = 0; row < kRows; ++row) {
+          float scale;
+          __builtin_memcpy(&scale, queries + row * stride + 4 * num_quads + 4, 4);
+          store(out + row * kChunk + tile * kTilePositions + part * kWidth,
+                __builtin_convertvector(acc[tile][row], F32) * (scales * splat(scale)));
+        }
       }
     }
   }

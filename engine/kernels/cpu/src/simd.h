@@ -13,14 +13,17 @@ namespace DRAFTLINE_ISA {
 constexpr int kWidth = 16;
 constexpr int kMaxRows = 9;     // that share one pass over the weights (a token and 8 drafts): their sums are in registers
 constexpr int kMaxVectors = 4;  // of a row's values summed at once
+constexpr int kMostScoredTiles = 4;  // of keys that a single row is multiplied with at once
 #elif defined(DRAFTLINE_AVX2)
 constexpr int kWidth = 8;
 constexpr int kMaxRows = 4;
 constexpr int kMaxVectors = 2;
+constexpr int kMostScoredTiles = 2;
 #else
 constexpr int kWidth = 4;
 constexpr int kMaxRows = 4;
 constexpr int kMaxVectors = 2;
+constexpr int kMostScoredTiles = 2;
 #endif
 constexpr int kParts = kLanes / kWidth;  // vectors that make a tile's 16 lanes
 
