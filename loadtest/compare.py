@@ -24,7 +24,7 @@ from loadtest import compare_report, rivals
 from loadtest.bandwidth import decode_limit, measure_bandwidth
 from loadtest.compare_cases import CASES, Scale
 from loadtest.environment import environment
-from loadtest.server_process import ServerProcess, ServerSpec
+from loadtest.server_process import ServerProcess, ServerSpec, end_servers_on_signals
 
 Results = defaultdict[str, defaultdict[str, list[float]]]  # server -> measure -> one figure a round
 
@@ -154,4 +154,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_servers_on_signals()
     main()

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -11,10 +12,20 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 START_TIMEOUT = 600.0  # seconds; vllm compiles for two to three minutes on two cores
 STOP_TIMEOUT = 30.0
+
+
+def end_servers_on_signals() -> None:
+    """Let SIGTERM and SIGHUP leave the `with` blocks of servers: a paused one would stay for ever."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,28 @@ def test_a_server_can_be_paused_and_is_ended_with_its_children(tmp_path):
     assert server.start_seconds > 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_comparison_that_is_ended_leaves_no_paused_server_behind(tmp_path, number):
+    spec = fake_spec("rival")
+    program = f"""
+import pathlib, time
+from loadtest.server_process import ServerProcess, ServerSpec, end_servers_on_signals
+end_servers_on_signals()
+spec = ServerSpec(name="rival", command={spec.command!r}, port={spec.port}, model="m", weight_bytes=0,
+                  ready_path="/ready", environment={spec.environment!r})
+with ServerProcess(spec, pathlib.Path({str(tmp_path / "log")!r})) as server:
+    server.pause()
+    print(server.pid, flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        pid = int(process.stdout.readline())
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_a_server_that_does_not_start_says_why(tmp_path):
     command = (sys.executable, "-c", "raise SystemExit('no model here')")
     spec = ServerSpec(name="broken", command=command, port=free_port(), model="m", weight_bytes=0)
