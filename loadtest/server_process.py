@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -127,6 +128,17 @@ class ServerProcess:
         for pid in server_processes(self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def running_draftline(model: str, port: int, *flags: str) -> Iterator[ServerProcess]:
+    """Serve a model while the block runs; raises RuntimeError with its log's end if it does not start."""
+    command = (sys.executable, "-m", "server", "serve", "--model", model, "--port", str(port), *flags)
+    spec = ServerSpec(
+        name="draftline", command=command, port=port, model=model, weight_bytes=0, ready_path="/ready"
+    )
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(spec, Path(folder) / "log") as server:
+        yield server
 
 
 def server_processes(root: int) -> list[int]:

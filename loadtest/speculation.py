@@ -11,19 +11,15 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest.environment import environment
 from loadtest.http_load import StreamTiming, stream_completion
+from loadtest.server_process import end_servers_on_signals, running_draftline
 from loadtest.workloads import copy_prompt, misspelled, words
 
 PORT = 8124
@@ -122,23 +118,6 @@ PAIR_CASES = [
 ]
 
 
-def start_server(model: str, draft_model: str | None) -> "subprocess.Popen[bytes]":
-    """Start `draftline serve` and wait until it is ready."""
-    command = [sys.executable, "-m", "server", "serve", "--model", model, "--port", str(PORT)]
-    command += [] if draft_model is None else ["--draft-model", draft_model]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{BASE_URL}/ready", timeout=1)
-        except (urllib.error.URLError, OSError):
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended with code {process.returncode}") from None
-            time.sleep(0.2)
-        else:
-            return process
-    raise SystemExit("the server was not ready after two minutes")
-
-
 async def run_streams(bodies: Sequence[Mapping[str, object]]) -> list[StreamTiming]:
     """Run all requests of a round at once."""
     return await asyncio.gather(*(stream_completion(BASE_URL, body) for body in bodies))
@@ -194,10 +173,8 @@ def run_case(case: Case, rounds: int) -> dict[str, object]:
 def run_cases(cases: Sequence[Case], rounds: int, model: str, draft_model: str | None) -> dict[str, object]:
     """Run cases on one server."""
     results: dict[str, object] = {}
-    with ExitStack() as stack:
-        server = start_server(model, draft_model)
-        stack.callback(server.wait)
-        stack.callback(server.terminate)
+    flags = () if draft_model is None else ("--draft-model", draft_model)
+    with running_draftline(model, PORT, *flags):
         for case in cases:
             result = results[case.name] = run_case(case, rounds)
             print(
@@ -226,4 +203,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    end_servers_on_signals()
     main()

@@ -12,14 +12,12 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from contextlib import ExitStack
 
 from loadtest.environment import environment
 from loadtest.http_load import StreamTiming, stream_completion
+from loadtest.server_process import end_servers_on_signals, running_draftline
 from loadtest.workloads import prompt, shared_prefix_prompts
 
 PORT = 8123
@@ -51,24 +49,6 @@ class Transformers:
     def _answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
-
-
-def start_server() -> "subprocess.Popen[bytes]":
-    """Start `draftline serve` and wait until it is ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server", "serve", "--model", MODEL, "--port", str(PORT)],
-        stdout=subprocess.DEVNULL,
-    )
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{BASE_URL}/ready", timeout=1)
-        except (urllib.error.URLError, OSError):
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended with code {process.returncode}") from None
-            time.sleep(0.2)
-        else:
-            return process
-    raise SystemExit("the server was not ready after two minutes")
 
 
 async def streams(prompts: list[str], num_tokens: int) -> list[StreamTiming]:
@@ -117,9 +97,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     results: defaultdict[str, list[float]] = defaultdict(list)
     with ExitStack() as stack:
-        server = start_server()
-        stack.callback(server.wait)
-        stack.callback(server.terminate)
+        stack.enter_context(running_draftline(MODEL, PORT))
         transformers = Transformers()
         stack.callback(transformers.process.wait)
         stack.callback(transformers.process.terminate)
@@ -137,4 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    end_servers_on_signals()
     main()
