@@ -7,19 +7,23 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
-DL_INLINE float highest_absolute(const float* x, int n) {
-  float most = 0.0f;
-  for (int i = 0; i < n; ++i) {
-    const float magnitude = __builtin_fabsf(x[i]);
-    most = magnitude > most ? magnitude : most;
-  }
-  return most;
-}
+// int8 with one scale for all: writes `count` bytes of value / scale, each + `offset`; a multiple of the width.
+struct Quantized {
+  float scale;
+  int32_t total;  // of the quants, without their offsets
+};
 
-DL_INLINE int8_t rounded_byte(float x) {  // |x| <= 127; to nearest even
-  const float magic = 12582912.0f;
-  const float shifted = x + magic;
-  return static_cast<int8_t>(static_cast<int32_t>(shifted - magic));
+DL_INLINE Quantized quantize_bytes(const float* x, int count, int offset, uint8_t* out) {
+  F32 most = {};
+  for (int i = 0; i < count; i += kWidth) most = max(most, absolute(load(x + i)));
+  const float limit = highest(most), inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+  I32 total = {};
+  for (int i = 0; i < count; i += kWidth) {
+    const I32 quants = round_to_int(load(x + i) * splat(inverse));
+    store_low_bytes(out + i, quants + splat(offset));
+    total = total + quants;
+  }
+  return {limit * (1.0f / 127.0f), sum(total)};
 }
 
 struct KVBF16 {
@@ -156,34 +160,27 @@ struct KVInt8 {
   static int query_bytes(HeadShape s) { return padded(quads(s) * 4 + 8, 64); }
   static constexpr int kWeightBytes = kTilePositions + 8;
 
+  // Heads come padded with zeros.
   static void write_query(HeadShape s, const float* q, uint8_t* record) {
-    const float most = highest_absolute(q, s.dim), inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    int32_t total = 0;
-    for (int i = 0; i < 4 * quads(s); ++i) {
-      const int8_t quant = i < s.dim ? rounded_byte(q[i] * inverse) : 0;
-      reinterpret_cast<int8_t*>(record)[i] = quant;
-      total += quant;
-    }
-    const float scale = most * (1.0f / 127.0f);
-    const int32_t offset = -128 * total;
+    uint8_t quants[kMaxHeadDim];
+    const Quantized query = quantize_bytes(q, s.padded_dim, 0, quants);
+    const int32_t offset = -128 * query.total;
+    __builtin_memcpy(record, quants, 4 * quads(s));
     __builtin_memcpy(record + 4 * quads(s), &offset, 4);
-    __builtin_memcpy(record + 4 * quads(s) + 4, &scale, 4);
+    __builtin_memcpy(record + 4 * quads(s) + 4, &query.scale, 4);
   }
 
   static void write_key(HeadShape s, const float* k, uint8_t* tile, int position) {
-    const float most = highest_absolute(k, s.dim), inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    for (int i = 0; i < 4 * quads(s); ++i) {
-      const int8_t quant = i < s.dim ? rounded_byte(k[i] * inverse) : 0;
-      tile[i / 4 * 64 + 4 * position + i % 4] = static_cast<uint8_t>(quant + 128);
-    }
-    reinterpret_cast<float*>(tile + quads(s) * 64)[position] = most * (1.0f / 127.0f);
+    uint8_t quants[kMaxHeadDim];
+    reinterpret_cast<float*>(tile + quads(s) * 64)[position] = quantize_bytes(k, s.padded_dim, 128, quants).scale;
+    for (int quad = 0; quad < quads(s); ++quad) __builtin_memcpy(tile + 64 * quad + 4 * position, quants + 4 * quad, 4);
   }
 
   static void write_value(HeadShape s, const float* v, uint8_t* values, int position) {
-    const float most = highest_absolute(v, s.dim), inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    uint8_t* out = values + position / 4 * s.padded_dim * 4 + position % 4;
-    for (int i = 0; i < s.dim; ++i) out[4 * i] = static_cast<uint8_t>(rounded_byte(v[i] * inverse) + 128);
-    reinterpret_cast<float*>(values + value_bytes(s) - 64)[position] = most * (1.0f / 127.0f);
+    uint8_t quants[kMaxHeadDim];
+    reinterpret_cast<float*>(values + value_bytes(s) - 64)[position] = quantize_bytes(v, s.padded_dim, 128, quants).scale;
+    uint8_t* out = values + position / 4 * s.padded_dim * 4;
+    for (int i = 0; i < s.dim; i += kWidth) store_every_fourth_byte(out + 4 * i, quants + i, position % 4);
   }
 
   template <int kRows, int kTiles>
@@ -216,19 +213,12 @@ struct KVInt8 {
 
   static void write_weights(const float* weights, const uint8_t* values, HeadShape s, uint8_t* record) {
     const float* scales = reinterpret_cast<const float*>(values + value_bytes(s) - 64);
-    float scaled[kTilePositions];
+    alignas(64) float scaled[kTilePositions];
     for (int i = 0; i < kTilePositions; i += kWidth) store(scaled + i, load(weights + i) * load(scales + i));
-    const float most = highest_absolute(scaled, kTilePositions), inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    int32_t total = 0;
-    for (int i = 0; i < kTilePositions; ++i) {
-      const int8_t quant = rounded_byte(scaled[i] * inverse);
-      reinterpret_cast<int8_t*>(record)[i] = quant;
-      total += quant;
-    }
-    const int32_t offset = -128 * total;
-    const float scale = most * (1.0f / 127.0f);
+    const Quantized quantized = quantize_bytes(scaled, kTilePositions, 0, record);
+    const int32_t offset = -128 * quantized.total;
     __builtin_memcpy(record + kTilePositions, &offset, 4);
-    __builtin_memcpy(record + kTilePositions + 4, &scale, 4);
+    __builtin_memcpy(record + kTilePositions + 4, &quantized.scale, 4);
   }
 
   template <int kRows, int kVectors>

@@ -242,6 +242,16 @@ DL_INLINE void store_every_other_half(uint8_t* words, U16 halves, int is_second)
 #endif
 }
 
+// kWidth bytes into one of the four of each word; what lies in the others may be written by another thread.
+DL_INLINE void store_every_fourth_byte(uint8_t* words, const uint8_t* bytes, int place) {
+#if defined(DRAFTLINE_AVX512)
+  const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  _mm512_mask_storeu_epi8(words, 0x1111111111111111ull << place, _mm512_sllv_epi32(wide, _mm512_set1_epi32(8 * place)));
+#else
+  for (int i = 0; i < kWidth; ++i) words[4 * i + place] = bytes[i];
+#endif
+}
+
 // Lane i: acc + the four products of unsigned bytes w[4i..] and signed bytes a; exact.
 template <bool kSmallWeights>  // below 128
 DL_INLINE I32 dot_bytes(I32 acc, U8 w, int32_t a) {
