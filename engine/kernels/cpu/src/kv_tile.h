@@ -7,23 +7,24 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
-// int8 with one scale for all: writes `count` bytes of value / scale, each + `offset`; a multiple of the width.
+// One scale for all: writes `count` bytes of x / scale + `offset`, a multiple of the width; the largest becomes kMost.
 struct Quantized {
   float scale;
   int32_t total;  // of the quants, without their offsets
 };
 
+template <int kMost>
 DL_INLINE Quantized quantize_bytes(const float* x, int count, int offset, uint8_t* out) {
   F32 most = {};
   for (int i = 0; i < count; i += kWidth) most = max(most, absolute(load(x + i)));
-  const float limit = highest(most), inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+  const float limit = highest(most), inverse = limit > 0.0f ? kMost / limit : 0.0f;
   I32 total = {};
   for (int i = 0; i < count; i += kWidth) {
     const I32 quants = round_to_int(load(x + i) * splat(inverse));
     store_low_bytes(out + i, quants + splat(offset));
     total = total + quants;
   }
-  return {limit * (1.0f / 127.0f), sum(total)};
+  return {limit * (1.0f / kMost), sum(total)};
 }
 
 struct KVBF16 {
@@ -151,19 +152,19 @@ struct KVF32 {
   }
 };
 
-// int8 with a scale per position and head. Stored bytes are the value + 128, so that they can be the unsigned
-// side of the byte products; softmax weights take each value's scale along and are 7 bits with one per tile.
+// int8 with a scale per position and head. Byte products have an unsigned side: keys, stored with 128 added, and
+// softmax weights, which are never negative. Those take each value's scale along and have one scale per tile.
 struct KVInt8 {
   static int quads(HeadShape s) { return (s.dim + 3) / 4; }
   static int key_bytes(HeadShape s) { return quads(s) * 64 + 64; }
   static int value_bytes(HeadShape s) { return kTilePositions / 4 * s.padded_dim * 4 + 64; }
   static int query_bytes(HeadShape s) { return padded(quads(s) * 4 + 8, 64); }
-  static constexpr int kWeightBytes = kTilePositions + 8;
+  static constexpr int kWeightBytes = kTilePositions + 4;
 
   // Heads come padded with zeros.
   static void write_query(HeadShape s, const float* q, uint8_t* record) {
     uint8_t quants[kMaxHeadDim];
-    const Quantized query = quantize_bytes(q, s.padded_dim, 0, quants);
+    const Quantized query = quantize_bytes<127>(q, s.padded_dim, 0, quants);
     const int32_t offset = -128 * query.total;
     __builtin_memcpy(record, quants, 4 * quads(s));
     __builtin_memcpy(record + 4 * quads(s), &offset, 4);
@@ -172,13 +173,15 @@ struct KVInt8 {
 
   static void write_key(HeadShape s, const float* k, uint8_t* tile, int position) {
     uint8_t quants[kMaxHeadDim];
-    reinterpret_cast<float*>(tile + quads(s) * 64)[position] = quantize_bytes(k, s.padded_dim, 128, quants).scale;
+    const Quantized key = quantize_bytes<127>(k, s.padded_dim, 128, quants);
+    reinterpret_cast<float*>(tile + quads(s) * 64)[position] = key.scale;
     for (int quad = 0; quad < quads(s); ++quad) __builtin_memcpy(tile + 64 * quad + 4 * position, quants + 4 * quad, 4);
   }
 
   static void write_value(HeadShape s, const float* v, uint8_t* values, int position) {
     uint8_t quants[kMaxHeadDim];
-    reinterpret_cast<float*>(values + value_bytes(s) - 64)[position] = quantize_bytes(v, s.padded_dim, 128, quants).scale;
+    const Quantized value = quantize_bytes<127>(v, s.padded_dim, 0, quants);
+    reinterpret_cast<float*>(values + value_bytes(s) - 64)[position] = value.scale;
     uint8_t* out = values + position / 4 * s.padded_dim * 4;
     for (int i = 0; i < s.dim; i += kWidth) store_every_fourth_byte(out + 4 * i, quants + i, position % 4);
   }
@@ -215,10 +218,8 @@ struct KVInt8 {
     const float* scales = reinterpret_cast<const float*>(values + value_bytes(s) - 64);
     alignas(64) float scaled[kTilePositions];
     for (int i = 0; i < kTilePositions; i += kWidth) store(scaled + i, load(weights + i) * load(scales + i));
-    const Quantized quantized = quantize_bytes(scaled, kTilePositions, 0, record);
-    const int32_t offset = -128 * quantized.total;
-    __builtin_memcpy(record + kTilePositions, &offset, 4);
-    __builtin_memcpy(record + kTilePositions + 4, &quantized.scale, 4);
+    const Quantized quantized = quantize_bytes<255>(scaled, kTilePositions, 0, record);
+    __builtin_memcpy(record + kTilePositions, &quantized.scale, 4);
   }
 
   template <int kRows, int kVectors>
@@ -227,11 +228,11 @@ struct KVInt8 {
     for (int row = 0; row < kRows; ++row) {
       const uint8_t* record = weights + row * stride;
       float scale;
-      __builtin_memcpy(&scale, record + kTilePositions + 4, 4);
+      __builtin_memcpy(&scale, record + kTilePositions, 4);
       for (int i = 0; i < kVectors; ++i) {
-        I32 total = splat(load_int(record + kTilePositions));
+        I32 total = {};
         for (int quad = 0; quad < kTilePositions / 4; ++quad)
-          total = dot_bytes<false>(total, load_bytes(values + quad * s.padded_dim * 4 + 4 * kWidth * i),
+          total = dot_signed_bytes(total, load_bytes(values + quad * s.padded_dim * 4 + 4 * kWidth * i),
                                    load_int(record + 4 * quad));
         acc[row][i] = fma(__builtin_convertvector(total, F32), splat(scale), acc[row][i]);
       }

@@ -284,6 +284,31 @@ DL_INLINE I32 dot_bytes(I32 acc, U8 w, int32_t a) {
 #endif
 }
 
+// Lane i: acc + the four products of signed bytes v[4i..], none of them -128, and unsigned bytes a; exact.
+DL_INLINE I32 dot_signed_bytes(I32 acc, U8 v, int32_t a) {
+#if defined(DRAFTLINE_AVX512)
+  return (I32)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(a), (__m512i)v);
+#elif defined(DRAFTLINE_AVX2)
+  // 255 * 127 * 2 does not fit 16 bits: the top bit goes by itself.
+  const __m256i low = _mm256_set1_epi32(a & 0x7f7f7f7f), top = _mm256_set1_epi32(a & static_cast<int32_t>(0x80808080));
+  const __m256i ones = _mm256_set1_epi16(1);
+  const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(low, (__m256i)v), ones),
+                                            _mm256_madd_epi16(_mm256_maddubs_epi16(top, (__m256i)v), ones));
+  return acc + (I32)products;
+#elif defined(__SSE2__)
+  const __m128i even = _mm_set1_epi32(a & 0x00ff00ff);
+  const __m128i odd = _mm_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(a) >> 8 & 0x00ff00ff));
+  const __m128i low = _mm_srai_epi16(_mm_slli_epi16((__m128i)v, 8), 8), high = _mm_srai_epi16((__m128i)v, 8);
+  return acc + (I32)_mm_madd_epi16(low, even) + (I32)_mm_madd_epi16(high, odd);
+#else
+  for (int byte = 0; byte < 4; ++byte) {
+    const I32 value = (I32)((U32)v << (24 - 8 * byte)) >> 24;
+    acc = acc + value * splat(static_cast<int32_t>(static_cast<uint32_t>(a) >> (8 * byte) & 0xff));
+  }
+  return acc;
+#endif
+}
+
 // Lane i: acc + w[2i] * a[0] + w[2i + 1] * a[1], all bfloat16.
 DL_INLINE F32 dot_bf16(F32 acc, U32 w, uint32_t a) {
 #if defined(DRAFTLINE_BF16)
