@@ -92,7 +92,7 @@ def test_a_server_can_be_paused_and_is_ended_with_its_children(tmp_path):
 def test_a_comparison_that_is_ended_leaves_no_paused_server_behind(tmp_path, number):
     spec = fake_spec("rival")
     program = f"""
-import pathlib, time
+import pathlib, signal
 from loadtest.server_process import ServerProcess, ServerSpec, end_servers_on_signals
 end_servers_on_signals()
 spec = ServerSpec(name="rival", command={spec.command!r}, port={spec.port}, model="m", weight_bytes=0,
@@ -100,7 +100,7 @@ spec = ServerSpec(name="rival", command={spec.command!r}, port={spec.port}, mode
 with ServerProcess(spec, pathlib.Path({str(tmp_path / "log")!r})) as server:
     server.pause()
     print(server.pid, flush=True)
-    time.sleep(60)
+    signal.pause()
 """
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, cwd=ROOT) as process:

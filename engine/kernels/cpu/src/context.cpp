@@ -86,16 +86,16 @@ void provide_memory(Context& context, Step& step) {
   step.own_records_stride = kRowsPrepared * record + 64;
   step.own_records = context.own_records.get(num_threads * step.own_records_stride);
   step.shared_records = context.shared_records.get(step.num_rows * record);
-  step.inner_records = context.inner_records.get(step.num_rows * context.kernels->record_bytes(&layer.down));
 }
 
-void provide_attention_memory(Context& context, Step& step, int64_t num_partials) {
+void provide_layer_memory(Context& context, Step& step, int64_t num_partials) {
   const Model& model = *step.model;
   const int num_threads = context.pool.num_threads();
   int32_t value_bytes, query_bytes;
   context.kernels->kv_sizes(step.kv->kind, model.head_dim, &step.key_bytes, &value_bytes, &query_bytes);
   step.query_stride = query_bytes;
   step.queries = context.queries.get(step.num_rows * model.num_heads * step.query_stride);
+  step.inner_records = context.inner_records.get(step.num_rows * context.kernels->record_bytes(&model.layers[0].down));
   step.partial_stride = partial_bytes(step.shape);
   step.partials = context.partials.get(num_partials * model.num_heads * step.partial_stride);
   step.unused_partials = context.unused_partials.get(num_threads * step.partial_stride);
@@ -184,7 +184,7 @@ void forward(Context& context, const Model* model, const KVTiles* kv, const int6
   step.block_tables = block_tables;
   const int64_t num_partials =
       context.plan.place_rows(num_rows, kv->tiles_per_block, spans, num_spans, block_tables);
-  provide_attention_memory(context, step, num_partials);
+  provide_layer_memory(context, step, num_partials);
   context.plan.cut_attention(*model, context.pool.num_threads(), spans, num_spans, block_tables);
   use_plan(step, context.plan);
   Step end;

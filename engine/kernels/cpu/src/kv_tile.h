@@ -7,26 +7,6 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
-// One scale for all: writes `count` bytes of x / scale + `offset`, a multiple of the width; the largest becomes kMost.
-struct Quantized {
-  float scale;
-  int32_t total;  // of the quants, without their offsets
-};
-
-template <int kMost>
-DL_INLINE Quantized quantize_bytes(const float* x, int count, int offset, uint8_t* out) {
-  F32 most = {};
-  for (int i = 0; i < count; i += kWidth) most = max(most, absolute(load(x + i)));
-  const float limit = highest(most), inverse = limit > 0.0f ? kMost / limit : 0.0f;
-  I32 total = {};
-  for (int i = 0; i < count; i += kWidth) {
-    const I32 quants = round_to_int(load(x + i) * splat(inverse));
-    store_low_bytes(out + i, quants + splat(offset));
-    total = total + quants;
-  }
-  return {limit * (1.0f / kMost), sum(total)};
-}
-
 struct KVBF16 {
   static int key_bytes(HeadShape s) { return (s.dim + 1) / 2 * 64; }
   static int value_bytes(HeadShape s) { return kTilePositions / 2 * s.padded_dim * 4; }
@@ -165,7 +145,7 @@ struct KVInt8 {
   static void write_query(HeadShape s, const float* q, uint8_t* record) {
     uint8_t quants[kMaxHeadDim];
     const Quantized query = quantize_bytes<127>(q, s.padded_dim, 0, quants);
-    const int32_t offset = -128 * query.total;
+    const int32_t offset = static_cast<int32_t>(-128.0f * query.total);
     __builtin_memcpy(record, quants, 4 * quads(s));
     __builtin_memcpy(record + 4 * quads(s), &offset, 4);
     __builtin_memcpy(record + 4 * quads(s) + 4, &query.scale, 4);

@@ -25,7 +25,7 @@ constexpr int kMaxPhasesPerLayer = 8;
 // From so many rows on a pass computes longer than its tile of weights takes to arrive, and asks for the next tile
 // meanwhile: else memory would idle while processors work and the other way round. With fewer rows memory is the
 // limit anyway.
-constexpr int kRowsThatFetch = 4;
+constexpr int kRowsThatFetch = 3;
 
 inline constexpr int padded(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline constexpr int min_of(int a, int b) { return a < b ? a : b; }

@@ -29,22 +29,33 @@ DL_INLINE RowFormat row_format(const Matrix& reader) {
   return {reader.kind, reader.num_units, num_blocks, (bytes + 63) / 64 * 64};
 }
 
-// A block's 32 values become int8 with the scale max / 127. `x` may hold anything finite.
-DL_INLINE void quantize_block(const float* x, QuantizedBlock* block) {
+// What became of values that share a scale.
+struct Quantized {
+  float scale;
+  float total;  // of the quants, without their offsets: a whole number
+};
+
+// Writes x / scale + offset as bytes, `count` of them, a multiple of the width: the largest x, which may be anything
+// finite, becomes kMost.
+template <int kMost>
+DL_INLINE Quantized quantize_bytes(const float* x, int count, int offset, uint8_t* out) {
   F32 most = {};
-  for (int i = 0; i < kBlock; i += kWidth) most = max(most, absolute(load(x + i)));
-  const float limit = highest(most);
-  const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
-  F32 total = {};  // whole numbers below 2**12: no sum of them is rounded
-  for (int i = 0; i < kBlock; i += kWidth) {
-    const I32 rounded = round_to_int(load(x + i) * splat(inverse));
-    store_low_bytes(block->quants + i, rounded);
-    total = total + __builtin_convertvector(rounded, F32);
+  for (int i = 0; i < count; i += kWidth) most = max(most, absolute(load(x + i)));
+  const float limit = highest(most), inverse = limit > 0.0f ? kMost / limit : 0.0f;
+  F32 total = {};  // below 2**24, so that no sum is rounded, and it need not leave the vector registers
+  for (int i = 0; i < count; i += kWidth) {
+    const I32 quants = round_to_int(load(x + i) * splat(inverse));
+    store_low_bytes(out + i, quants + splat(offset));
+    total = total + __builtin_convertvector(quants, F32);
   }
-  const float all = sum(total);
-  block->scale = limit * (1.0f / 127.0f);
-  block->scaled_sum = block->scale * all;
-  block->offset = static_cast<int32_t>(-128.0f * all);
+  return {limit * (1.0f / kMost), sum(total)};
+}
+
+DL_INLINE void quantize_block(const float* x, QuantizedBlock* block) {
+  const Quantized quantized = quantize_bytes<127>(x, kBlock, 0, reinterpret_cast<uint8_t*>(block->quants));
+  block->scale = quantized.scale;
+  block->scaled_sum = quantized.scale * quantized.total;
+  block->offset = static_cast<int32_t>(-128.0f * quantized.total);
 }
 
 // Writes 32 values of a row: columns from 32 * index on, zeros behind the last.

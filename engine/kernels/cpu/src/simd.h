@@ -113,16 +113,6 @@ DL_INLINE float sum(F32 x) {
 #endif
 }
 
-DL_INLINE int32_t sum(I32 x) {
-#if defined(DRAFTLINE_AVX512)
-  return _mm512_reduce_add_epi32((__m512i)x);
-#else
-  int32_t total = 0;
-  for (int i = 0; i < kWidth; ++i) total += x[i];
-  return total;
-#endif
-}
-
 DL_INLINE float highest(F32 x) {
 #if defined(DRAFTLINE_AVX512)
   return _mm512_reduce_max_ps((__m512)x);
