@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from engine.config import Activation, RopeConfig
 from engine.kernels.cpu.library import KVKind, RowsFormat
-from tests.engine.kernels.conftest import Fused, InTorch, blocks, instruction_sets, random_tokens
-from tests.tiny import GPT2, LLAMA
+from tests.engine.kernels.conftest import Fused, InTorch, blocks, instruction_sets, quantized, random_tokens
+from tests.tiny import GPT2, LLAMA, InMemoryTensor, random_checkpoint
 
 SETS = pytest.mark.parametrize("instruction_set", instruction_sets())
 SHAPES = {
@@ -138,3 +138,26 @@ def test_a_product_of_blocks_is_exact_for_its_rounded_activations(tensor_format,
     torch.testing.assert_close(
         fused.model.compute_logits(hidden).double(), rounded @ weight.t(), atol=3e-3, rtol=1e-4
     )
+
+
+@SETS
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("tensor_format", ["Q4_1", "Q8_0"])
+def test_no_sum_of_a_block_overflows(tensor_format, sign, instruction_set):
+    """Weights and activations at the ends of their ranges, where sums of 16 bits have least room."""
+    checkpoint = random_checkpoint(LLAMA)
+    weight = torch.full(checkpoint.tensors["embed_tokens.weight"].shape, 15.0)
+    weight[:, ::32] = 0.0  # the lowest of a block is the nibble 0, the others are 15
+    ones = torch.ones(LLAMA.hidden_size)
+    tensors = checkpoint.tensors | {
+        "embed_tokens.weight": InMemoryTensor(weight),
+        "norm.weight": InMemoryTensor(ones),
+    }
+    fused = Fused(
+        LLAMA,
+        tensors=quantized(replace(checkpoint, tensors=tensors), tensor_format),
+        instruction_set=instruction_set,
+    )
+    logits = fused.model.compute_logits(sign * torch.ones(7, LLAMA.hidden_size))
+    expected = sign * weight[0].sum().item()
+    torch.testing.assert_close(logits, torch.full_like(logits, expected), rtol=1e-3, atol=0)

@@ -16,7 +16,7 @@ struct KeyTiles {
 // Sums of one row and tile wait for one another, so a few rows go through several tiles at once.
 template <class KV, int kRows>
 DL_INLINE void score_tiles(HeadShape s, const KeyTiles& keys, const uint8_t* queries, int64_t stride, float* out) {
-  constexpr int kTiles = kRows == 1 ? kMostScoredTiles : kRows <= 4 ? 2 : 1;
+  constexpr int kTiles = kRows == 1 ? kMostScoredTiles : 2 * kRows * kPartsAtOnce <= kMostScores ? 2 : 1;
   int tile = 0;
   for (; tile + kTiles <= keys.count; tile += kTiles) {
     // Tiles of a request lie in blocks far apart: no processor guesses where the next one is.

@@ -2,6 +2,11 @@
 #include "simd.h"
 #include "quantize.h"
 #include "kv_ahead.h"
+#if defined(DRAFTLINE_AVX2)
+#include "blocks_avx2.h"
+#else
+#include "blocks.h"
+#endif
 #include "matmul.h"
 #include "kv_tile.h"
 #include "attention.h"

@@ -10,20 +10,20 @@ namespace DRAFTLINE_ISA {
 struct KVBF16 {
   static int key_bytes(HeadShape s) { return (s.dim + 1) / 2 * 64; }
   static int value_bytes(HeadShape s) { return kTilePositions / 2 * s.padded_dim * 4; }
-  static int query_bytes(HeadShape s) { return padded((s.dim + 1) / 2 * 4, 64); }
-  static constexpr int kWeightBytes = 2 * kTilePositions;  // of a row's softmax weights in one tile
+  static int query_bytes(HeadShape s) { return padded((s.dim + 1) / 2 * kPairBytes, 64); }
+  static constexpr int kWeightBytes = kTilePositions / 2 * kPairBytes;  // of a row's softmax weights in one tile
 
   // Heads come padded with zeros.
   static void write_query(HeadShape s, const float* q, uint8_t* record) {
-    for (int i = 0; i < s.dim; i += kWidth) {
-      const U16 halves = to_bf16_halves(load(q + i));
-      __builtin_memcpy(record + 2 * i, &halves, sizeof halves);
-    }
+    for (int i = 0; i < s.dim; i += kWidth) store_pairs(record + i / 2 * kPairBytes, load(q + i), kWidth);
   }
 
   static void write_key(HeadShape s, const float* k, uint8_t* tile, int position) {
     uint16_t halves[kMaxHeadDim];
-    write_query(s, k, reinterpret_cast<uint8_t*>(halves));
+    for (int i = 0; i < s.dim; i += kWidth) {
+      const U16 rounded = to_bf16_halves(load(k + i));
+      __builtin_memcpy(halves + i, &rounded, sizeof rounded);
+    }
     for (int pair = 0; pair < (s.dim + 1) / 2; ++pair)
       __builtin_memcpy(tile + 64 * pair + 4 * position, halves + 2 * pair, 4);
   }
@@ -36,29 +36,25 @@ struct KVBF16 {
   // Scores of rows, one every kChunk floats, for the positions of kTiles tiles: so many sums are on their way at once.
   template <int kRows, int kTiles>
   static void scores(HeadShape s, const uint8_t* const* keys, const uint8_t* queries, int64_t stride, float* out) {
-    for (int part = 0; part < kParts; ++part) {
-      F32 acc[kTiles][kRows] = {};
+    for (int part = 0; part < kParts; part += kPartsAtOnce) {
+      F32 acc[kTiles][kRows][kPartsAtOnce] = {};
       for (int pair = 0; pair < (s.dim + 1) / 2; ++pair) {
         DL_UNROLL(8)
         for (int tile = 0; tile < kTiles; ++tile) {
-          const U32 line = load_words(keys[tile] + 64 * pair + 4 * kWidth * part);
-          DL_UNROLL(9)
-          for (int row = 0; row < kRows; ++row)
-            acc[tile][row] = dot_bf16(acc[tile][row], line, load_int(queries + row * stride + 4 * pair));
+          const uint8_t* line = keys[tile] + 64 * pair + 4 * kWidth * part;
+          add_pair<kRows, kPartsAtOnce>(line, queries + kPairBytes * pair, stride, acc[tile]);
         }
       }
       for (int tile = 0; tile < kTiles; ++tile)
-        for (int row = 0; row < kRows; ++row)
-          store(out + row * kChunk + tile * kTilePositions + part * kWidth, acc[tile][row]);
+        for (int i = 0; i < kPartsAtOnce; ++i)
+          for (int row = 0; row < kRows; ++row)
+            store(out + row * kChunk + tile * kTilePositions + (part + i) * kWidth, acc[tile][row][i]);
     }
   }
 
   // Softmax weights of a tile's positions as add_values reads them.
   static void write_weights(const float* weights, const uint8_t*, HeadShape, uint8_t* record) {
-    for (int i = 0; i < kTilePositions; i += kWidth) {
-      const U16 rounded = to_bf16_halves(load(weights + i));
-      __builtin_memcpy(record + 2 * i, &rounded, sizeof rounded);
-    }
+    for (int i = 0; i < kTilePositions; i += kWidth) store_pairs(record + i / 2 * kPairBytes, load(weights + i), kWidth);
   }
 
   template <int kRows, int kVectors>
@@ -66,13 +62,7 @@ struct KVBF16 {
                          F32 (&acc)[kRows][kVectors]) {
     for (int pair = 0; pair < kTilePositions / 2; ++pair) {
       const uint8_t* line = values + pair * s.padded_dim * 4;
-      DL_UNROLL(4)
-      for (int row = 0; row < kRows; ++row) {
-        const uint32_t weight = load_int(weights + row * stride + 4 * pair);
-        DL_UNROLL(4)
-        for (int i = 0; i < kVectors; ++i)
-          acc[row][i] = dot_bf16(acc[row][i], load_words(line + 4 * kWidth * i), weight);
-      }
+      add_pair<kRows, kVectors>(line, weights + kPairBytes * pair, stride, acc);
     }
   }
 };
@@ -179,7 +169,7 @@ struct KVInt8 {
           const U8 line = load_bytes(keys[tile] + 64 * quad + 4 * kWidth * part);
           DL_UNROLL(9)
           for (int row = 0; row < kRows; ++row)
-            acc[tile][row] = dot_bytes<false>(acc[tile][row], line, load_int(queries + row * stride + 4 * quad));
+            acc[tile][row] = dot_bytes(acc[tile][row], line, load_int(queries + row * stride + 4 * quad));
         }
       }
       for (int tile = 0; tile < kTiles; ++tile) {

@@ -6,76 +6,6 @@
 namespace draftline {
 namespace DRAFTLINE_ISA {
 
-template <int kRows>
-DL_INLINE void store_rows(const F32* acc, float (*out)[kLanes], int part) {
-  for (int row = 0; row < kRows; ++row) store(out[row] + part * kWidth, acc[row]);
-}
-
-template <int kRows>
-static void dot_q4(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes],
-                   Ahead ahead) {
-  for (int part = 0; part < kParts; ++part) {
-    F32 acc[kRows] = {};
-    for (int number = 0; number < num_units; ++number) {
-      const uint8_t* unit = tile + number * kQ4UnitBytes;
-      const F32 scale = load_half(unit + 2 * kWidth * part), minimum = load_half(unit + 32 + 2 * kWidth * part);
-      if (kRows >= kRowsThatFetch && part == 0) {
-        fetch(unit + num_units * kQ4UnitBytes, kQ4UnitBytes);
-        fetch_ahead(ahead);
-      }
-      U8 weights[8];
-      for (int line = 0; line < 4; ++line) {
-        const U8 both = load_bytes(unit + 64 + 64 * line + 4 * kWidth * part);
-        weights[2 * line] = both & 0x0f;
-        weights[2 * line + 1] = (U8)((U32)both >> 4) & 0x0f;
-      }
-      DL_UNROLL(9)
-      for (int row = 0; row < kRows; ++row) {
-        const QuantizedBlock& block = reinterpret_cast<const QuantizedBlock*>(rows + row * stride)[number];
-        I32 first = {}, second = {};
-        DL_UNROLL(4)
-        for (int group = 0; group < 4; ++group) {
-          first = dot_bytes<true>(first, weights[2 * group], load_int(block.quants + 8 * group));
-          second = dot_bytes<true>(second, weights[2 * group + 1], load_int(block.quants + 8 * group + 4));
-        }
-        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(block.scale), acc[row]);
-        acc[row] = fma(minimum, splat(block.scaled_sum), acc[row]);
-      }
-    }
-    store_rows<kRows>(acc, out, part);
-  }
-}
-
-template <int kRows>
-static void dot_q8(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units, float (*out)[kLanes],
-                   Ahead ahead) {
-  for (int part = 0; part < kParts; ++part) {
-    F32 acc[kRows] = {};
-    for (int number = 0; number < num_units; ++number) {
-      const uint8_t* unit = tile + number * kQ8UnitBytes;
-      const F32 scale = load_half(unit + 2 * kWidth * part);
-      U8 weights[8];
-      if (kRows >= kRowsThatFetch && part == 0) {
-        fetch(unit + num_units * kQ8UnitBytes, kQ8UnitBytes);
-        fetch_ahead(ahead);
-      }
-      for (int line = 0; line < 8; ++line) weights[line] = load_bytes(unit + 32 + 64 * line + 4 * kWidth * part);
-      DL_UNROLL(9)
-      for (int row = 0; row < kRows; ++row) {
-        const QuantizedBlock& block = reinterpret_cast<const QuantizedBlock*>(rows + row * stride)[number];
-        I32 first = splat(block.offset), second = {};  // the weights' offset of 128
-        DL_UNROLL(4)
-        for (int group = 0; group < 4; ++group) {
-          first = dot_bytes<false>(first, weights[2 * group], load_int(block.quants + 8 * group));
-          second = dot_bytes<false>(second, weights[2 * group + 1], load_int(block.quants + 8 * group + 4));
-        }
-        acc[row] = fma(__builtin_convertvector(first + second, F32), scale * splat(block.scale), acc[row]);
-      }
-    }
-    store_rows<kRows>(acc, out, part);
-  }
-}
-
 // Two chains of sums: one would wait for its own last sum.
 template <int kRows>
 static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stride, int num_units,
@@ -88,15 +18,15 @@ static void dot_bf16_tile(const uint8_t* tile, const uint8_t* rows, int64_t stri
       keep_in_register(first), keep_in_register(second);
       DL_UNROLL(9)
       for (int row = 0; row < kRows; ++row) {
-        const uint8_t* pair = rows + row * stride + 4 * unit;
-        even[row] = dot_bf16(even[row], first, load_int(pair));
-        odd[row] = dot_bf16(odd[row], second, load_int(pair + 4));
+        const uint8_t* pair = rows + row * stride + kPairBytes * unit;
+        even[row] = dot_bf16(even[row], first, load_pair(pair));
+        odd[row] = dot_bf16(odd[row], second, load_pair(pair + kPairBytes));
       }
     }
     if (num_units % 2 != 0) {
       const U32 last = load_words(weights + 64 * (num_units - 1));
       for (int row = 0; row < kRows; ++row)
-        even[row] = dot_bf16(even[row], last, load_int(rows + row * stride + 4 * (num_units - 1)));
+        even[row] = dot_bf16(even[row], last, load_pair(rows + row * stride + kPairBytes * (num_units - 1)));
     }
     for (int row = 0; row < kRows; ++row) even[row] = even[row] + odd[row];
     store_rows<kRows>(even, out, part);

@@ -1,7 +1,7 @@
 // Rows of activations in the format that the next matrix reads, one record per row.
 //
 // int8:  QuantizedBlock, one after the other
-// bf16:  pairs;   f32: as they are. All padded with zeros to the matrix's units.
+// bf16:  Pair;   f32: as they are. All padded with zeros to the matrix's units.
 
 namespace draftline {
 namespace DRAFTLINE_ISA {
@@ -14,6 +14,17 @@ struct QuantizedBlock {
   int32_t offset;    // -128 * sum of the quants
 };
 
+#if defined(DRAFTLINE_AVX2)
+// What 8-bit weights are multiplied with: quants widened to 16 bits, in each group of four the even before the odd ones.
+struct WideBlock {
+  int16_t quants[kBlock];
+  float scale;
+  int32_t offset;
+};
+#else
+using WideBlock = QuantizedBlock;
+#endif
+
 struct RowFormat {
   int32_t kind;
   int32_t num_units;
@@ -23,10 +34,12 @@ struct RowFormat {
 
 DL_INLINE RowFormat row_format(const Matrix& reader) {
   const int64_t n = reader.num_units;
-  const bool is_int8 = reader.kind == kQ4 || reader.kind == kQ8;
-  const int64_t bytes = is_int8 ? n * static_cast<int64_t>(sizeof(QuantizedBlock)) : n * 4;
+  int64_t unit_bytes = sizeof(float);
+  if (reader.kind == kQ4) unit_bytes = sizeof(QuantizedBlock);
+  if (reader.kind == kQ8) unit_bytes = sizeof(WideBlock);
+  if (reader.kind == kBF16) unit_bytes = kPairBytes;
   const int32_t num_blocks = padded(reader.num_columns, kBlock) / kBlock;
-  return {reader.kind, reader.num_units, num_blocks, (bytes + 63) / 64 * 64};
+  return {reader.kind, reader.num_units, num_blocks, (n * unit_bytes + 63) / 64 * 64};
 }
 
 // What became of values that share a scale.
@@ -58,6 +71,16 @@ DL_INLINE void quantize_block(const float* x, QuantizedBlock* block) {
   block->offset = static_cast<int32_t>(-128.0f * quantized.total);
 }
 
+#if defined(DRAFTLINE_AVX2)
+DL_INLINE void quantize_block(const float* x, WideBlock* block) {
+  alignas(16) uint8_t quants[kBlock];
+  const Quantized quantized = quantize_bytes<127>(x, kBlock, 0, quants);
+  for (int i = 0; i < kBlock; i += 16) store_widened(block->quants + i, quants + i);
+  block->scale = quantized.scale;
+  block->offset = static_cast<int32_t>(-128.0f * quantized.total);
+}
+#endif
+
 // Writes 32 values of a row: columns from 32 * index on, zeros behind the last.
 DL_INLINE void write_block(const RowFormat& format, const float* x, int index, uint8_t* record) {
   const int n = format.num_units;
@@ -65,11 +88,11 @@ DL_INLINE void write_block(const RowFormat& format, const float* x, int index, u
     float* out = reinterpret_cast<float*>(record) + index * kBlock;
     for (int i = 0; i < min_of(kBlock, n - index * kBlock); ++i) out[i] = x[i];
   } else if (format.kind == kBF16) {
-    uint16_t* out = reinterpret_cast<uint16_t*>(record) + index * kBlock;
-    for (int i = 0, end = min_of(kBlock, 2 * n - index * kBlock); i < end; i += kWidth) {
-      const U16 rounded = to_bf16_halves(load(x + i));
-      __builtin_memcpy(out + i, &rounded, 2 * min_of(end - i, kWidth));
-    }
+    uint8_t* out = record + index * kBlock / 2 * kPairBytes;
+    for (int i = 0, end = min_of(kBlock, 2 * n - index * kBlock); i < end; i += kWidth)
+      store_pairs(out + i / 2 * kPairBytes, load(x + i), end - i);
+  } else if (format.kind == kQ8) {
+    quantize_block(x, reinterpret_cast<WideBlock*>(record) + index);
   } else {
     quantize_block(x, reinterpret_cast<QuantizedBlock*>(record) + index);
   }

@@ -14,18 +14,22 @@ constexpr int kWidth = 16;
 constexpr int kMaxRows = 9;     // that share one pass over the weights (a token and 8 drafts): their sums are in registers
 constexpr int kMaxVectors = 4;  // of a row's values summed at once
 constexpr int kMostScoredTiles = 4;  // of keys that a single row is multiplied with at once
+constexpr int kMostScores = 8;       // sums of keys' and queries' products at once, where several tiles are
 #elif defined(DRAFTLINE_AVX2)
 constexpr int kWidth = 8;
-constexpr int kMaxRows = 4;
+constexpr int kMaxRows = 6;
 constexpr int kMaxVectors = 2;
-constexpr int kMostScoredTiles = 2;
+constexpr int kMostScoredTiles = 4;
+constexpr int kMostScores = 12;
 #else
 constexpr int kWidth = 4;
 constexpr int kMaxRows = 4;
 constexpr int kMaxVectors = 2;
 constexpr int kMostScoredTiles = 2;
+constexpr int kMostScores = 8;
 #endif
 constexpr int kParts = kLanes / kWidth;  // vectors that make a tile's 16 lanes
+constexpr int kPartsAtOnce = kParts == 2 ? 2 : 1;  // that share what is loaded of the other operand
 
 typedef float F32 __attribute__((vector_size(4 * kWidth)));
 typedef float F32U __attribute__((vector_size(4 * kWidth), aligned(4)));
@@ -49,6 +53,12 @@ DL_INLINE F32 splat(float x) { return x - F32{}; }  // and not 0 + x, which is w
 DL_INLINE I32 splat(int32_t x) { return I32{} + x; }
 DL_INLINE F32 select(I32 mask, F32 a, F32 b) { return (F32)((mask & (I32)a) | (~mask & (I32)b)); }
 
+// Sums of kRows rows into one part of each.
+template <int kRows>
+DL_INLINE void store_rows(const F32* sums, float (*out)[kLanes], int part) {
+  for (int row = 0; row < kRows; ++row) store(out[row] + part * kWidth, sums[row]);
+}
+
 DL_INLINE I32 lane_numbers() {
   I32 numbers;
   for (int i = 0; i < kWidth; ++i) numbers[i] = i;
@@ -61,8 +71,9 @@ DL_INLINE int32_t load_int(const void* p) {
   return value;
 }
 
-// Compilers would rather load a value again for each use: here that doubles the loads.
-DL_INLINE void keep_in_register(U32& x) {
+// Compilers would rather load a value again for each use, or keep products in memory until they add them pairwise.
+template <class Vector>
+DL_INLINE void keep_in_register(Vector& x) {
 #if defined(DRAFTLINE_AVX512) || defined(DRAFTLINE_AVX2)
   __asm__("" : "+v"(x));
 #else
@@ -124,8 +135,12 @@ DL_INLINE float highest(F32 x) {
 }
 
 DL_INLINE I32 round_to_int(F32 x) {  // to nearest even; |x| < 2**22
+#if defined(DRAFTLINE_AVX2)
+  return (I32)_mm256_cvtps_epi32((__m256)x);
+#else
   const F32 magic = splat(12582912.0f);
   return (I32)(x + magic) - (I32)magic;
+#endif
 }
 
 // e**x within 2 ulp; 0 far below -87; exactly 1 at 0 (polynomial of Cephes' expf).
@@ -134,8 +149,9 @@ DL_INLINE F32 exponential(F32 x) {
   x = (F32)_mm512_min_ps(_mm512_max_ps((__m512)x, (__m512)splat(-200.0f)), (__m512)splat(88.0f));
   const F32 n = (F32)_mm512_roundscale_ps((__m512)(x * splat(1.44269504088896341f)), 8);  // to nearest, quietly
 #else
-  const I32 underflows = x < splat(-87.0f);
-  x = select(x > splat(88.0f), splat(88.0f), select(underflows, splat(0.0f), x));
+  const I32 is_there = x >= splat(-87.0f);
+  x = max(x, splat(-87.0f));
+  x = select(x > splat(88.0f), splat(88.0f), x);
   const I32 whole = round_to_int(x * splat(1.44269504088896341f));
   const F32 n = __builtin_convertvector(whole, F32);
 #endif
@@ -151,7 +167,7 @@ DL_INLINE F32 exponential(F32 x) {
 #if defined(DRAFTLINE_AVX512)
   return (F32)_mm512_scalef_ps((__m512)p, (__m512)n);  // p * 2**n; an exact 0 at -200
 #else
-  return select(underflows, splat(0.0f), (F32)((I32)p + (whole << 23)));
+  return (F32)(is_there & ((I32)p + (whole << 23)));
 #endif
 }
 
@@ -218,6 +234,16 @@ DL_INLINE void store_low_bytes(void* p, I32 x) {
   __builtin_memcpy(p, &bytes, sizeof bytes);
 }
 
+#if defined(DRAFTLINE_AVX2)
+// 16 bytes as 16-bit numbers, in each group of four the even before the odd ones.
+DL_INLINE void store_widened(int16_t* out, const uint8_t* bytes) {
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+  const __m128i even = _mm_srai_epi16(_mm_slli_epi16(x, 8), 8), odd = _mm_srai_epi16(x, 8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi32(even, odd));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm_unpackhi_epi32(even, odd));
+}
+#endif
+
 // Into the first or the second half of each word; what lies in the others may be written by another thread.
 DL_INLINE void store_every_other_half(uint8_t* words, U16 halves, int is_second) {
 #if defined(DRAFTLINE_AVX512)
@@ -243,20 +269,16 @@ DL_INLINE void store_every_fourth_byte(uint8_t* words, const uint8_t* bytes, int
 }
 
 // Lane i: acc + the four products of unsigned bytes w[4i..] and signed bytes a; exact.
-template <bool kSmallWeights>  // below 128
 DL_INLINE I32 dot_bytes(I32 acc, U8 w, int32_t a) {
 #if defined(DRAFTLINE_AVX512)
   return (I32)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 #elif defined(DRAFTLINE_AVX2)
-  const __m256i four = _mm256_set1_epi32(a), ones = _mm256_set1_epi16(1);
   // 255 * 127 * 2 does not fit 16 bits: the top bit goes by itself.
-  const __m256i low = kSmallWeights ? (__m256i)w : _mm256_and_si256((__m256i)w, _mm256_set1_epi8(0x7f));
-  __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(low, four), ones);
-  if (!kSmallWeights) {
-    const __m256i top = _mm256_and_si256((__m256i)w, _mm256_set1_epi8(-128));
-    products = _mm256_add_epi32(products, _mm256_madd_epi16(_mm256_maddubs_epi16(top, four), ones));
-  }
-  return acc + (I32)products;
+  const __m256i four = _mm256_set1_epi32(a), ones = _mm256_set1_epi16(1);
+  const __m256i low = _mm256_and_si256((__m256i)w, _mm256_set1_epi8(0x7f));
+  const __m256i top = _mm256_and_si256((__m256i)w, _mm256_set1_epi8(-128));
+  return acc + (I32)_mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(low, four), ones),
+                                     _mm256_madd_epi16(_mm256_maddubs_epi16(top, four), ones));
 #elif defined(__SSE2__)
   // Even and odd bytes as 16-bit numbers: their products fit.
   const uint32_t even = static_cast<uint16_t>(static_cast<int8_t>(a)) |
@@ -299,14 +321,67 @@ DL_INLINE I32 dot_signed_bytes(I32 acc, U8 v, int32_t a) {
 #endif
 }
 
+// Two activations as dot_bf16 multiplies them: rounded to bfloat16, but stored as floats where it would only be
+// widened again for each product.
+#if defined(DRAFTLINE_BF16)
+typedef uint32_t Pair;
+constexpr int kPairBytes = 4;
+DL_INLINE Pair load_pair(const uint8_t* p) { return load_int(p); }
+#else
+typedef const float* Pair;  // read when it is multiplied, straight into all lanes
+constexpr int kPairBytes = 8;
+DL_INLINE Pair load_pair(const uint8_t* p) { return reinterpret_cast<Pair>(p); }
+#endif
+
+// Rounds kWidth values into pairs, of which only the first `count` values are written.
+DL_INLINE void store_pairs(uint8_t* out, F32 x, int count) {
+#if defined(DRAFTLINE_BF16)
+  const U16 rounded = to_bf16_halves(x);
+#else
+  const U32 rounded = to_bf16(x) << 16;
+#endif
+  if (count >= kWidth)
+    __builtin_memcpy(out, &rounded, sizeof rounded);  // a length that is known takes no call
+  else
+    __builtin_memcpy(out, &rounded, kPairBytes / 2 * count);
+}
+
 // Lane i: acc + w[2i] * a[0] + w[2i + 1] * a[1], all bfloat16.
-DL_INLINE F32 dot_bf16(F32 acc, U32 w, uint32_t a) {
+DL_INLINE F32 dot_bf16(F32 acc, U32 w, Pair a) {
 #if defined(DRAFTLINE_BF16)
   return (F32)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(a));
 #else
-  union Bits { uint32_t bits; float value; } low{a << 16}, high{a & 0xffff0000u};
-  acc = fma((F32)(w << 16), splat(low.value), acc);
-  return fma((F32)(w & 0xffff0000u), splat(high.value), acc);
+  acc = fma((F32)(w << 16), splat(a[0]), acc);
+  return fma((F32)(w & 0xffff0000u), splat(a[1]), acc);
+#endif
+}
+
+// acc[row][i] + the products of vector i of `line` with each row's pair.
+template <int kRows, int kVectors>
+DL_INLINE void add_pair(const uint8_t* line, const uint8_t* pairs, int64_t stride, F32 (&acc)[kRows][kVectors]) {
+#if defined(DRAFTLINE_BF16)
+  DL_UNROLL(9)
+  for (int row = 0; row < kRows; ++row)
+    for (int i = 0; i < kVectors; ++i)
+      acc[row][i] = dot_bf16(acc[row][i], load_words(line + 4 * kWidth * i), load_pair(pairs + row * stride));
+#else
+  // One side after the other: half as many vectors of the line are needed at once.
+  DL_UNROLL(2)
+  for (int side = 0; side < 2; ++side) {
+    F32 values[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      const U32 words = load_words(line + 4 * kWidth * i);
+      values[i] = (F32)(side == 0 ? words << 16 : words & 0xffff0000u);
+    }
+    DL_UNROLL(9)
+    for (int row = 0; row < kRows; ++row) {
+      const F32 value = splat(load_pair(pairs + row * stride)[side]);
+      for (int i = 0; i < kVectors; ++i) {
+        acc[row][i] = fma(values[i], value, acc[row][i]);
+        keep_in_register(acc[row][i]);
+      }
+    }
+  }
 #endif
 }
 
