@@ -5,6 +5,7 @@ DraftlineError
 ├── CheckpointError        a file that is missing, truncated, corrupt or not what it says
 ├── RequestError           a request that can never run; names the field (HTTP 400)
 ├── QueueFullError         too many requests wait already; come back later (HTTP 429)
+├── NonFiniteError         the model computed NaN or infinities for a request (HTTP 500)
 └── EngineUnavailableError the engine is loading, draining or dead (HTTP 503)
     └── EngineDeadError    a step raised; every open request gets this error
 """
@@ -28,6 +29,10 @@ class RequestError(DraftlineError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class NonFiniteError(DraftlineError):
+    """The model computed values that are not finite, of which no answer can be made."""
 
 
 class QueueFullError(DraftlineError):

@@ -51,6 +51,11 @@ class ModelInput:
         """How attention in plain torch cuts the queries."""
         return build_tile_groups(self.spans, block_size=self.block_size, device=self.device)
 
+    @cached_property
+    def faults(self) -> Tensor:
+        """Where, in bool [num_tokens], a model marks the tokens whose keys or values are not finite."""
+        return torch.zeros(len(self.token_id_list), dtype=torch.bool, device=self.device)
+
     def _to_device(self, parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(self.device)
 

@@ -8,11 +8,12 @@ from engine.speculation import SpeculationOutput, SpeculationParams
 
 
 class FinishReason(str, Enum):
-    """Why a request ended; the values are OpenAI's, `abort` is ours."""
+    """Why a request ended; the values are OpenAI's, `abort` and `error` are ours."""
 
     STOP = "stop"  # an end token or a stop token
     LENGTH = "length"  # max_tokens or max_model_len reached
     ABORT = "abort"  # the caller left
+    ERROR = "error"  # the model computed values that are not finite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,23 +60,38 @@ class Scheduler:
         """
         outputs: list[StepOutput] = []
         scored = [c.request for c in batch.chunks if c.reaches_end and not c.request.wants_token]
-        first_row = 0
+        first_row = first_token = 0
         for chunk in batch.chunks:
-            if chunk.is_sampled:
-                outputs.append(self._advance(chunk, output, first_row))
-                first_row += 1 + len(chunk.draft_token_ids)
+            faults = output.faults and _faults_of(chunk, first_token, output.faults)
+            first_token += chunk.num_tokens
+            num_rows = 1 + len(chunk.draft_token_ids) if chunk.is_sampled else 0
+            if faults and min(faults) < chunk.num_tokens - len(chunk.draft_token_ids):
+                outputs.append(self._fail(chunk.request))
+            elif chunk.is_sampled:
+                outputs.append(self._advance(chunk, output, first_row, faults))
             else:
                 self._move_counter(chunk.request, chunk.num_tokens)
+            first_row += num_rows
         for request in scored:
-            self.finish(request, FinishReason.LENGTH)
-            outputs.append(StepOutput(request))
+            if request.status is not RequestStatus.FINISHED:
+                self.finish(request, FinishReason.LENGTH)
+                outputs.append(StepOutput(request))
         return outputs
 
-    def _advance(self, chunk: ScheduledChunk, output: SamplerOutput, first_row: int) -> StepOutput:
+    def _fail(self, request: Request) -> StepOutput:
+        """End a request whose values are not finite; nothing of the step is published."""
+        self.finish(request, FinishReason.ERROR)
+        return StepOutput(request)
+
+    def _advance(
+        self, chunk: ScheduledChunk, output: SamplerOutput, first_row: int, faults: frozenset[int]
+    ) -> StepOutput:
         """Append the accepted drafts and the target's own token after them; end the request where it ends."""
         request, drafts = chunk.request, chunk.draft_token_ids
         num_new, reason = 0, None
         for place in range(1 + len(drafts)):
+            if faults and chunk.num_tokens - len(drafts) - 1 + place in faults:
+                break  # a draft without a finite value: as a token of the answer it will fail in its own step
             token_id = output.token_ids[first_row + place]
             request.append(token_id)
             num_new += 1
@@ -206,6 +221,12 @@ class Scheduler:
 def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int]:
     """Single tokens first, longest context first: their rows are then consecutive for attention."""
     return chunk.num_tokens > 1, -chunk.request.num_computed_tokens
+
+
+def _faults_of(chunk: ScheduledChunk, first_token: int, faults: frozenset[int]) -> frozenset[int]:
+    """Return the faults among the tokens of a chunk that begins at `first_token`, counted from there."""
+    mine = range(first_token, first_token + chunk.num_tokens)
+    return frozenset(token - first_token for token in faults if token in mine)
 
 
 def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:

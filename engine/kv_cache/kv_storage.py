@@ -23,10 +23,17 @@ class LayerKV:
     keys: Tensor
     values: Tensor
 
-    def write(self, slot_mapping: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values [num_tokens, num_kv_heads, head_dim] at slots [num_tokens]."""
+    def write(self, slot_mapping: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Store keys and values [num_tokens, num_kv_heads, head_dim] at slots [num_tokens].
+
+        What is not finite is stored as 0: it would outlive its request, for others multiply it by weights
+        of 0. Returns bool [num_tokens], true for the tokens of which that was so.
+        """
+        is_finite = torch.isfinite(keys) & torch.isfinite(values)
+        keys, values = (x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for x in (keys, values))
         self.keys.flatten(1, 2).index_copy_(1, slot_mapping, keys.transpose(0, 1))
         self.values.flatten(1, 2).index_copy_(1, slot_mapping, values.transpose(0, 1))
+        return ~is_finite.flatten(1).all(dim=1)
 
 
 class KVMemory(Protocol):

@@ -31,7 +31,7 @@ class GPT2Attention:
     def __call__(self, x: Tensor, layer_kv: LayerKV, model_input: ModelInput) -> Tensor:
         """Map [num_tokens, hidden_size] to the same, writing this step's keys and values."""
         q, k, v = self.qkv_proj(x).view(len(x), -1, self.head_dim).chunk(3, dim=1)
-        layer_kv.write(model_input.slot_mapping, k, v)
+        model_input.faults.logical_or_(layer_kv.write(model_input.slot_mapping, k, v))
         return self.o_proj(paged_attention(q, layer_kv, model_input.tile_groups, scale=self.scale))
 
 

@@ -53,7 +53,7 @@ class LlamaAttention:
             q, k = rotate(self.q_norm(q), cos, signed_sin), rotate(self.k_norm(k), cos, signed_sin)
         else:
             q, k = rotate(q_and_k, cos, signed_sin).tensor_split((self.num_heads,), dim=1)
-        layer_kv.write(model_input.slot_mapping, k, v)
+        model_input.faults.logical_or_(layer_kv.write(model_input.slot_mapping, k, v))
         return self.o_proj(paged_attention(q, layer_kv, model_input.tile_groups, scale=self.scale))
 
 

@@ -27,6 +27,7 @@ class SamplerOutput:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
+    faults: frozenset[int] = frozenset()  # tokens of the step whose keys, values or logits are not finite
 
 
 class TokenChooser(Protocol):
@@ -49,10 +50,14 @@ class Sampler:
         self._chooser = chooser
 
     def __call__(self, logits: Tensor, rows: Sequence[SampledRow]) -> SamplerOutput:
-        """Choose a token for each row of [num_rows, >= vocab_size], which may be overwritten."""
+        """Choose a token for each row of [num_rows, >= vocab_size], which may be overwritten.
+
+        The faults of the output are numbers of rows here.
+        """
         raw = logits[:, : self.vocab_size].float()
+        faults = broken_rows(raw)
         filtered, token_ids = self._choose(raw, rows)
-        return SamplerOutput(tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, rows))
+        return SamplerOutput(tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, rows), faults)
 
     def choose(self, logits: Tensor, rows: Sequence[SampledRow]) -> list[int]:
         """Do the same without logprobs."""
@@ -75,6 +80,12 @@ class Sampler:
                 fast[number] = None
             token_ids = self._chooser(processed, fast)
         return _sample_in_torch(processed, rows, slow, token_ids) if slow else processed, token_ids
+
+
+def broken_rows(logits: Tensor) -> frozenset[int]:
+    """Return the numbers of rows with a logit that is NaN or infinitely high, which no sound model has."""
+    is_broken = ~(logits < float("inf")).all(dim=-1)
+    return frozenset(is_broken.nonzero().flatten().tolist())
 
 
 def is_simple(row: SampledRow) -> bool:

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
+from engine.errors import (
+    EngineDeadError,
+    EngineUnavailableError,
+    NonFiniteError,
+    QueueFullError,
+    RequestError,
+)
 from server.api.limits import MAX_SHOWN_CHARS
 
 ENGINE_IS_DEAD = "the engine has failed and must be restarted"
@@ -65,6 +71,8 @@ def to_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), param=error.param, code="invalid_value")
     if isinstance(error, QueueFullError):
         return queue_full(str(error), retry_after=error.retry_after)
+    if isinstance(error, NonFiniteError):
+        return ApiError(500, str(error), kind="server_error", code="non_finite")
     if isinstance(error, EngineDeadError):
         return unavailable(ENGINE_IS_DEAD, code="dead")
     if isinstance(error, EngineUnavailableError):

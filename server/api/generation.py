@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from engine.async_engine import OutputStream
-from engine.errors import EngineUnavailableError
+from engine.errors import EngineUnavailableError, NonFiniteError
 from engine.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.preparation import Preparation, TextOptions
@@ -170,7 +170,8 @@ class Generation:
     async def next_deltas(self) -> list[TextDelta]:
         """Wait for the engine, then return all that it has brought meanwhile, which may say nothing yet.
 
-        Raises EngineUnavailableError when the engine or the server ends before the choices do.
+        Raises EngineUnavailableError when the engine or the server ends before the choices do, NonFiniteError
+        when the model fails on one of them.
         """
         try:
             first = await self._stream.__anext__()
@@ -196,6 +197,13 @@ class Generation:
     def _absorb(self, choice: ChoiceText, output: RequestOutput, now: float) -> TextDelta:
         if output.finish_reason is FinishReason.ABORT:
             raise EngineUnavailableError("the request was aborted by the server")
+        if output.finish_reason is FinishReason.ERROR:
+            self._num_open -= 1
+            self._metrics.count_finished(FinishReason.ERROR)
+            raise NonFiniteError(
+                f"the model's values are NaN or infinite after {choice.num_tokens} tokens of the answer: "
+                "a weight is damaged, or numbers overflow the dtype"
+            )
         self._observe(output, now)
         delta = choice.push(output)
         if delta.finish_reason is not None:

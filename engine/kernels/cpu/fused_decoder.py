@@ -109,6 +109,7 @@ class FusedDecoder:
             kv_storage.tiles,
             *arrays.arguments,
             hidden.data_ptr(),
+            model_input.faults.data_ptr(),
         )
         return hidden
 

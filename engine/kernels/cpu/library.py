@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_THREADS = 255
 
 
@@ -152,10 +152,14 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             POINTER(KVTiles),
             *_TOKENS_AND_SPANS,
             c_void_p,
+            c_void_p,
         ],
     ),
     "draftline_compute_logits": (None, [c_void_p, POINTER(Model), c_void_p, c_int32, c_void_p]),
-    "draftline_sample": (None, [c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p]),
+    "draftline_sample": (
+        None,
+        [c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p],
+    ),
     "draftline_step": (
         None,
         [
@@ -167,6 +171,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             c_int32,
             c_void_p,
             c_int32,
+            c_void_p,
             c_void_p,
         ],
     ),

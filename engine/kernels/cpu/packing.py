@@ -184,5 +184,8 @@ def _rows(tensor: StoredTensor, rows_format: RowsFormat) -> Rows:
     elif rows_format is RowsFormat.BF16:
         data = values.to(torch.bfloat16).view(torch.uint8).numpy()
     else:
-        data = getattr(quants, rows_format.name).quantize_rows(values.numpy())
+        with np.errstate(
+            invalid="ignore"
+        ):  # NaN weights become blocks of NaN: requests will fail, not loading
+            data = getattr(quants, rows_format.name).quantize_rows(values.numpy())
     return Rows(rows_format, data.reshape(len(values), -1), num_columns)

@@ -35,6 +35,7 @@ class FusedTokenChooser:
             logits.shape[1],
             b"".join([row_sampling(row) for row in rows]),
             token_ids,
+            None,  # whoever has processed the logits has looked at them before
         )
         return list(token_ids)
 

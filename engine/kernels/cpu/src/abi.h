@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 7
+#define DRAFTLINE_ABI_VERSION 8
 
 extern "C" {
 

@@ -63,7 +63,7 @@ struct Context {
   const Kernels* kernels;
   Buffer inner_records, queries, partials, row_values, own_records, unused_partials, scratch, shared_records, samples;
   Buffer hidden, logits;  // of steps that end in tokens
-  Buffer kept_hidden, kept_queries;
+  Buffer kept_hidden, kept_queries, faults;
   Plan plan, kept_plan;
   StepTimes times{};
   bool is_timing = false;
@@ -173,7 +173,7 @@ Step step_of_kept(Context& context, const Step& step, const int32_t* kept, int32
 // Hidden states of the rows in `kept`, or of all if it is null.
 void forward(Context& context, const Model* model, const KVTiles* kv, const int64_t* token_ids, int32_t num_rows,
              const Span* spans, int32_t num_spans, const int32_t* block_tables, const int32_t* kept, int32_t num_kept,
-             float* hidden) {
+             float* hidden, uint8_t* faults) {
   const bool keeps_all = kept == nullptr || num_kept == num_rows;
   const int64_t stride = padded(model->hidden_size, kBlock);
   Step step = new_step(context, model, num_rows, keeps_all ? hidden : context.hidden.get<float>(4 * num_rows * stride));
@@ -182,6 +182,7 @@ void forward(Context& context, const Model* model, const KVTiles* kv, const int6
   step.spans = spans;
   step.num_spans = num_spans;
   step.block_tables = block_tables;
+  step.faults = faults;
   const int64_t num_partials =
       context.plan.place_rows(num_rows, kv->tiles_per_block, spans, num_spans, block_tables);
   provide_layer_memory(context, step, num_partials);
@@ -200,11 +201,13 @@ void forward(Context& context, const Model* model, const KVTiles* kv, const int6
 }  // namespace
 }  // namespace draftline
 
-// Hidden states [num_rows, hidden_size padded to 32] of a step's tokens, whose keys and values are stored.
+// Hidden states [num_rows, hidden_size padded to 32] of a step's tokens, whose keys and values are stored. In `faults`
+// [num_rows], zeroed by the caller or null, the rows are marked of which something is not finite: it is stored as 0.
 DRAFTLINE_EXPORT void draftline_forward(Context* context, const Model* model, const KVTiles* kv,
                                         const int64_t* token_ids, int32_t num_rows, const Span* spans,
-                                        int32_t num_spans, const int32_t* block_tables, float* hidden) {
-  forward(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, nullptr, 0, hidden);
+                                        int32_t num_spans, const int32_t* block_tables, float* hidden,
+                                        uint8_t* faults) {
+  forward(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, nullptr, 0, hidden, faults);
 }
 
 // Logits [num_rows, vocab_size] of hidden states as draftline_forward wrote them.
@@ -215,12 +218,12 @@ DRAFTLINE_EXPORT void draftline_compute_logits(Context* context, const Model* mo
   run(*context, step, context->kernels->compute_logits, 2);
 }
 
-// A token for each row of logits [num_rows, stride], among the first vocab_size.
+// A token for each row of logits [num_rows, stride], among the first vocab_size; `faults` [num_rows] as in a step.
 DRAFTLINE_EXPORT void draftline_sample(Context* context, const float* logits, int64_t stride, int32_t num_rows,
-                                       int32_t vocab_size, const RowSampling* rows, int64_t* tokens) {
+                                       int32_t vocab_size, const RowSampling* rows, int64_t* tokens, uint8_t* faults) {
   const int64_t memory_stride = 3 * static_cast<int64_t>(vocab_size) + 8192;
   const int num_threads = context->pool.num_threads();
-  SampleJob job{&context->pool, logits, stride, num_rows, vocab_size, rows, tokens,
+  SampleJob job{&context->pool, logits, stride, num_rows, vocab_size, rows, tokens, faults,
                 context->samples.get<float>(4 * num_threads * memory_stride), memory_stride};
   const auto start = std::chrono::steady_clock::now();
   context->pool.run(context->kernels->sample, &job, 1);
@@ -234,26 +237,31 @@ namespace {
 void forward_and_choose(Context& context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
                         int32_t num_rows, const Span* spans, int32_t num_spans, const int32_t* block_tables,
                         const int32_t* kept, int32_t num_kept, const RowSampling* sampling, int32_t vocab_size,
-                        int64_t* tokens) {
+                        int64_t* tokens, uint8_t* faults) {
   const int64_t stride = padded(model->hidden_size, kBlock);
   float* hidden = context.kept_hidden.get<float>(4 * num_kept * stride);
-  forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, kept, num_kept, hidden);
+  forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, kept, num_kept, hidden, faults);
   if (num_kept == 0) return;
   float* logits = context.logits.get<float>(4 * num_kept * static_cast<int64_t>(model->vocab_size));
   draftline_compute_logits(&context, model, hidden, num_kept, logits);
-  draftline_sample(&context, logits, model->vocab_size, num_kept, vocab_size, sampling, tokens);
+  uint8_t* sampled_faults = faults == nullptr ? nullptr : context.faults.get(num_kept);
+  if (faults != nullptr) std::memset(sampled_faults, 0, num_kept);
+  draftline_sample(&context, logits, model->vocab_size, num_kept, vocab_size, sampling, tokens, sampled_faults);
+  for (int32_t i = 0; faults != nullptr && i < num_kept; ++i) faults[kept[i]] |= sampled_faults[i];
 }
 
 }  // namespace
 }  // namespace draftline
 
-// Tokens [num_logits]: a step from tokens to tokens, one for each of its rows in logits_rows, which ascend.
+// Tokens [num_logits]: a step from tokens to tokens, one for each of its rows in logits_rows, which ascend. In `faults`
+// [num_rows], zeroed, the rows are marked whose keys, values or logits are not finite.
 DRAFTLINE_EXPORT void draftline_step(Context* context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
                                      int32_t num_rows, const Span* spans, int32_t num_spans,
                                      const int32_t* block_tables, const int32_t* logits_rows, int32_t num_logits,
-                                     const RowSampling* sampling, int32_t vocab_size, int64_t* tokens) {
+                                     const RowSampling* sampling, int32_t vocab_size, int64_t* tokens,
+                                     uint8_t* faults) {
   forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, logits_rows, num_logits,
-                     sampling, vocab_size, tokens);
+                     sampling, vocab_size, tokens, faults);
 }
 
 // Tokens [num_steps, num_drafting] of a draft model: the spans are run, then each token chosen for the first
@@ -268,7 +276,7 @@ DRAFTLINE_EXPORT void draftline_draft(Context* context, const Model* model, cons
   for (int i = 0; i < num_drafting; ++i) last_rows[i] = spans[i].first_row + spans[i].num_tokens - 1;
   for (int step = 0;; ++step, rows += num_drafting, tokens += num_drafting) {
     forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, last_rows.data(),
-                       num_drafting, rows, vocab_size, tokens);
+                       num_drafting, rows, vocab_size, tokens, nullptr);
     if (step + 1 == num_steps) return;
     for (int i = 0; i < num_drafting; ++i) {
       current[i] = {i, 1, current[i].first_position + current[i].num_tokens, current[i].table_offset};

@@ -41,6 +41,18 @@ static void norm_head(float* x, int dim, const float* weight, float eps) {
   for (int i = 0; i < dim; ++i) x[i] = x[i] * scale * weight[i];
 }
 
+// Replaces by zeros what bfloat16 cannot hold as a number, in `count` values, a multiple of the width; tells whether
+// all could stay. Values that are not finite would outlive their request: others multiply them by weights of 0.
+static bool make_finite(float* x, int count) {
+  I32 all = splat(-1);
+  for (int i = 0; i < count; i += kWidth) {
+    const I32 is_finite = absolute(load(x + i)) <= splat(3.38e38f);
+    store(x + i, (F32)(is_finite & (I32)load(x + i)));
+    all = all & is_finite;
+  }
+  return !any(~all);
+}
+
 // Rotate dimension i against i + dim / 2.
 static void rotate_head(float* x, int dim, const float* cos, const float* sin) {
   const int half = dim / 2;

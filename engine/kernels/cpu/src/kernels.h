@@ -27,7 +27,8 @@ static void sample(void* argument, int thread) {
   UnitCounter* counters = job.pool->next_counters(thread);
   for (int row; (row = counters->next.fetch_add(1, std::memory_order_relaxed)) < job.num_rows;)
     job.tokens[row] = sample_row(job.logits + row * job.stride, job.vocab_size, job.rows[row],
-                                 job.memory + thread * job.memory_stride);
+                                 job.memory + thread * job.memory_stride,
+                                 job.faults == nullptr ? nullptr : job.faults + row);
 }
 
 static int64_t record_bytes(const Matrix* reader) { return row_format(*reader).stride; }

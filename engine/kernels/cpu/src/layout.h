@@ -81,6 +81,7 @@ struct Step {
   int32_t num_attention_units;
   HeadShape shape;
   int32_t key_bytes;
+  uint8_t* faults;  // [num_rows], set for rows whose keys or values are not finite; may be null
   const int32_t* kept_rows;  // of which alone `end` computes what lies behind the last layer's keys and values
   Step* end;                 // null: all rows are kept
 
@@ -113,6 +114,7 @@ struct SampleJob {
   int32_t num_rows, vocab_size;
   const RowSampling* rows;
   int64_t* tokens;
+  uint8_t* faults;  // [num_rows], set for rows with logits that are NaN or infinitely high; may be null
   float* memory;  // of each thread
   int64_t memory_stride;
 };

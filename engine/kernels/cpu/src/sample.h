@@ -40,18 +40,6 @@ DL_INLINE F32 gumbel_bound(F32 offset) {
   return select(offset > splat(0.0f), splat(0.3666f), bound);
 }
 
-DL_INLINE bool any(I32 mask) {
-#if defined(DRAFTLINE_AVX512)
-  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
-#elif defined(DRAFTLINE_AVX2)
-  return _mm256_movemask_epi8((__m256i)mask) != 0;
-#else
-  int32_t all = 0;
-  for (int i = 0; i < kWidth; ++i) all |= mask[i];
-  return all != 0;
-#endif
-}
-
 // Logits of one row divided by its temperature, padded with -inf to whole groups.
 struct ScaledRow {
   float* values;
@@ -223,8 +211,26 @@ static int32_t draw(const ScaledRow& row, float limit, const RowSampling& sampli
   return token < 0 ? likeliest : token;
 }
 
-// `memory` holds padded_size + max(padded_size, kBins) + padded_size floats.
-static int32_t sample_row(const float* logits, int size, const RowSampling& sampling, float* memory) {
+// The first logit that is NaN or infinitely high, which no sound model has; -1 if there is none.
+static int32_t find_broken(const float* logits, int size) {
+  const F32 infinity = splat(__builtin_inff());
+  I32 sound = splat(-1);
+  int i = 0;
+  for (; i + kWidth <= size; i += kWidth) sound = sound & (load(logits + i) < infinity);
+  if (any(~sound)) i = 0;
+  for (; i < size; ++i)
+    if (!(logits[i] < __builtin_inff())) return i;
+  return -1;
+}
+
+// `memory` holds padded_size + max(padded_size, kBins) + padded_size floats. A row with a broken logit gets that
+// token, which a grammar at least has not forbidden, and `fault` is set where there is one.
+static int32_t sample_row(const float* logits, int size, const RowSampling& sampling, float* memory, uint8_t* fault) {
+  const int32_t broken = find_broken(logits, size);
+  if (broken >= 0) {
+    if (fault != nullptr) *fault = 1;
+    return broken;
+  }
   if (sampling.temperature <= 0.0f) return argmax(logits, size);
   const ScaledRow row = scale_row(logits, size, sampling.temperature, memory);
   float* rest = memory + row.padded_size;

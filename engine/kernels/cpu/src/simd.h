@@ -111,6 +111,18 @@ DL_INLINE F32 max(F32 a, F32 b) {
 
 DL_INLINE F32 absolute(F32 x) { return (F32)((I32)x & splat(0x7fffffff)); }
 
+DL_INLINE bool any(I32 mask) {
+#if defined(DRAFTLINE_AVX512)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(DRAFTLINE_AVX2)
+  return _mm256_movemask_epi8((__m256i)mask) != 0;
+#else
+  int32_t all = 0;
+  for (int i = 0; i < kWidth; ++i) all |= mask[i];
+  return all != 0;
+#endif
+}
+
 // Halves are added pairwise.
 DL_INLINE float sum(F32 x) {
 #if defined(DRAFTLINE_AVX512)

@@ -157,6 +157,8 @@ class StepThread {
       uint8_t* record = step_.queries + (static_cast<int64_t>(row) * model_.num_heads + head) * step_.query_stride;
       return with_kv([&](auto kv) { kv.write_query(step_.shape, values, record); });
     }
+    if (!make_finite(values, step_.shape.padded_dim) && step_.faults != nullptr)
+      __atomic_store_n(step_.faults + row, 1, __ATOMIC_RELAXED);
     const int kv_head = (head - model_.num_heads) % model_.num_kv_heads;
     uint8_t* tile = step_.kv->base + number * step_.kv->layer_stride + kv_head * step_.kv->head_stride +
                     step_.rows[row].tile * step_.kv->tile_stride;
