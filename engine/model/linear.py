@@ -1,5 +1,7 @@
 """Linear: y = x W^T + b, with weights laid out once for the machine that multiplies them."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,34 +17,43 @@ _MIN_ROWS = 2
 class Linear:
     """A dense layer whose result for a row does not depend on the rows beside it.
 
-    On a CPU the weight is prepacked for oneDNN, two to three times faster than F.linear for few rows.
+    On a CPU the weight is prepacked for oneDNN, two to three times faster than F.linear for few rows. Where
+    oneDNN has no bfloat16 (AVX2 alone), such a weight is widened to float32, which takes twice its memory:
+    F.linear would give a row other bits in another batch there.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:  # [out, in], [out]
         self.out_features, self.in_features = weight.shape
-        self.is_packed = can_prepack(weight)
-        self.weight = _prepack(weight) if self.is_packed else weight
-        self.bias = bias
+        self.dtype = packed_dtype(weight)
+        self.weight = weight if self.dtype is None else _prepack(weight.to(self.dtype))
+        self.bias = bias if self.dtype is None or bias is None else bias.to(self.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [num_rows, in_features] to [num_rows, out_features]."""
-        if not self.is_packed:
+        if self.dtype is None:
             return F.linear(x, self.weight, self.bias)
-        num_rows = x.shape[0]
+        num_rows, rows = x.shape[0], x.to(self.dtype)
         if num_rows < _MIN_ROWS:
-            x = torch.cat((x,) * _MIN_ROWS) if num_rows else x.new_zeros(_MIN_ROWS, self.in_features)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
-        return y[:num_rows]
+            rows = torch.cat((rows,) * _MIN_ROWS) if num_rows else rows.new_zeros(_MIN_ROWS, self.in_features)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, self.weight, self.bias, "none", [], "")
+        return y[:num_rows].to(x.dtype)
 
 
-def can_prepack(weight: Tensor) -> bool:
-    """Tell whether oneDNN's prepacked linear serves this weight on this machine and torch version."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+def packed_dtype(weight: Tensor) -> torch.dtype | None:
+    """Return the dtype in which oneDNN's prepacked linear serves this weight here; None if it does not."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return next(filter(can_prepack, (weight.dtype, torch.float32)), None)
+
+
+@functools.cache
+def can_prepack(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN prepacks weights of this dtype on this processor and torch version, by trying."""
+    try:
+        _prepack(torch.zeros(16, 16, dtype=dtype))
+    except (AttributeError, RuntimeError):  # an operator that is not there, or an instruction set
+        return False
+    return True
 
 
 def _prepack(weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 from pathlib import Path
@@ -228,20 +229,37 @@ def require_library() -> ctypes.CDLL:
     return library
 
 
+INSTRUCTION_SETS = ("avx512_bf16", "avx512", "avx2", "portable")
+"""Best first."""
+
+
+def available_instruction_sets(highest: str | None = None) -> tuple[str, ...]:
+    """Return those of this processor, best first, from `highest` on; raises ConfigError for an unknown one.
+
+    None is what the environment variable DRAFTLINE_MAX_CPU_ISA says, or the best.
+    """
+    highest = highest or os.environ.get("DRAFTLINE_MAX_CPU_ISA") or INSTRUCTION_SETS[0]
+    if highest not in INSTRUCTION_SETS:
+        raise ConfigError(
+            f"DRAFTLINE_MAX_CPU_ISA must be one of {', '.join(INSTRUCTION_SETS)}, not {highest!r}"
+        )
+    library, allowed = require_library(), INSTRUCTION_SETS[INSTRUCTION_SETS.index(highest) :]
+    return tuple(name for name in allowed if library.draftline_instruction_set(name.encode()) is not None)
+
+
 class KernelContext:
     """The kernels' threads and working memory; runs one step at a time.
 
-    `instruction_set` is "avx512_bf16", "avx512", "avx2" or "portable"; None is the best for this processor.
+    `instruction_set` is one of INSTRUCTION_SETS; None is the best that is available.
     """
 
     def __init__(self, *, num_threads: int, instruction_set: str | None = None) -> None:
         self.library = require_library()
-        name = None if instruction_set is None else instruction_set.encode()
-        chosen = self.library.draftline_instruction_set(name)
-        if chosen is None:
+        self.instruction_set = instruction_set or available_instruction_sets()[0]
+        if self.instruction_set not in available_instruction_sets(INSTRUCTION_SETS[0]):
             raise ConfigError(f"instruction set {instruction_set!r} is not there on this processor")
-        self.instruction_set: str = chosen.decode()
         self.num_threads = min(num_threads, MAX_THREADS)
+        name = self.instruction_set.encode()
         self.handle = c_void_p(self.library.draftline_context_new(self.num_threads, name))
 
     def __del__(self) -> None:

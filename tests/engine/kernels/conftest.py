@@ -10,7 +10,13 @@ from gguf import quants
 from engine.attention_tiles import QuerySpan
 from engine.backend import TorchBackend
 from engine.kernels.cpu.fused_decoder import FusedDecoder
-from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat, load_library
+from engine.kernels.cpu.library import (
+    KernelContext,
+    KVKind,
+    RowsFormat,
+    available_instruction_sets,
+    load_library,
+)
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
 from engine.model.weights import Weights
 from engine.model_input import ModelInput
@@ -29,10 +35,8 @@ def pytest_collection_modifyitems(items):
 
 
 def instruction_sets():
-    """Those that this processor has."""
-    library = load_library()
-    names = ("avx512_bf16", "avx512", "avx2", "portable")
-    return [n for n in names if library is not None and library.draftline_instruction_set(n.encode())]
+    """Those that this processor has, and that the environment allows."""
+    return list(available_instruction_sets()) if load_library() is not None else []
 
 
 @dataclass(frozen=True)

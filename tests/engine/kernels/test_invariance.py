@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.kernels.cpu.library import KVKind, RowsFormat
+from engine.errors import ConfigError
+from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat
 from tests.engine.kernels.conftest import Fused, blocks, instruction_sets, random_tokens
 from tests.tiny import GPT2, LLAMA
 
@@ -91,3 +92,11 @@ def test_splits_of_long_contexts_give_the_same_bits():
     assert torch.equal(torch.cat(parts), whole)
     single = fused.logits((tokens[1099:], 1099, blocks(1, 1100)))
     assert torch.equal(single[0], whole[-1])
+
+
+def test_the_environment_limits_the_instruction_set(monkeypatch):
+    monkeypatch.setenv("DRAFTLINE_MAX_CPU_ISA", "portable")
+    assert KernelContext(num_threads=1).instruction_set == "portable"
+    monkeypatch.setenv("DRAFTLINE_MAX_CPU_ISA", "sse9")
+    with pytest.raises(ConfigError, match="must be one of avx512_bf16, avx512, avx2, portable, not 'sse9'"):
+        KernelContext(num_threads=1)
