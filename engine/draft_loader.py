@@ -163,7 +163,8 @@ def _load_draft_model(
     engine: Engine, config: EngineConfig, draft: Checkpoint, backend: Backend, device: torch.device
 ) -> DraftModel:
     max_positions = min(engine.max_model_len, draft.config.max_position_embeddings)
-    weights = Weights(draft.tensors, dtype=choose_dtype(config.dtype, device), device=device)
+    dtype = choose_dtype(config.dtype, device)
+    weights = Weights(draft.tensors, dtype=dtype, device=device, path=draft.path)
     model = backend.build_model(draft.config, weights, max_positions=max_positions)
     kv_storage = backend.build_kv_storage(
         draft.config,

@@ -64,7 +64,8 @@ def build_engine(
     config = prepare_for_draft(checkpoint, config, draft_checkpoint, backend=backend, device=device)
     # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
     torch.set_num_threads(num_threads if backend.name == "torch" else 1)
-    weights = Weights(checkpoint.tensors, dtype=choose_dtype(config.dtype, device), device=device)
+    dtype = choose_dtype(config.dtype, device)
+    weights = Weights(checkpoint.tensors, dtype=dtype, device=device, path=checkpoint.path)
     model = backend.build_model(checkpoint.config, weights, max_positions=max_model_len)
     kv_storage = _build_kv_storage(config, checkpoint.config, backend, max_model_len, device)
     max_model_len = _fit_max_model_len(config, max_model_len, kv_storage.num_blocks)

@@ -93,8 +93,9 @@ def _read_config(arguments: Metadata) -> ModelConfig:
 def _read_tensors(state: Mapping[object, object], path: Path) -> dict[str, TorchTensor]:
     """Name the tensors as we do; those of a model trained without biases get biases of zero."""
     tensors: dict[str, TorchTensor] = {}
+    wrapper = names.shared_wrapper([str(key) for key in state])
     for key, value in state.items():
-        stored_name = str(key).removeprefix("_orig_mod.")  # torch.compile puts it there
+        stored_name = str(key).removeprefix(wrapper)
         if names.is_ignored_buffer(stored_name):
             continue
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_contiguous():

@@ -100,6 +100,13 @@ class TorchTensor:
         return values.t() if self.transposed else values
 
 
+def describe(name: str, tensor: StoredTensor) -> str:
+    """Say where a tensor is: its file and the name it has there, or `name` for one that is in no file."""
+    if isinstance(tensor, GGUFTensor | TorchTensor):
+        return f"{tensor.path}: tensor {tensor.name}"
+    return f"tensor {name}"
+
+
 def are_equal(first: StoredTensor, second: StoredTensor) -> bool:
     """Tell whether two tensors hold the same bytes; unequal ones are told apart by their first megabyte."""
     if first is second:

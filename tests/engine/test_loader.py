@@ -117,12 +117,12 @@ def without(checkpoint: Checkpoint, name: str) -> Checkpoint:
 def test_missing_extra_and_misshapen_tensors_are_named(config):
     checkpoint, settings = random_checkpoint(config), EngineConfig(device="cpu", kv_cache_memory=2**22)
     name = "layers.1.mlp.down_proj.weight"
-    with pytest.raises(CheckpointError, match=f"tensor '{name}' is missing"):
+    with pytest.raises(CheckpointError, match=f"tensor {name} is missing"):
         build_engine(without(checkpoint, name), settings)
     wrong = InMemoryTensor(torch.zeros(3, 4))
-    with pytest.raises(CheckpointError, match=rf"'{name}' has shape \(3, 4\), expected \(96, 160\)"):
+    with pytest.raises(CheckpointError, match=rf"{name} has shape \[3, 4\], but .* says \[96, 160\]"):
         build_engine(replace(checkpoint, tensors={**checkpoint.tensors, name: wrong}), settings)
-    with pytest.raises(CheckpointError, match=r"the model has no place for layers\.9\.attn\.q_proj\.weight"):
+    with pytest.raises(CheckpointError, match=r"tensor layers\.9\.attn\.q_proj\.weight: .* no place for it"):
         build_engine(
             replace(checkpoint, tensors={**checkpoint.tensors, "layers.9.attn.q_proj.weight": wrong}),
             settings,
