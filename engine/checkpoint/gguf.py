@@ -9,6 +9,7 @@ import numpy.typing as npt
 from engine.checkpoint import names
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.generation_defaults import read_gguf_sampling
 from engine.checkpoint.gguf_file import GGUFFile, GGUFTensorInfo, read_gguf
 from engine.checkpoint.gguf_tokenizer import read_stop_token_ids, read_tokenizer
 from engine.checkpoint.metadata import Metadata, shorten
@@ -59,7 +60,7 @@ def load_gguf(path: Path, *, name: str | None = None) -> Checkpoint:
         tensors=tensors,
         tokenizer=tokenizer,
         stop_token_ids=read_stop_token_ids(metadata, tokenizer),
-        generation_defaults=_read_generation_defaults(metadata),
+        generation_defaults=read_gguf_sampling(metadata),
     )
 
 
@@ -236,9 +237,3 @@ def _row_order(info: GGUFTensorInfo, architecture: str, config: ModelConfig) -> 
     stored = np.arange(info.shape[0]).reshape(num_heads, config.head_dim // 2, 2)
     order: npt.NDArray[np.intp] = stored.swapaxes(1, 2).ravel()
     return order
-
-
-def _read_generation_defaults(metadata: Metadata) -> dict[str, float]:
-    keys = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k"}
-    found = {ours: metadata.find_real(f"general.sampling.{theirs}") for ours, theirs in keys.items()}
-    return {name: value for name, value in found.items() if value is not None}

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from engine.checkpoint import names
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.generation_defaults import read_generation_config
 from engine.checkpoint.huggingface_config import read_model_config
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata, read_json, shorten
@@ -51,7 +52,7 @@ def load_huggingface(folder: Path, *, name: str | None = None) -> Checkpoint:
         tensors=tensors,
         tokenizer=tokenizer,
         stop_token_ids=_read_stop_token_ids((generation, metadata), tokenizer.eos_token_id),
-        generation_defaults=_read_generation_defaults(generation),
+        generation_defaults=read_generation_config(generation),
     )
 
 
@@ -172,8 +173,3 @@ def _read_stop_token_ids(sources: tuple[Metadata, ...], eos_token_id: int | None
                 Metadata({"eos_token_id": i}, path=source.path).integer("eos_token_id") for i in ids
             }
     return own
-
-
-def _read_generation_defaults(generation: Metadata) -> dict[str, float]:
-    found = {key: generation.find_real(key) for key in ("temperature", "top_p", "top_k")}
-    return {key: value for key, value in found.items() if value is not None}
