@@ -32,6 +32,7 @@ def load_gguf(path: Path, *, name: str | None = None) -> Checkpoint:
     with config_errors_as_checkpoint_errors(path):
         config = read_config(metadata, architecture, infos, _read_freq_factors(file, infos))
         check_foreign_keys(metadata, architecture, config)
+    _check_freq_factors(config, path)
     tensors = {
         names.from_gguf(info.name): _stored_tensor(file, info, _row_order(info, architecture, config))
         for info in file.tensors
@@ -61,6 +62,15 @@ def _read_freq_factors(file: GGUFFile, infos: dict[str, GGUFTensorInfo]) -> tupl
     if not all(0.0 < factor < float("inf") for factor in factors):
         raise CheckpointError(f"{file.path}: {_ROPE_FREQS} holds numbers that are not positive and finite")
     return factors
+
+
+def _check_freq_factors(config: ModelConfig, path: Path) -> None:
+    factors = None if config.rope is None else config.rope.freq_factors
+    if factors is not None and len(factors) != config.head_dim // 2:
+        raise CheckpointError(
+            f"{path}: tensor {_ROPE_FREQS} has {len(factors)} values, expected {config.head_dim // 2}, one "
+            "for each rotary frequency"
+        )
 
 
 def _stored_tensor(

@@ -239,6 +239,13 @@ def test_stored_divisors_and_a_scaling_both_apply(gguf_recipe, tmp_path, kind):
     np.testing.assert_allclose(inverse_frequencies(both, 16).numpy(), expected, rtol=1e-6)
 
 
+def test_a_wrong_number_of_stored_divisors_names_file_and_tensor(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    recipe.tensors["rope_freqs.weight"] = np.ones(7, dtype=np.float32)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: tensor rope_freqs\.weight has 7 values, expected 8"):
+        load_gguf(recipe.write(tmp_path / "m.gguf"))
+
+
 def test_absent_keys_of_attention(gguf_recipe, tmp_path):
     recipe = gguf_recipe("llama")
     del recipe.metadata["rope.freq_base"], recipe.metadata["attention.head_count_kv"]
