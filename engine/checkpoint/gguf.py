@@ -1,4 +1,4 @@
-"""GGUF checkpoints: GPT-2, Llama, Mistral, SmolLM and Qwen as llama.cpp's converter writes them."""
+"""GGUF checkpoints: GPT-2, Llama, SmolLM and Qwen as llama.cpp's converter writes them."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from engine.checkpoint.gguf_config import check_foreign_keys, check_supported, r
 from engine.checkpoint.gguf_file import GGUFFile, GGUFTensorInfo, read_gguf
 from engine.checkpoint.gguf_tokenizer import read_stop_token_ids, read_tokenizer
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.checkpoint.stored_tensor import GGUFTensor, can_dequantize
+from engine.checkpoint.stored_tensor import GGUF_FORMATS, GGUFTensor
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
 
@@ -76,10 +76,10 @@ def _check_freq_factors(config: ModelConfig, path: Path) -> None:
 def _stored_tensor(
     file: GGUFFile, info: GGUFTensorInfo, row_order: npt.NDArray[np.intp] | None
 ) -> GGUFTensor:
-    if not can_dequantize(info.format):
+    if info.format not in GGUF_FORMATS:
         raise CheckpointError(
             f"{file.path}: tensor {shorten(info.name)} has the format {info.format}, which is not supported; "
-            "use a model in F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant"
+            f"supported: {', '.join(GGUF_FORMATS)}"
         )
     return GGUFTensor(
         name=info.name,

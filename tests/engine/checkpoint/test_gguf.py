@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -5,10 +8,12 @@ import torch
 from gguf import GGMLQuantizationType as Format
 
 from engine.checkpoint.gguf import load_gguf
-from engine.checkpoint.stored_tensor import GGUFTensor
-from engine.config import Activation, RopeScaling
+from engine.checkpoint.stored_tensor import GGUF_FORMATS, GGUFTensor
+from engine.config import Activation, EngineConfig, RopeScaling
 from engine.errors import CheckpointError
+from engine.loader import build_engine
 from engine.model.rope import inverse_frequencies
+from tests.tiny import generate, generation
 
 QUANTISABLE = [
     Format.F32,
@@ -20,7 +25,35 @@ QUANTISABLE = [
     Format.Q5_0,
     Format.Q5_1,
 ]
-K_QUANTS = [Format.Q2_K, Format.Q3_K, Format.Q4_K, Format.Q5_K, Format.Q6_K]
+OTHERS = [Format[name] for name in GGUF_FORMATS if Format[name] not in QUANTISABLE]
+README = Path(__file__).parents[3] / "README.md"
+
+
+def test_the_readme_lists_the_formats():
+    [listed] = re.findall(r"^GGUF tensors may be (.*?)\.$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert tuple(re.split(r",\s+|\s+or\s+", listed)) == GGUF_FORMATS
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("kind", QUANTISABLE, ids=lambda kind: kind.name)
+def test_a_model_of_every_format_that_can_be_written_answers(gguf_recipe, tmp_path, kind, kernels):
+    recipe = gguf_recipe("llama", kind)
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    engine = build_engine(
+        checkpoint, EngineConfig(device="cpu", kernels=kernels, kv_cache_memory=2**22)
+    ).engine
+    [answer] = generate(engine, generation([5, 6, 7], max_tokens=3, ignore_eos=True))
+    assert len(answer) == 3
+
+
+@pytest.mark.parametrize("kind", [Format.I8, Format.F64, Format.NVFP4], ids=lambda kind: kind.name)
+def test_a_format_that_cannot_be_read_is_refused_with_those_that_can(gguf_recipe, tmp_path, kind):
+    recipe = gguf_recipe("llama")
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    recipe.tensors["blk.0.ffn_up.weight"] = np.zeros((96, 64 // block_size * block_bytes), dtype=np.uint8)
+    recipe.formats["blk.0.ffn_up.weight"] = kind
+    with pytest.raises(CheckpointError, match=rf"'blk\.0\.ffn_up\.weight' has the format {kind.name}.*Q5_0"):
+        load_gguf(recipe.write(tmp_path / "m.gguf"))
 
 
 def permute_as_converter_does(rows, num_heads):
@@ -47,18 +80,18 @@ def test_weights_come_back_as_the_package_dequantises_them(gguf_recipe, tmp_path
     np.testing.assert_array_equal(norm.dequantize().numpy(), recipe.tensors["blk.0.attn_norm.weight"])
 
 
-@pytest.mark.parametrize("kind", K_QUANTS, ids=lambda kind: kind.name)
-def test_k_quants_are_dequantised_from_any_bytes(gguf_recipe, tmp_path, kind):
-    """The package cannot write K-quants, so random bytes stand for weights; NaN equals NaN here."""
+@pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.name)
+def test_other_blocks_are_dequantised_from_any_bytes(gguf_recipe, tmp_path, kind):
+    """The package cannot write most of them, so random bytes stand for weights; NaN equals NaN here."""
     recipe = gguf_recipe("qwen2")
     recipe.tokenizer["tokenizer.ggml.pre"] = "qwen2"
-    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     stored_bytes = np.random.default_rng(1).integers(0, 256, (300, 2 * block_bytes), dtype=np.uint8)
     recipe.tensors["blk.0.extra.weight"] = stored_bytes
     recipe.formats["blk.0.extra.weight"] = kind
     checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
     stored = checkpoint.tensors["blk.0.extra.weight"]
-    assert stored.shape == (300, 512)
+    assert stored.shape == (300, 2 * block_size)
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(stored_bytes, kind)
     np.testing.assert_array_equal(stored.dequantize().numpy(), expected)
