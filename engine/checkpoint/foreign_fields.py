@@ -128,6 +128,9 @@ def _check_layers(metadata: Metadata, model_type: str, max_positions: int) -> No
 
 def _may_matter(key: str, value: object) -> bool:
     """Tell whether an unknown field could be a number or a flag that a forward pass needs."""
-    if not isinstance(value, int | float) or _HARMLESS.search(key):
+    if _HARMLESS.search(key):
         return False
-    return value is True or value not in (0, 1)
+    numbers = value if isinstance(value, list) else [value]  # one for each layer, or for all
+    return any(
+        isinstance(number, int | float) and (number is True or number not in (0, 1)) for number in numbers
+    )

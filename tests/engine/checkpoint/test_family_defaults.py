@@ -233,9 +233,16 @@ def test_biases_of_a_family_that_has_none(family, field):
 
 
 def test_an_unknown_number_is_named_in_a_warning(caplog):
-    unknown = {"mup_base": 2.5, "post_norms": True, "note": "text", "nothing": 0, "max_length": 20}
+    unknown = {
+        "mup_base": 2.5,
+        "post_norms": True,
+        "mlp_multipliers": [0.5, 2.0],
+        "note": "text",
+        "nothing": 0,
+        "max_length": 20,
+    }
     with caplog.at_level(logging.WARNING):
         read(full_values("llama") | unknown)
     assert [record.getMessage() for record in caplog.records] == [
-        "config.json: a llama model has no mup_base, post_norms; not applied"
+        "config.json: a llama model has no mlp_multipliers, mup_base, post_norms; not applied"
     ]

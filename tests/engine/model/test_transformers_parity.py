@@ -167,6 +167,10 @@ ROTARY_FIELDS = {
         "rope_scaling": LLAMA3,
         "original_max_position_embeddings": 128,
     },
+    "yarn with an attention factor": {"rope_scaling": YARN | {"attention_factor": 1.3}},
+    "yarn with both mscales": {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.5}},
+    "yarn with one mscale": {"rope_scaling": YARN | {"mscale": 0.7}},
+    "yarn with betas": {"rope_scaling": YARN | {"beta_fast": 8, "beta_slow": 2}},
     "yarn without an original context": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
 }
 
