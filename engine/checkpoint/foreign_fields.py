@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from engine.checkpoint.huggingface_defaults import known_fields
-from engine.checkpoint.metadata import Metadata, shorten
+from engine.checkpoint.metadata import MAX_INTEGER, Metadata, shorten
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
 
@@ -94,6 +94,8 @@ def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
     if value in ({}, []):
         return True
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) > MAX_INTEGER:  # may have too many digits for a float
+            return False
         return any(
             isinstance(other, int | float) and math.isclose(value, other, rel_tol=1e-3) for other in neutral
         )

@@ -1,16 +1,19 @@
 """What config.json leaves out, and what it holds that its family lacks, against transformers' own classes."""
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
 
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.checkpoint.huggingface_config import read_model_config
 from engine.checkpoint.metadata import Metadata
 from engine.config import Activation, ModelConfig, RopeConfig
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, ConfigError
 
 CLASSES = {
     "gpt2": transformers.GPT2Config,
@@ -230,6 +233,43 @@ def test_biases_of_a_family_that_has_none(family, field):
     read(full_values(family) | {field: False})
     with pytest.raises(CheckpointError, match=f"{field} = True has no effect in a {family} model"):
         read(full_values(family) | {field: True})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**70) | st.just(10**400) | st.floats() | st.text(max_size=8),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.text(max_size=8), values, max_size=3),
+    max_leaves=5,
+)
+ROTARY_KEYS = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+]
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "1", [1], {"a": 1}])
+@pytest.mark.parametrize("field", ["logit_scale", "rotary_dim", "num_experts", "attention_multiplier"])
+def test_a_foreign_number_that_is_none_is_refused(field, value):
+    with pytest.raises(CheckpointError, match=field):
+        read(full_values("llama") | {field: value})
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_value_of_any_field_is_read_or_refused(data):
+    family = data.draw(st.sampled_from(list(CLASSES)))
+    values = full_values(family)
+    fields = sorted({*values, *FOREIGN, "rope_scaling", "rope_theta", "quantization_config"} - {"model_type"})
+    values |= data.draw(st.dictionaries(st.sampled_from(fields), JSON, min_size=1, max_size=3))
+    if data.draw(st.booleans()):
+        kind = st.sampled_from(["default", "linear", "llama3", "yarn", "dynamic"])
+        rotary = st.dictionaries(st.sampled_from(ROTARY_KEYS), kind | JSON, max_size=6)
+        values["rope_scaling"] = data.draw(rotary)
+    with contextlib.suppress(CheckpointError, ConfigError):
+        assert isinstance(read(values), ModelConfig)
 
 
 def test_an_unknown_number_is_named_in_a_warning(caplog):

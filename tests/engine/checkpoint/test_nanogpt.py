@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from engine.checkpoint.nanogpt import load_nanogpt
-from engine.config import Activation
+from engine.config import Activation, EngineConfig
 from engine.errors import CheckpointError
+from engine.loader import build_engine
 
 CHARACTERS = "\n abcdefgh"
 LINEARS = {"attn.c_attn": (24, 8), "attn.c_proj": (8, 8), "mlp.c_fc": (32, 8), "mlp.c_proj": (8, 32)}
@@ -45,6 +46,14 @@ def write_checkpoint(folder, *, bias=True, characters=CHARACTERS, wrapper="_orig
         meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters))}
         (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     return path
+
+
+def test_a_missing_bias_of_a_model_that_has_them_is_no_zero(tmp_path):
+    state = nanogpt_state(bias=True)
+    del state["transformer.h.1.mlp.c_fc.bias"]
+    checkpoint = load_nanogpt(write_checkpoint(tmp_path, model=state))
+    with pytest.raises(CheckpointError, match=r"ckpt\.pt: tensor layers\.1\.mlp\.up_proj\.bias is missing"):
+        build_engine(checkpoint, EngineConfig(device="cpu"))
 
 
 @pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
