@@ -14,7 +14,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.kv_cache.kv_storage import default_kv_cache_memory
-from engine.machine import choose_dtype
+from engine.machine import choose_dtype, memory_errors
 from engine.model.weights import Weights
 from engine.model_input import TokenSpan, lay_out
 from engine.request import Request
@@ -26,6 +26,8 @@ from engine.speculative.ngram import NgramDrafter
 from engine.speculative.ngram_pool import NgramPool
 from engine.speculative.speculator import Speculator
 from engine.speculative.step_costs import SIZES
+
+_MEMORY_ADVICE = "lower kv_cache_memory, or serve without a draft model"
 
 _MEASURED_SIZES = tuple(size for size in SIZES if size <= 16)
 _MEASURED_STEPS = 4
@@ -163,13 +165,14 @@ def _load_draft_model(
     engine: Engine, config: EngineConfig, draft: Checkpoint, backend: Backend, device: torch.device
 ) -> DraftModel:
     max_positions = min(engine.max_model_len, draft.config.max_position_embeddings)
-    weights = Weights(draft.tensors, dtype=choose_dtype(config.dtype, device), device=device)
-    model = backend.build_model(draft.config, weights, max_positions=max_positions)
-    kv_storage = backend.build_kv_storage(
-        draft.config,
-        num_blocks=engine.kv_cache_manager.pool.num_blocks,
-        block_size=config.block_size,
-    )
+    dtype = choose_dtype(config.dtype, device)
+    weights = Weights(draft.tensors, dtype=dtype, device=device, path=draft.path)
+    num_blocks = engine.kv_cache_manager.pool.num_blocks
+    with memory_errors(f"{draft.path}: the draft model and its keys and values", _MEMORY_ADVICE, device):
+        model = backend.build_model(draft.config, weights, max_positions=max_positions)
+        kv_storage = backend.build_kv_storage(
+            draft.config, num_blocks=num_blocks, block_size=config.block_size
+        )
     return DraftModel(
         model,
         kv_storage,

@@ -17,14 +17,29 @@ from engine.errors import ConfigError
 from engine.info import EngineInfo
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.kv_cache.kv_storage import KVMemory, choose_num_blocks, default_kv_cache_memory
-from engine.machine import choose_device, choose_dtype, choose_num_threads, device_name, keep_freed_memory
+from engine.kv_cache.kv_storage import (
+    KVMemory,
+    available_memory,
+    choose_num_blocks,
+    default_kv_cache_memory,
+)
+from engine.machine import (
+    choose_device,
+    choose_dtype,
+    choose_num_threads,
+    device_name,
+    keep_freed_memory,
+    memory_errors,
+)
 from engine.model.registry import Model
 from engine.model.weights import Weights
 from engine.model_runner import ModelRunner
 from engine.sampling.grammar import GrammarCompiler
 
 logger = logging.getLogger(__name__)
+
+_WEIGHTS_ADVICE = "free memory, take a smaller model, or set dtype or quantization"
+_KV_ADVICE = "lower kv_cache_memory, max_num_seqs or max_model_len"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +79,10 @@ def build_engine(
     config = prepare_for_draft(checkpoint, config, draft_checkpoint, backend=backend, device=device)
     # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
     torch.set_num_threads(num_threads if backend.name == "torch" else 1)
-    weights = Weights(checkpoint.tensors, dtype=choose_dtype(config.dtype, device), device=device)
-    model = backend.build_model(checkpoint.config, weights, max_positions=max_model_len)
+    dtype = choose_dtype(config.dtype, device)
+    weights = Weights(checkpoint.tensors, dtype=dtype, device=device, path=checkpoint.path)
+    with memory_errors(f"{checkpoint.path}: the weights", _WEIGHTS_ADVICE, device):
+        model = backend.build_model(checkpoint.config, weights, max_positions=max_model_len)
     kv_storage = _build_kv_storage(config, checkpoint.config, backend, max_model_len, device)
     max_model_len = _fit_max_model_len(config, max_model_len, kv_storage.num_blocks)
     info = EngineInfo(
@@ -145,12 +162,23 @@ def _build_kv_storage(
     max_model_len: int,
     device: torch.device,
 ) -> KVMemory:
+    bytes_per_block = backend.kv_bytes_per_block(model_config, config.block_size)
+    memory = config.kv_cache_memory or default_kv_cache_memory(device)
     num_blocks = choose_num_blocks(
-        bytes_per_block=backend.kv_bytes_per_block(model_config, config.block_size),
+        bytes_per_block=bytes_per_block,
         max_useful_blocks=config.max_num_seqs * -(-max_model_len // config.block_size),
-        memory=config.kv_cache_memory or default_kv_cache_memory(device),
+        memory=memory,
     )
-    return backend.build_kv_storage(model_config, num_blocks=num_blocks, block_size=config.block_size)
+    num_bytes = num_blocks * bytes_per_block
+    if device.type == "cpu" and num_bytes > available_memory():
+        logger.warning(
+            "kv_cache_memory: %d bytes of keys and values, of which %d are free; the system may end this "
+            "process as they fill",
+            num_bytes,
+            available_memory(),
+        )
+    with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
+        return backend.build_kv_storage(model_config, num_blocks=num_blocks, block_size=config.block_size)
 
 
 def _fit_max_model_len(config: EngineConfig, max_model_len: int, num_blocks: int) -> int:

@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from engine.errors import ConfigError
+from engine.kv_cache.kv_storage import available_memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _NEVER_RETURN = 2**30  # bytes
@@ -54,6 +57,19 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER_RETURN)
         libc.mallopt(_M_MMAP_THRESHOLD, _NEVER_RETURN)
+
+
+@contextmanager
+def memory_errors(what: str, advice: str, device: torch.device) -> Iterator[None]:
+    """Turn a failed allocation into a ConfigError: what did not fit, what is free, what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_about_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_about_memory and "allocate memory" not in str(error):  # torch's words on a CPU
+            raise
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+        raise ConfigError(f"{what} cannot be allocated: {free:,} bytes are free; {advice}") from error
 
 
 def device_name(device: torch.device) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from engine.checkpoint.checkpoint import Checkpoint, StoredTensor, TokenizerData
 from engine.checkpoint.fingerprint import compute_fingerprint
-from engine.checkpoint.names import layer_indices
-from engine.checkpoint.stored_tensor import are_equal
+from engine.checkpoint.metadata import shorten
+from engine.checkpoint.names import layer_indices, layer_prefixes
+from engine.checkpoint.stored_tensor import are_equal, describe
 from engine.config import ModelConfig, RopeConfig, RopeScaling
 from engine.errors import CheckpointError, ConfigError
 
@@ -53,6 +54,7 @@ def assemble(
         config = replace(config, tie_word_embeddings=is_copy)
     if config.rope is not None:
         _check_rope(config.rope, path)
+    _check_head(config, kept, path)
     _check_layers(config, kept, path)
     _check_sizes(config, kept, path)
     _check_tokenizer(config, tokenizer, path)
@@ -85,8 +87,24 @@ def _check_rope(rope: RopeConfig, path: Path) -> None:
         raise CheckpointError(f"{path}: rope original_max_position_embeddings must be at least 1")
 
 
+def _check_head(config: ModelConfig, tensors: Mapping[str, StoredTensor], path: Path) -> None:
+    """Refuse to take the embedding for a head that the configuration says is another matrix."""
+    if not config.tie_word_embeddings and _EMBEDDING in tensors and _HEAD not in tensors:
+        raise CheckpointError(
+            f"{path}: tensor {_HEAD} is missing, and the configuration does not tie it to {_EMBEDDING}; "
+            "fetch the missing file, or set tie_word_embeddings to true in config.json if it was trained so"
+        )
+
+
 def _check_layers(config: ModelConfig, tensors: Mapping[str, StoredTensor], path: Path) -> None:
     stored = layer_indices(tensors)
+    if tensors and not stored:
+        prefixes = ", ".join(map(shorten, layer_prefixes(tensors)[:3]))
+        found = f"before their layers' numbers the names have {prefixes}" if prefixes else "none has a layer"
+        raise CheckpointError(
+            f"{path}: none of the {len(tensors)} tensors has a name that this family has: {found}; save the "
+            "model itself, without what is wrapped around it, or rename them"
+        )
     if len(stored) != config.num_layers or max(stored, default=0) >= config.num_layers:
         raise CheckpointError(
             f"{path}: the configuration says {config.num_layers} layers but tensors of {len(stored)} are "
@@ -112,9 +130,9 @@ def _check_sizes(config: ModelConfig, tensors: Mapping[str, StoredTensor], path:
     }
     for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:
+            what = describe(name, tensors[name])
             raise CheckpointError(
-                f"{path}: tensor {name} has shape {list(tensors[name].shape)}, but the configuration "
-                f"says {list(shape)}"
+                f"{what} has shape {list(tensors[name].shape)}, but the configuration says {list(shape)}"
             )
     if _EMBEDDING not in tensors:
         raise CheckpointError(f"{path}: tensor {_EMBEDDING} is missing")

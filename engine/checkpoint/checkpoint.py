@@ -67,5 +67,5 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     tokenizer: TokenizerData
     stop_token_ids: frozenset[int] = frozenset()  # end-of-text and end-of-turn tokens
-    generation_defaults: Mapping[str, float] = field(default_factory=dict)  # temperature, top_p, top_k
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)  # by name in SamplingParams
     fingerprint: bytes = b""  # 16 bytes; equal files have equal fingerprints

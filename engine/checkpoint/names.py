@@ -1,7 +1,7 @@
 """Tensor names: from GGUF, Hugging Face and nanoGPT to ours (listed at `Checkpoint`)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 _GGUF_TOP = {
     "token_embd": "embed_tokens",
@@ -50,7 +50,11 @@ _GPT2_LAYER = {
 _IGNORED_BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 """Causal masks and rotary frequencies, which old files hold beside the weights."""
 
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "base_model.", "language_model.", "model.")
+"""What data parallelism, torch.compile, adapters and multimodal models put before every name."""
+
 _LAYER = re.compile(r"layers\.([0-9]+)\.")
+_STORED_LAYER = re.compile(r"(.*?)(?:layers|h|blk)\.[0-9]+\.")
 
 
 def from_gguf(name: str) -> str:
@@ -66,6 +70,23 @@ def from_llama(name: str) -> str:
 def from_gpt2(name: str) -> str:
     """Return our name of a tensor of a Hugging Face or nanoGPT GPT-2; unknown names as they are."""
     return _translate(name, prefix="transformer.", layer_prefix="h", top=_GPT2_TOP, layer=_GPT2_LAYER)
+
+
+def shared_wrapper(names: Collection[str]) -> str:
+    """Return the wrappers' prefix that all names share, "" for none: without it they name the same model."""
+    prefix = ""
+    while names:
+        wrapper = next((w for w in _WRAPPERS if all(name.startswith(prefix + w) for name in names)), None)
+        if wrapper is None:
+            break
+        prefix += wrapper
+    return prefix
+
+
+def layer_prefixes(names: Collection[str]) -> tuple[str, ...]:
+    """Return what stands before the layers' numbers in stored names, for people."""
+    matches = (_STORED_LAYER.match(name) for name in names)
+    return tuple(sorted({match[1] for match in matches if match}))
 
 
 def is_ignored_buffer(name: str) -> bool:

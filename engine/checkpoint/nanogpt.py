@@ -44,7 +44,7 @@ def load_nanogpt(path: Path, *, name: str | None = None) -> Checkpoint:
         path=path,
         weight_files=(path,),
         config=config,
-        tensors=_read_tensors(state, path),
+        tensors=_read_tensors(state, path, has_biases=metadata.boolean("bias", default=True)),
         tokenizer=tokenizer,
         stop_token_ids=frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id}),
         generation_defaults={},
@@ -90,11 +90,12 @@ def _read_config(arguments: Metadata) -> ModelConfig:
     )
 
 
-def _read_tensors(state: Mapping[object, object], path: Path) -> dict[str, TorchTensor]:
+def _read_tensors(state: Mapping[object, object], path: Path, *, has_biases: bool) -> dict[str, TorchTensor]:
     """Name the tensors as we do; those of a model trained without biases get biases of zero."""
     tensors: dict[str, TorchTensor] = {}
+    wrapper = names.shared_wrapper([str(key) for key in state])
     for key, value in state.items():
-        stored_name = str(key).removeprefix("_orig_mod.")  # torch.compile puts it there
+        stored_name = str(key).removeprefix(wrapper)
         if names.is_ignored_buffer(stored_name):
             continue
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_contiguous():
@@ -111,7 +112,9 @@ def _read_tensors(state: Mapping[object, object], path: Path) -> dict[str, Torch
             format=_FORMATS[value.dtype],
             load=partial(torch.Tensor.detach, value),
         )
-    for weight in [name for name in tensors if name.endswith((".weight", "norm.weight"))]:
+    if has_biases:
+        return tensors
+    for weight in [name for name in tensors if name.endswith(".weight")]:
         bias = f"{weight.removesuffix('.weight')}.bias"
         is_linear_or_norm = not weight.startswith(("embed_", "lm_head"))
         if is_linear_or_norm and bias not in tensors:

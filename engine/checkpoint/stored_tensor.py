@@ -15,6 +15,15 @@ from engine.errors import CheckpointError
 PLAIN_FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Formats that are one number after the other."""
 
+GGUF_FORMATS = (
+    *PLAIN_FORMATS,
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4"),
+)
+"""Formats of GGUF tensors that can be read; not NVFP4, whose tensors are scaled by further ones."""
+
 _CHUNK_BYTES = 1 << 16  # dequantised at a time: temporaries stay in the cache, four times faster than whole
 
 
@@ -51,11 +60,6 @@ class GGUFTensor:
         if self.format == "F16":
             return rows.view(np.float16).astype(np.float32)
         return _dequantize_rows(rows, self.format)
-
-
-def can_dequantize(tensor_format: str) -> bool:
-    """Tell whether tensors of a GGUF format can be turned into float32."""
-    return tensor_format in PLAIN_FORMATS or hasattr(getattr(quants, tensor_format, None), "dequantize_rows")
 
 
 def _dequantize_rows(rows: npt.NDArray[np.uint8], tensor_format: str) -> npt.NDArray[np.float32]:
@@ -98,6 +102,13 @@ class TorchTensor:
         except (RuntimeError, OSError, ValueError, MemoryError) as error:
             raise CheckpointError(f"{self.path}: tensor {self.name} cannot be read: {error}") from error
         return values.t() if self.transposed else values
+
+
+def describe(name: str, tensor: StoredTensor) -> str:
+    """Say where a tensor is: its file and the name it has there, or `name` for one that is in no file."""
+    if isinstance(tensor, GGUFTensor | TorchTensor):
+        return f"{tensor.path}: tensor {tensor.name}"
+    return f"tensor {name}"
 
 
 def are_equal(first: StoredTensor, second: StoredTensor) -> bool:

@@ -83,7 +83,8 @@ def choose_num_blocks(*, bytes_per_block: int, max_useful_blocks: int, memory: i
     num_blocks = min(max_useful_blocks, memory // bytes_per_block)
     if num_blocks < 1:
         raise ConfigError(
-            f"kv_cache_memory of {memory:,} bytes is less than one block of {bytes_per_block:,} bytes"
+            f"kv_cache_memory of {memory:,} bytes is less than one block of {bytes_per_block:,} bytes; set "
+            "it higher (where it is not set, it is a share of the memory that is free)"
         )
     return num_blocks
 

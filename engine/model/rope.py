@@ -49,7 +49,7 @@ def inverse_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
             raise CheckpointError(
                 f"rotary freq_factors: {len(config.freq_factors)} values, expected {head_dim // 2}"
             )
-        return frequencies / torch.tensor(config.freq_factors, dtype=torch.float64)
+        frequencies = frequencies / torch.tensor(config.freq_factors, dtype=torch.float64)
     if config.scaling is RopeScaling.LINEAR:
         return frequencies / config.factor
     if config.scaling is RopeScaling.LLAMA3:

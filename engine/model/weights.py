@@ -1,11 +1,13 @@
 """Weights: a checkpoint's tensors, handed to a model by name and checked against the shape it expects."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint.checkpoint import StoredTensor
+from engine.checkpoint.stored_tensor import describe
 from engine.errors import CheckpointError
 
 
@@ -13,9 +15,15 @@ class Weights:
     """Takes each tensor exactly once, as `dtype` on `device`; what is left over at the end is an error."""
 
     def __init__(
-        self, tensors: Mapping[str, StoredTensor], *, dtype: torch.dtype, device: torch.device
+        self,
+        tensors: Mapping[str, StoredTensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        path: Path | None = None,
     ) -> None:
         self._tensors = tensors
+        self._path = path  # of the checkpoint, for errors
         self._untaken = set(tensors)
         self.dtype = dtype
         self.device = device
@@ -35,9 +43,15 @@ class Weights:
         """Return the tensor as the file holds it; raises CheckpointError when missing or misshapen."""
         stored = self._tensors.get(name)
         if stored is None:
-            raise CheckpointError(f"checkpoint: tensor {name!r} is missing (expected shape {shape})")
+            raise CheckpointError(
+                f"{self._path or 'checkpoint'}: tensor {name} is missing (expected shape {list(shape)}); the "
+                "file is incomplete, or its configuration is of another model"
+            )
         if stored.shape != shape:
-            raise CheckpointError(f"checkpoint: tensor {name!r} has shape {stored.shape}, expected {shape}")
+            raise CheckpointError(
+                f"{describe(name, stored)} has shape {list(stored.shape)}, but the configuration says "
+                f"{list(shape)}"
+            )
         self._untaken.discard(name)
         return stored
 
@@ -45,5 +59,8 @@ class Weights:
         """Raise CheckpointError if the checkpoint holds tensors that the model did not take."""
         if self._untaken:
             names = sorted(self._untaken)
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            raise CheckpointError(f"checkpoint: the model has no place for {', '.join(names[:5])}{more}")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(
+                f"{describe(names[0], self._tensors[names[0]])}{more}: a model of this configuration has "
+                "no place for it; it is of another architecture, or an adapter that was not merged"
+            )

