@@ -29,6 +29,7 @@ from engine.sampling.grammar_library import (
     refusal,
 )
 from engine.sampling.grammar_trial import TrialProcess
+from engine.sampling.number_bound import DigitTokens, NumberPlace
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -44,6 +45,8 @@ class _Tokens:
     """What a state must know of the vocabulary."""
 
     num_tokens: int
+    token_bytes: Sequence[bytes]
+    digits: DigitTokens
     end_token_ids: frozenset[int]
     text_words: _Words  # the tokens that spell something: no special or end token, no token without bytes
 
@@ -75,6 +78,8 @@ class GrammarCompiler:
         ]
         self._tokens = _Tokens(
             num_tokens=len(token_bytes),
+            token_bytes=self._token_bytes,
+            digits=DigitTokens(self._token_bytes, _words),
             end_token_ids=end_token_ids,
             text_words=_words([bool(text) for text in self._token_bytes]),
         )
@@ -124,7 +129,10 @@ class GrammarCompiler:
         if spec.kind not in (GrammarKind.JSON_OBJECT, GrammarKind.CHOICE):  # those two are always harmless
             self._trial.check(spec, grammar)
         tokenizer = self._get_tokenizer()
-        compiled = Grammar(lambda: new_matcher(tokenizer, grammar, spec.kind), self._tokens)
+        is_json = spec.kind in (GrammarKind.JSON_OBJECT, GrammarKind.JSON_SCHEMA)
+        compiled = Grammar(
+            lambda: new_matcher(tokenizer, grammar, spec.kind), self._tokens, bounds_numbers=is_json
+        )
         state = compiled.start()
         if state.is_complete and state.error is not None:
             raise RequestError(refusal(spec, state.error))
@@ -140,9 +148,12 @@ class GrammarCompiler:
 class Grammar:
     """A compiled grammar, from which any thread may start answers; all share the table of its lexer."""
 
-    def __init__(self, new_matcher: "Callable[[], LLMatcher]", tokens: _Tokens) -> None:
+    def __init__(
+        self, new_matcher: "Callable[[], LLMatcher]", tokens: _Tokens, *, bounds_numbers: bool = False
+    ) -> None:
         self._new_matcher = new_matcher
         self._tokens = tokens
+        self._bounds_numbers = bounds_numbers
         self._lock = threading.Lock()
         self._initial: LLMatcher | None = None
 
@@ -151,7 +162,8 @@ class Grammar:
         with self._lock:
             if self._initial is None:
                 self._initial = self._new_matcher()
-            return GrammarState(self, self._tokens, self._initial.deep_copy())
+            place = NumberPlace() if self._bounds_numbers else None
+            return GrammarState(self, self._tokens, self._initial.deep_copy(), place)
 
     def replay(self, token_ids: Sequence[int]) -> "LLMatcher | None":
         """Return a matcher after these tokens, with a lexer of its own; None when it fails again.
@@ -173,10 +185,13 @@ class GrammarState:
     stops where `is_complete`.
     """
 
-    def __init__(self, grammar: Grammar, tokens: _Tokens, matcher: "LLMatcher") -> None:
+    def __init__(
+        self, grammar: Grammar, tokens: _Tokens, matcher: "LLMatcher", place: NumberPlace | None
+    ) -> None:
         self._grammar = grammar
         self._tokens = tokens
         self._matcher = matcher
+        self._place = place  # where numbers are bounded
         self._token_ids: list[int] = []
         self._replayed_at = -1
         self._words: _Words | None = None  # the text tokens allowed next, once they are known
@@ -226,6 +241,8 @@ class GrammarState:
         else:
             self._token_ids.append(token_id)
             self._words = None
+            if self._place is not None:
+                self._place.advance(self._tokens.token_bytes[token_id])
             if not self._matcher.consume_token(token_id) and not self._replay():
                 self._fail(self._matcher.get_error())
 
@@ -252,7 +269,8 @@ class GrammarState:
 
     def copy(self) -> "GrammarState":
         """Return a state that goes its own way from here; costs microseconds."""
-        state = GrammarState(self._grammar, self._tokens, self._matcher.deep_copy())
+        place = None if self._place is None else self._place.copy()
+        state = GrammarState(self._grammar, self._tokens, self._matcher.deep_copy(), place)
         state._token_ids = self._token_ids.copy()
         state._replayed_at = self._replayed_at
         state._words, state._may_end, state._error = self._words, self._may_end, self._error
@@ -266,10 +284,18 @@ class GrammarState:
             if self._matcher.is_error():
                 return self._fail(self._matcher.get_error())
             self._may_end = self._matcher.is_accepting()
-            self._words = words & self._tokens.text_words
+            self._words = self._bound_number(words & self._tokens.text_words)
             if not self._may_end and not self._words.any():
                 return self._fail(DEAD_END)
         return self._words
+
+    def _bound_number(self, words: _Words) -> _Words:
+        """Let a number that has its digits end, if it can."""
+        num_left = None if self._place is None else self._place.num_digits_left
+        if num_left is None:
+            return words
+        shorter = self._tokens.digits.without_more_than(num_left, words)
+        return shorter if self._may_end or shorter.any() else words
 
     def _compute_mask(self) -> _Words:
         words = np.empty_like(self._tokens.text_words)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.sampling.json_schema import prepare
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -145,7 +146,7 @@ def _json_schema(source: str) -> dict[str, object]:
         schema = {}
     if "x-guidance" in schema:
         raise ValueError("x-guidance is not a keyword of JSON Schema")
-    return _with_whitespace(schema)
+    return _with_whitespace(prepare(schema))
 
 
 def _with_whitespace(schema: dict[str, object]) -> dict[str, object]:

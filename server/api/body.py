@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -13,6 +15,8 @@ from server.api.limits import INLINE_BYTES
 
 READ_TIMEOUT = 60.0
 """Seconds in which the whole body must arrive; a client that trickles holds memory for nothing."""
+
+_SAFE_FLOAT_CHARS = 16  # a point and 15 digits, all of which every double keeps
 
 JsonObject = dict[str, object]
 _T = TypeVar("_T")
@@ -59,11 +63,27 @@ def parse_json_object(body: bytes) -> JsonObject:
 def load_json(text: str) -> object:
     """Parse JSON without NaN and duplicate keys; raises ValueError with a short reason."""
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        return json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_read_float
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, and integers of more than 4,300 digits
         raise ValueError(shorten(str(error))) from None
+
+
+class RoundedFloat(float):
+    """A number of a body that lost digits when it became a double; `text` has them all."""
+
+    text: str
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if len(text) > _SAFE_FLOAT_CHARS and math.isfinite(value) and Decimal(text) != Decimal(repr(value)):
+        value = RoundedFloat(value)
+        value.text = text
+    return value
 
 
 def _check_content_type(request: Request) -> None:

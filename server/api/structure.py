@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarKind, GrammarSpec
-from server.api.body import load_json
+from server.api.body import RoundedFloat, load_json
 from server.api.errors import describe, shorten
 from server.api.limits import MAX_GRAMMAR_CHARS, MAX_GRAMMAR_CHOICES
 
@@ -110,6 +110,11 @@ def _spec(kind: GrammarKind, source: str, where: str) -> GrammarSpec:
 
 
 def _schema_source(schema: Mapping[str, object], where: str) -> str:
+    rounded = _find_rounded(schema)
+    if rounded is not None:
+        raise RequestError(
+            f"{where} holds {shorten(rounded.text)}, which has more digits than a double", param=where
+        )
     try:
         source = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         source.encode()
@@ -120,6 +125,19 @@ def _schema_source(schema: Mapping[str, object], where: str) -> str:
     except ValueError:
         raise RequestError(f"{where} holds a number that is too large", param=where) from None
     return source
+
+
+def _find_rounded(value: object) -> RoundedFloat | None:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, RoundedFloat):
+            return item
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return None
 
 
 def _check_length(source: str, where: str) -> None:

@@ -205,3 +205,24 @@ def test_hostile_grammars_wait_for_each_other_and_nobody_else_for_them() -> None
             release.set()
         assert [future.result() for future in (*hostile, new)] == [200] * 6
     assert len(compiled) == 8
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_number_that_would_lose_digits_on_the_way_is_refused(server: RunningServer, as_text: bool) -> None:
+    schema = '{"type": "object", "properties": {"x": {"const": 1.00000000000000000001}}}'
+    value = json.dumps(schema) if as_text else schema
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], "structured_outputs": {{"json": {value}}}}}'
+    answer = server.client.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert "1.00000000000000000001, which has more digits than a double" in answer.json()["error"]["message"]
+
+
+def test_numbers_that_keep_their_digits_reach_the_engine(server: RunningServer) -> None:
+    schema = {"enum": [0.1, 1.5e300, 12345678901234567890123, 0.30000000000000004], "minimum": -(2**63)}
+    assert (
+        post(server, structured_outputs={"json": schema}, temperature=0.12345678901234567890).status_code
+        == 200
+    )
+    assert json.loads(server.engine.requests[-1].params.grammar.source) == schema
