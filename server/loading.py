@@ -11,7 +11,7 @@ from engine.info import EngineInfo
 from engine.loader import load_engine
 from server.serving import ServedModel
 from server.settings import ModelSettings, ServeSettings
-from server.text import ChatTemplate, Tokenizer
+from server.text import ChatTemplate, ContentGuard, Tokenizer
 
 
 def load_served_model(settings: ModelSettings) -> ServedModel:
@@ -28,6 +28,7 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         engine=engine,
         tokenizer=tokenizer,
         chat_template=_chat_template(checkpoint.tokenizer),
+        content_guard=_content_guard(settings, tokenizer),
         max_token_bytes=max((len(token.encode()) for token in checkpoint.tokenizer.tokens), default=1),
         developer_role="developer" if "developer" in (checkpoint.tokenizer.chat_template or "") else "system",
         generation_defaults=checkpoint.generation_defaults,
@@ -75,6 +76,12 @@ def _chat_template(data: TokenizerData) -> ChatTemplate | None:
         bos_token=_token_text(data, data.bos_token_id),
         eos_token=_token_text(data, data.eos_token_id),
     )
+
+
+def _content_guard(settings: ModelSettings, tokenizer: Tokenizer) -> ContentGuard | None:
+    if isinstance(settings, ServeSettings) and settings.allow_special_tokens_in_content:
+        return None
+    return ContentGuard(tokenizer.special_tokens)
 
 
 def _token_text(data: TokenizerData, token_id: int | None) -> str:

@@ -11,7 +11,7 @@ from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
 from server.api.grammars import GrammarDoor
 from server.api.limits import MAX_CHOICES
 from server.metrics import ServerMetrics
-from server.text import ChatTemplate, Tokenizer
+from server.text import ChatTemplate, ContentGuard, Tokenizer
 
 if TYPE_CHECKING:
     from engine.async_engine import AsyncEngine
@@ -40,6 +40,7 @@ class ServedModel:
     chat_template: ChatTemplate | None
     max_token_bytes: int  # bytes of the longest token: a longer text has more tokens than this says
     description: str = ""  # architecture and size, for people
+    content_guard: ContentGuard | None = None  # None: special tokens in messages are what they spell
     developer_role: str = "system"  # what the template is given for the role developer
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
     system_fingerprint: str = "fp_0"

@@ -25,6 +25,7 @@ from engine.errors import ConfigError
 ENV_PREFIX = "DRAFTLINE_"
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the engine's; its registry imports torch, --help must not
 CACHE_VARIABLE = "DRAFTLINE_CACHE_DIR"  # read by the engine
+MAX_ISA_VARIABLE = "DRAFTLINE_MAX_CPU_ISA"  # likewise
 
 _MIN_KEY_CHARS = 8
 _KUBERNETES_VARIABLE = re.compile(r"DRAFTLINE_(SERVICE|PORT)_")  # set for a Service named draftline
@@ -157,6 +158,9 @@ class ServeSettings(ModelSettings):
     api_key_file: FilePath | None = Field(
         None, description="file of further keys, one a line; # begins a comment"
     )
+    allow_special_tokens_in_content: bool = Field(
+        False, description="let control tokens that a chat message spells take effect: trusted clients only"
+    )
     max_queue: PositiveInt = Field(256, description="answers that may wait; one more is refused with 429")
     stream_interval: float = Field(
         0.01,
@@ -208,6 +212,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     schemas = (ServeSettings, ChatSettings)
     known = {
         CACHE_VARIABLE,
+        MAX_ISA_VARIABLE,
         *(ENV_PREFIX + name.upper() for schema in schemas for name in schema.model_fields),
     }
     lines = []

@@ -1,7 +1,7 @@
 """Prompts: from what the client wrote to token ids, and to the text that an echo repeats."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import RequestError
@@ -55,22 +55,41 @@ def _prepare_ids(
 
 def prepare_messages(messages: Sequence[ChatMessage], model: ServedModel, seed: int | None) -> PreparedPrompt:
     """Render and tokenise a conversation; raises RequestError."""
-    text = render_chat(messages, model, add_generation_prompt=True)
-    token_ids = encode_text(text, model, param="messages", add_bos=False)
+    token_ids = encode_chat(messages, model, add_generation_prompt=True, add_bos=False)
     return PreparedPrompt(token_ids=token_ids, seed=secrets.randbits(_SEED_BITS) if seed is None else seed)
 
 
-def render_chat(messages: Sequence[ChatMessage], model: ServedModel, *, add_generation_prompt: bool) -> str:
-    """Return the text that the chat template makes of `messages`; raises RequestError."""
+def encode_chat(
+    messages: Sequence[ChatMessage], model: ServedModel, *, add_generation_prompt: bool, add_bos: bool
+) -> tuple[int, ...]:
+    """Return the token ids of what the chat template makes of `messages`; raises RequestError.
+
+    Control tokens come from the template alone: what spells one in a message stays text.
+    """
     if model.chat_template is None:
         raise RequestError(
             f"the model {model.name} has no chat template; use /v1/completions", param="messages"
         )
-    rendered = [message.for_template(developer_role=model.developer_role) for message in messages]
-    return model.chat_template.render(rendered, add_generation_prompt=add_generation_prompt)
+    for_template: Sequence[Mapping[str, object]]
+    for_template = [message.for_template(developer_role=model.developer_role) for message in messages]
+    stand_ins: Mapping[str, str] = {}
+    if model.content_guard is not None:
+        try:
+            for_template, stand_ins = model.content_guard.guard(for_template)
+        except TextError as error:
+            raise RequestError(str(error), param="messages") from None
+    text = model.chat_template.render(for_template, add_generation_prompt=add_generation_prompt)
+    return encode_text(text, model, param="messages", add_bos=add_bos, stand_ins=stand_ins)
 
 
-def encode_text(text: str, model: ServedModel, *, param: str, add_bos: bool | None = None) -> tuple[int, ...]:
+def encode_text(
+    text: str,
+    model: ServedModel,
+    *,
+    param: str,
+    add_bos: bool | None = None,
+    stand_ins: Mapping[str, str] | None = None,
+) -> tuple[int, ...]:
     """Return the token ids of `text`; raises RequestError if it is far too long to be worth encoding."""
     limit = model.engine.max_model_len
     num_bytes = len(text) if text.isascii() else len(text.encode())
@@ -79,7 +98,7 @@ def encode_text(text: str, model: ServedModel, *, param: str, add_bos: bool | No
             f"{param} has {num_bytes} bytes, more than {limit} tokens (max_model_len) can hold", param=param
         )
     try:
-        return tuple(model.tokenizer.encode(text, add_bos=add_bos))
+        return tuple(model.tokenizer.encode(text, add_bos=add_bos, stand_ins=stand_ins))
     except TextError as error:
         raise RequestError(str(error), param=param) from None
 

@@ -36,6 +36,14 @@ class AddedTokens:
         if begin < len(text):
             yield text[begin:]
 
+    def find_all(self, text: str) -> Iterator[int]:
+        """Yield every place where a token begins, those inside of others included."""
+        place = 0
+        while self._token_ids and (match := self._start.search(text, place)) is not None:
+            if self._longest_at(text, match.start()) is not None:
+                yield match.start()
+            place = match.start() + 1
+
     def _longest_at(self, text: str, place: int) -> str | None:
         for length in self._lengths:
             token = text[place : place + length]

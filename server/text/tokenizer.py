@@ -1,6 +1,6 @@
 """Tokenizer: text to token ids and back, from the checkpoint's own vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.checkpoint import TokenizerData
 from engine.checkpoint.vocabulary import token_bytes
@@ -50,11 +50,24 @@ class Tokenizer:
         """The token that ends a text, if the checkpoint names one."""
         return self._data.eos_token_id
 
-    def encode(self, text: str, *, add_bos: bool | None = None, allow_special: bool = True) -> list[int]:
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts of the control tokens."""
+        return [self._data.tokens[token_id] for token_id in sorted(self._special_token_ids)]
+
+    def encode(
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        allow_special: bool = True,
+        stand_ins: Mapping[str, str] | None = None,
+    ) -> list[int]:
         """Return the token ids of a text.
 
         `add_bos` None follows the checkpoint's habit. With `allow_special` False, "<|im_start|>" in the
-        text is plain text; tokens that are added but not special are matched either way.
+        text is plain text; tokens that are added but not special are matched either way. `stand_ins` are
+        characters to put back between special tokens (ContentGuard).
         Raises TextError for a lone surrogate, for a begin token where there is none, and for a character
         that a character vocabulary lacks.
         """
@@ -64,6 +77,9 @@ class Tokenizer:
         for part in added.split(text):
             if isinstance(part, int):
                 token_ids.append(part)
+            elif stand_ins:
+                written = part.translate({ord(stand_in): text for stand_in, text in stand_ins.items()})
+                token_ids += self.encode(written, add_bos=False, allow_special=False)
             else:
                 token_ids += self._encoder.encode(part)
         return token_ids

@@ -16,7 +16,7 @@ from server.auth import KeyRing
 from server.http_server import DrainingServer, listen
 from server.metrics import ServerMetrics
 from server.serving import RequestLimits, ServedModel, ServerState
-from server.text import ChatTemplate, Tokenizer
+from server.text import ChatTemplate, ContentGuard, Tokenizer
 from tests.fakes import CHAT_TEMPLATE, FakeEngine, byte_tokenizer_data
 
 
@@ -51,6 +51,7 @@ def served_model(
         chat_template=None
         if chat_template is None
         else ChatTemplate(chat_template, bos_token="", eos_token=""),
+        content_guard=ContentGuard(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
         max_token_bytes=13,
         system_fingerprint="fp_fake",
     )
