@@ -42,6 +42,7 @@ class TokenizerData:
     special_token_ids: frozenset[int]  # control tokens: matched whole, skipped when decoding
     added_token_ids: frozenset[int] = frozenset()  # plain-text tokens outside BPE: matched whole, kept
     pre_tokenizer: str = "gpt-2"  # "gpt-2", "smollm", "llama-bpe", "qwen2", or "regex:<pattern>"
+    ignore_merges: bool = False  # a piece that is a token is that token, whether merges arrive at it or not
     kind: Literal["bpe", "char"] = "bpe"
     normalization: Literal["none", "nfc"] = "none"  # of the text between special tokens, before splitting
     bos_token_id: int | None = None

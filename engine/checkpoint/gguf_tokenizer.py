@@ -27,9 +27,9 @@ def read_tokenizer(metadata: Metadata) -> TokenizerData:
             f"{metadata.path}: tokenizer.ggml.model {shorten(model)} is not supported; supported is "
             'byte-level BPE, which GGUF calls "gpt2" ("llama" is SentencePiece)'
         )
-    pre_tokenizer = pre_tokenizers.from_gguf(
-        metadata.text("tokenizer.ggml.pre", default="missing"), metadata.path
-    )
+    name = metadata.text("tokenizer.ggml.pre", default="missing")
+    pre_tokenizer = pre_tokenizers.from_gguf(name, metadata.path)
+    is_llama3 = name in pre_tokenizers.GGUF_LLAMA3
     tokens = _read_tokens(metadata)
     types = _read_token_types(metadata, len(tokens))
     return TokenizerData(
@@ -38,10 +38,11 @@ def read_tokenizer(metadata: Metadata) -> TokenizerData:
         special_token_ids=frozenset(i for i, kind in enumerate(types) if kind in _SPECIAL_TYPES),
         added_token_ids=frozenset(i for i, kind in enumerate(types) if kind == TokenType.USER_DEFINED),
         pre_tokenizer=pre_tokenizer,
+        ignore_merges=is_llama3,
         normalization="nfc" if pre_tokenizer == "qwen2" else "none",
         bos_token_id=_read_token_id(metadata, "bos", len(tokens)),
         eos_token_id=_read_token_id(metadata, "eos", len(tokens)),
-        add_bos=metadata.boolean("tokenizer.ggml.add_bos_token", default=pre_tokenizer == "llama-bpe"),
+        add_bos=metadata.boolean("tokenizer.ggml.add_bos_token", default=is_llama3),
         chat_template=metadata.find_text("tokenizer.chat_template"),
     )
 

@@ -8,6 +8,7 @@ from typing import Literal
 from engine.checkpoint import pre_tokenizers
 from engine.checkpoint.checkpoint import TokenizerData
 from engine.checkpoint.metadata import MAX_INTEGER, Metadata, read_json, shorten
+from engine.checkpoint.vocabulary import printable_bytes
 from engine.errors import CheckpointError
 
 _MAX_VOCABULARY_BYTES = 1 << 28
@@ -28,6 +29,8 @@ class _Vocabulary:
     special: set[str] = field(default_factory=set)
     added: set[str] = field(default_factory=set)
     first_token: str | None = None  # put before every text by the post-processor
+    ignore_merges: bool = False
+    has_post_processor: bool = False  # which alone says what begins a text, as in transformers
 
     def add(self, token: str, token_id: int, *, special: bool) -> None:
         if self.ids.setdefault(token, token_id) != token_id:
@@ -71,6 +74,7 @@ def read_tokenizer(folder: Path, *, model_type: str, config: Metadata) -> Tokeni
         | _gaps(vocabulary),
         added_token_ids=frozenset(vocabulary.ids[token] for token in vocabulary.added - vocabulary.special),
         pre_tokenizer=vocabulary.pre_tokenizer,
+        ignore_merges=vocabulary.ignore_merges,
         normalization=vocabulary.normalization,
         bos_token_id=None if bos is None else vocabulary.ids[bos],
         eos_token_id=None if eos is None else vocabulary.ids[eos],
@@ -91,7 +95,7 @@ def _read_tokenizer_json(path: Path) -> _Vocabulary:
         raise CheckpointError(
             f"{path}: the tokenizer model is {shorten(kind)}, not byte-level BPE, which alone is supported"
         )
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.find(key):
             raise CheckpointError(f"{path}: {key} = {shorten(model.find(key))} is not supported")
     vocabulary = _Vocabulary(
@@ -101,7 +105,14 @@ def _read_tokenizer_json(path: Path) -> _Vocabulary:
         pre_tokenizer=pre_tokenizers.from_huggingface(document.find("pre_tokenizer"), path),
         normalization=_read_normalization(document.find("normalizer"), path),
         first_token=_read_first_token(document.find("post_processor")),
+        ignore_merges=model.boolean("ignore_merges", default=False),
+        has_post_processor=True,
     )
+    if model.find("unk_token") is not None and not set(printable_bytes()) <= vocabulary.ids.keys():
+        raise CheckpointError(
+            f"{path}: unk_token {shorten(model.find('unk_token'))} stands for bytes that the vocabulary "
+            "lacks, which is not supported"
+        )
     for entry in document.find_list("added_tokens") or []:
         if not isinstance(entry, dict):
             raise document.error("added_tokens", "a list of objects", entry)
@@ -236,7 +247,14 @@ def _additional_special_tokens(vocabulary: _Vocabulary, sources: tuple[Metadata,
 
 
 def _adds_bos(vocabulary: _Vocabulary, settings: Metadata) -> bool:
-    return vocabulary.first_token is not None or settings.boolean("add_bos_token", default=False)
+    """Tell whether texts begin with the begin token, as transformers does.
+
+    It reads add_bos_token only where there is no tokenizer.json. An end token that a post-processor puts
+    behind a text is left out on purpose: here texts are there to be continued.
+    """
+    if vocabulary.has_post_processor:
+        return vocabulary.first_token is not None
+    return settings.boolean("add_bos_token", default=False)
 
 
 def _gaps(vocabulary: _Vocabulary) -> frozenset[int]:

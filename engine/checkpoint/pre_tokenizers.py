@@ -30,11 +30,15 @@ GGUF_NAMES = {
 }
 """`tokenizer.ggml.pre` values that stand for one of our patterns."""
 
+GGUF_LLAMA3 = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3"})
+"""Those for which llama.cpp ignores merges for whole tokens, and begins texts with the begin token."""
+
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LATER_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_OTHER_IN_ONIGURUMA = ("\\h", "\\H", "\\R", "\\O", "\\K", "\\Z", "\\y", "\\Y", "&&")
 _KNOWN_PATTERNS = {
     _GPT2_PATTERN: "gpt-2",
     _LATER_PATTERN.format(digits="{1,3}"): "llama-bpe",
@@ -71,7 +75,16 @@ def from_huggingface(pre_tokenizer: object, path: Path) -> str:
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and not splits_words:
         pattern = _split_pattern(steps[0], path)
-        return _KNOWN_PATTERNS.get(pattern, f"regex:{pattern}")
+        if pattern in _KNOWN_PATTERNS:
+            return _KNOWN_PATTERNS[pattern]
+        if steps[0].get("behavior") == "Removed":
+            raise _unsupported(path, "removes the text that its pattern does not match")
+        for construct in _OTHER_IN_ONIGURUMA:
+            if construct in pattern:
+                raise _unsupported(
+                    path, f"has {construct} in its pattern, which our regular expressions lack"
+                )
+        return f"regex:{pattern}"
     raise _unsupported(path, f"is a sequence we have no single pattern for: {kinds}")
 
 

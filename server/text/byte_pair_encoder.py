@@ -39,11 +39,8 @@ class BytePairEncoder:
         self._missing = bytes(byte for byte in range(NUM_BYTES) if byte not in self._byte_ids)
         self._has_warned = False
         self._merge_table = MergeTable(token_ids, data.merges)
-        # Llama 3 takes a piece that is a token as it is, even one that merges do not arrive at.
         self._whole_pieces = (
-            {spellings[token_id]: token_id for token_id in ordinary.values()}
-            if data.pre_tokenizer == "llama-bpe"
-            else {}
+            {spellings[token_id]: token_id for token_id in ordinary.values()} if data.ignore_merges else {}
         )
         self._ids_by_rank = self._rank(spellings)
         self._encoding = tiktoken.Encoding(

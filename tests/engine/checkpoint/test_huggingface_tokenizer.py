@@ -104,7 +104,7 @@ def test_the_begin_token_of_a_post_processor(tmp_path):
     data = read(tmp_path, build(post_processor=llama3), bos_token="<s>")
     assert (data.bos_token_id, data.add_bos) == (258, True)
     assert read(tmp_path, build(post_processor=template), eos_token="</s>").add_bos
-    assert read(tmp_path, build(), bos_token="<s>", add_bos_token=True).add_bos
+    assert not read(tmp_path, build(), bos_token="<s>", add_bos_token=True).add_bos  # as in transformers
     with pytest.raises(CheckpointError, match="begins texts with '<s>', but the begin token is '</s>'"):
         read(tmp_path, build(post_processor=template), bos_token="</s>")
 

@@ -47,7 +47,7 @@ def reference_pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
 def reference_tokenizer(data: TokenizerData) -> ReferenceTokenizer:
     """Build the `tokenizers` twin of a vocabulary."""
     vocab = {token: token_id for token_id, token in enumerate(data.tokens)}
-    model = models.BPE(vocab=vocab, merges=list(data.merges), ignore_merges=data.pre_tokenizer == "llama-bpe")
+    model = models.BPE(vocab=vocab, merges=list(data.merges), ignore_merges=data.ignore_merges)
     reference = ReferenceTokenizer(model)
     if data.normalization == "nfc":
         reference.normalizer = normalizers.NFC()
@@ -81,6 +81,7 @@ def train(name: str, *, all_bytes: bool = True, special: tuple[str, ...] = SPECI
         merges=tuple((left, right) for left, right in model["merges"]),
         special_token_ids=frozenset(ids[token] for token in special),
         pre_tokenizer=name,
+        ignore_merges=name == "llama-bpe",
         normalization="nfc" if name == "qwen2" else "none",
     )
 

@@ -29,8 +29,13 @@ def vocabularies(draw):
 
 
 @settings(deadline=None, max_examples=600)
-@given(vocabularies(), st.lists(st.text("abc", max_size=24), min_size=4, max_size=12), st.booleans())
-def test_ids_equal_for_any_merges(vocabulary, texts, whole_pieces):
+@given(
+    vocabularies(),
+    st.lists(st.text("abc", max_size=24), min_size=4, max_size=12),
+    st.booleans(),
+    st.booleans(),
+)
+def test_ids_equal_for_any_merges(vocabulary, texts, whole_pieces, is_llama):
     tokens, merges = vocabulary
     ids = {token: token_id for token_id, token in enumerate(tokens)}
     reference = ReferenceTokenizer(models.BPE(vocab=ids, merges=list(merges), ignore_merges=whole_pieces))
@@ -39,7 +44,8 @@ def test_ids_equal_for_any_merges(vocabulary, texts, whole_pieces):
             tokens=tokens,
             merges=merges,
             special_token_ids=frozenset(),
-            pre_tokenizer="llama-bpe" if whole_pieces else "gpt-2",
+            pre_tokenizer="llama-bpe" if is_llama else "gpt-2",
+            ignore_merges=whole_pieces,
         )
     )
     table = MergeTable(ids, merges)
