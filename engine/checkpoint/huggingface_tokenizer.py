@@ -30,7 +30,7 @@ class _Vocabulary:
     added: set[str] = field(default_factory=set)
     first_token: str | None = None  # put before every text by the post-processor
     ignore_merges: bool = False
-    has_post_processor: bool = False  # which alone says what begins a text, as in transformers
+    has_tokenizer_json: bool = False  # which alone says what begins a text, as in transformers
 
     def add(self, token: str, token_id: int, *, special: bool) -> None:
         if self.ids.setdefault(token, token_id) != token_id:
@@ -106,7 +106,7 @@ def _read_tokenizer_json(path: Path) -> _Vocabulary:
         normalization=_read_normalization(document.find("normalizer"), path),
         first_token=_read_first_token(document.find("post_processor")),
         ignore_merges=model.boolean("ignore_merges", default=False),
-        has_post_processor=True,
+        has_tokenizer_json=True,
     )
     if model.find("unk_token") is not None and not set(printable_bytes()) <= vocabulary.ids.keys():
         raise CheckpointError(
@@ -252,7 +252,7 @@ def _adds_bos(vocabulary: _Vocabulary, settings: Metadata) -> bool:
     It reads add_bos_token only where there is no tokenizer.json. An end token that a post-processor puts
     behind a text is left out on purpose: here texts are there to be continued.
     """
-    if vocabulary.has_post_processor:
+    if vocabulary.has_tokenizer_json:
         return vocabulary.first_token is not None
     return settings.boolean("add_bos_token", default=False)
 

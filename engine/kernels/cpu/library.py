@@ -2,14 +2,16 @@
 
 import ctypes
 import functools
+import itertools
 import os
+import struct
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 MAX_THREADS = 255
 
 
@@ -137,6 +139,31 @@ class StepTimes(ctypes.Structure):
     ]
 
 
+class Span(ctypes.Structure):
+    """struct Span."""
+
+    _fields_ = [(name, c_int32) for name in ("first_row", "num_tokens", "first_position", "table_offset")]
+
+
+ROW_SAMPLING = struct.Struct("=fffiII")
+"""struct RowSampling."""
+
+_STRUCT_BYTES = (
+    *map(ctypes.sizeof, (Matrix, Layer, Model, KVTiles, Span)),
+    ROW_SAMPLING.size,
+    ctypes.sizeof(StepTimes),
+)
+
+
+def _check_status(status: int) -> None:
+    """Raise what went wrong in a call of the kernels."""
+    if status == 1:
+        raise MemoryError("the CPU kernels ran out of memory for a step")
+    if status:
+        raise RuntimeError("the CPU kernels failed")
+
+
+_STATUS = _check_status  # as ctypes calls it with what the function returned
 _TOKENS_AND_SPANS = (c_void_p, c_int32, c_void_p, c_int32, c_void_p)
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "draftline_abi_version": (c_int32, []),
@@ -146,7 +173,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "draftline_kv_tile_bytes": (c_int64, [c_int32, c_int32]),
     "draftline_pack": (None, [c_int32, c_void_p, c_int32, c_int32, c_int64, c_void_p]),
     "draftline_forward": (
-        None,
+        _STATUS,
         [
             c_void_p,
             POINTER(Model),
@@ -156,13 +183,13 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             c_void_p,
         ],
     ),
-    "draftline_compute_logits": (None, [c_void_p, POINTER(Model), c_void_p, c_int32, c_void_p]),
+    "draftline_compute_logits": (_STATUS, [c_void_p, POINTER(Model), c_void_p, c_int32, c_void_p]),
     "draftline_sample": (
-        None,
+        _STATUS,
         [c_void_p, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_void_p, c_void_p],
     ),
     "draftline_step": (
-        None,
+        _STATUS,
         [
             c_void_p,
             POINTER(Model),
@@ -177,7 +204,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         ],
     ),
     "draftline_draft": (
-        None,
+        _STATUS,
         [
             c_void_p,
             POINTER(Model),
@@ -213,12 +240,21 @@ def load_library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
     except OSError:  # built for another system
         return None
+    check_layout(library, path)
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if library.draftline_abi_version() != ABI_VERSION:
-        raise ConfigError(f"{path} is of another version of draftline; install it again")
     return library
+
+
+def check_layout(library: ctypes.CDLL, path: Path) -> None:
+    """Raise ConfigError for a library whose structs or functions are not the ones of this file."""
+    if library.draftline_abi_version() == ABI_VERSION:
+        library.draftline_struct_bytes.restype = POINTER(c_int64)
+        sizes = library.draftline_struct_bytes()
+        if tuple(itertools.takewhile(bool, (sizes[i] for i in range(100)))) == _STRUCT_BYTES:
+            return
+    raise ConfigError(f"{path} is of another version of draftline; install it again (`pip install -e .`)")
 
 
 def require_library() -> ctypes.CDLL:
@@ -261,6 +297,8 @@ class KernelContext:
         self.num_threads = min(num_threads, MAX_THREADS)
         name = self.instruction_set.encode()
         self.handle = c_void_p(self.library.draftline_context_new(self.num_threads, name))
+        if not self.handle:
+            raise MemoryError(f"the CPU kernels could not start {self.num_threads} threads")
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):

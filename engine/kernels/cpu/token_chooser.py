@@ -1,19 +1,15 @@
 """FusedTokenChooser: rows of logits to tokens in the CPU kernels; the twin is engine/sampling in torch."""
 
 import ctypes
-import struct
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from engine.kernels.cpu.library import KernelContext
+from engine.kernels.cpu.library import ROW_SAMPLING, KernelContext
 from engine.sampled_row import SampledRow
 from engine.sampling.noise import noise_key
 
-_ROW_SAMPLING = struct.Struct("=fffiII")
-"""struct RowSampling."""
-
-_GREEDY = _ROW_SAMPLING.pack(0.0, 1.0, 0.0, 0, 0, 0)
+_GREEDY = ROW_SAMPLING.pack(0.0, 1.0, 0.0, 0, 0, 0)
 _MASK_32 = 2**32 - 1
 
 
@@ -47,6 +43,6 @@ def row_sampling(row: SampledRow | None, offset: int = 0) -> bytes:
     params = row.params
     key = noise_key(row.seed, row.choice, row.num_tokens + offset)
     top_k = min(max(params.top_k, 0), 2**31 - 1)
-    return _ROW_SAMPLING.pack(
+    return ROW_SAMPLING.pack(
         params.temperature, params.top_p, params.min_p, top_k, key.low & _MASK_32, key.high & _MASK_32
     )

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 8
+#define DRAFTLINE_ABI_VERSION 9
 
 extern "C" {
 

@@ -1,4 +1,4 @@
-// The exported functions, and the working memory that steps share.
+// The exported functions, and the working memory that steps share. Those that return a Status must be asked for it.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -47,6 +47,21 @@ const Kernels* best_kernels(const char* name) {
     if (kernels != nullptr && (name == nullptr || std::strcmp(name, kernels->name) == 0)) return kernels;
   }
   return nullptr;
+}
+
+enum Status : int32_t { kDone = 0, kOutOfMemory = 1, kFailed = 2 };
+
+// No exception may leave a C function: it would end the process.
+template <class Work>
+Status guarded(Work work) noexcept {
+  try {
+    work();
+    return kDone;
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  } catch (...) {
+    return kFailed;
+  }
 }
 
 int64_t largest(std::initializer_list<int64_t> values) { return *std::max_element(values.begin(), values.end()); }
@@ -126,6 +141,13 @@ Step new_step(Context& context, const Model* model, int num_rows, float* hidden)
 
 DRAFTLINE_EXPORT int32_t draftline_abi_version() { return DRAFTLINE_ABI_VERSION; }
 
+// Bytes of the structs that others mirror, in the order of abi.h; ends with 0.
+DRAFTLINE_EXPORT const int64_t* draftline_struct_bytes() {
+  static const int64_t bytes[] = {sizeof(Matrix), sizeof(Layer),       sizeof(Model),     sizeof(KVTiles),
+                                  sizeof(Span),   sizeof(RowSampling), sizeof(StepTimes), 0};
+  return bytes;
+}
+
 // The best instruction set for this processor, or the named one; null if it cannot run here.
 DRAFTLINE_EXPORT const char* draftline_instruction_set(const char* name) {
   const Kernels* kernels = best_kernels(name);
@@ -135,7 +157,9 @@ DRAFTLINE_EXPORT const char* draftline_instruction_set(const char* name) {
 DRAFTLINE_EXPORT Context* draftline_context_new(int32_t num_threads, const char* instruction_set) {
   const Kernels* kernels = best_kernels(instruction_set);
   if (kernels == nullptr || num_threads < 1 || num_threads > kMaxThreads) return nullptr;
-  return new (std::nothrow) Context(num_threads, kernels);
+  Context* context = nullptr;
+  guarded([&] { context = new Context(num_threads, kernels); });
+  return context;
 }
 
 DRAFTLINE_EXPORT void draftline_context_free(Context* context) { delete context; }
@@ -203,31 +227,49 @@ void forward(Context& context, const Model* model, const KVTiles* kv, const int6
 
 // Hidden states [num_rows, hidden_size padded to 32] of a step's tokens, whose keys and values are stored. In `faults`
 // [num_rows], zeroed by the caller or null, the rows are marked of which something is not finite: it is stored as 0.
-DRAFTLINE_EXPORT void draftline_forward(Context* context, const Model* model, const KVTiles* kv,
+DRAFTLINE_EXPORT int32_t draftline_forward(Context* context, const Model* model, const KVTiles* kv,
                                         const int64_t* token_ids, int32_t num_rows, const Span* spans,
                                         int32_t num_spans, const int32_t* block_tables, float* hidden,
                                         uint8_t* faults) {
-  forward(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, nullptr, 0, hidden, faults);
+  return guarded([&] {
+    forward(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, nullptr, 0, hidden, faults);
+  });
 }
 
-// Logits [num_rows, vocab_size] of hidden states as draftline_forward wrote them.
-DRAFTLINE_EXPORT void draftline_compute_logits(Context* context, const Model* model, const float* hidden,
-                                               int32_t num_rows, float* logits) {
-  Step step = new_step(*context, model, num_rows, const_cast<float*>(hidden));
+namespace draftline {
+namespace {
+
+void compute_logits(Context& context, const Model* model, const float* hidden, int32_t num_rows, float* logits) {
+  Step step = new_step(context, model, num_rows, const_cast<float*>(hidden));
   step.logits = logits;
-  run(*context, step, context->kernels->compute_logits, 2);
+  run(context, step, context.kernels->compute_logits, 2);
+}
+
+void sample(Context& context, const float* logits, int64_t stride, int32_t num_rows, int32_t vocab_size,
+            const RowSampling* rows, int64_t* tokens, uint8_t* faults) {
+  const int64_t memory_stride = 3 * static_cast<int64_t>(vocab_size) + 8192;
+  const int num_threads = context.pool.num_threads();
+  SampleJob job{&context.pool, logits, stride, num_rows, vocab_size, rows, tokens, faults,
+                context.samples.get<float>(4 * num_threads * memory_stride), memory_stride};
+  const auto start = std::chrono::steady_clock::now();
+  context.pool.run(context.kernels->sample, &job, 1);
+  context.times.step_nanoseconds += (std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+}  // namespace draftline
+
+// Logits [num_rows, vocab_size] of hidden states as draftline_forward wrote them.
+DRAFTLINE_EXPORT int32_t draftline_compute_logits(Context* context, const Model* model, const float* hidden,
+                                                  int32_t num_rows, float* logits) {
+  return guarded([&] { compute_logits(*context, model, hidden, num_rows, logits); });
 }
 
 // A token for each row of logits [num_rows, stride], among the first vocab_size; `faults` [num_rows] as in a step.
-DRAFTLINE_EXPORT void draftline_sample(Context* context, const float* logits, int64_t stride, int32_t num_rows,
-                                       int32_t vocab_size, const RowSampling* rows, int64_t* tokens, uint8_t* faults) {
-  const int64_t memory_stride = 3 * static_cast<int64_t>(vocab_size) + 8192;
-  const int num_threads = context->pool.num_threads();
-  SampleJob job{&context->pool, logits, stride, num_rows, vocab_size, rows, tokens, faults,
-                context->samples.get<float>(4 * num_threads * memory_stride), memory_stride};
-  const auto start = std::chrono::steady_clock::now();
-  context->pool.run(context->kernels->sample, &job, 1);
-  context->times.step_nanoseconds += (std::chrono::steady_clock::now() - start).count();
+DRAFTLINE_EXPORT int32_t draftline_sample(Context* context, const float* logits, int64_t stride, int32_t num_rows,
+                                          int32_t vocab_size, const RowSampling* rows, int64_t* tokens,
+                                          uint8_t* faults) {
+  return guarded([&] { sample(*context, logits, stride, num_rows, vocab_size, rows, tokens, faults); });
 }
 
 namespace draftline {
@@ -243,10 +285,10 @@ void forward_and_choose(Context& context, const Model* model, const KVTiles* kv,
   forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, kept, num_kept, hidden, faults);
   if (num_kept == 0) return;
   float* logits = context.logits.get<float>(4 * num_kept * static_cast<int64_t>(model->vocab_size));
-  draftline_compute_logits(&context, model, hidden, num_kept, logits);
+  compute_logits(context, model, hidden, num_kept, logits);
   uint8_t* sampled_faults = faults == nullptr ? nullptr : context.faults.get(num_kept);
   if (faults != nullptr) std::memset(sampled_faults, 0, num_kept);
-  draftline_sample(&context, logits, model->vocab_size, num_kept, vocab_size, sampling, tokens, sampled_faults);
+  sample(context, logits, model->vocab_size, num_kept, vocab_size, sampling, tokens, sampled_faults);
   for (int32_t i = 0; faults != nullptr && i < num_kept; ++i) faults[kept[i]] |= sampled_faults[i];
 }
 
@@ -255,36 +297,40 @@ void forward_and_choose(Context& context, const Model* model, const KVTiles* kv,
 
 // Tokens [num_logits]: a step from tokens to tokens, one for each of its rows in logits_rows, which ascend. In `faults`
 // [num_rows], zeroed, the rows are marked whose keys, values or logits are not finite.
-DRAFTLINE_EXPORT void draftline_step(Context* context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
+DRAFTLINE_EXPORT int32_t draftline_step(Context* context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
                                      int32_t num_rows, const Span* spans, int32_t num_spans,
                                      const int32_t* block_tables, const int32_t* logits_rows, int32_t num_logits,
                                      const RowSampling* sampling, int32_t vocab_size, int64_t* tokens,
                                      uint8_t* faults) {
-  forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, logits_rows, num_logits,
-                     sampling, vocab_size, tokens, faults);
+  return guarded([&] {
+    forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, logits_rows, num_logits,
+                       sampling, vocab_size, tokens, faults);
+  });
 }
 
 // Tokens [num_steps, num_drafting] of a draft model: the spans are run, then each token chosen for the first
 // num_drafting of them. `rows` [num_steps, num_drafting]; every position must have its slot.
-DRAFTLINE_EXPORT void draftline_draft(Context* context, const Model* model, const KVTiles* kv,
+DRAFTLINE_EXPORT int32_t draftline_draft(Context* context, const Model* model, const KVTiles* kv,
                                       const int64_t* token_ids, int32_t num_rows, const Span* spans,
                                       int32_t num_spans, const int32_t* block_tables, int32_t num_drafting,
                                       int32_t num_steps, const RowSampling* rows, int32_t vocab_size,
                                       int64_t* tokens) {
-  std::vector<Span> current(spans, spans + num_drafting);
-  std::vector<int32_t> last_rows(num_drafting);
-  for (int i = 0; i < num_drafting; ++i) last_rows[i] = spans[i].first_row + spans[i].num_tokens - 1;
-  for (int step = 0;; ++step, rows += num_drafting, tokens += num_drafting) {
-    forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, last_rows.data(),
-                       num_drafting, rows, vocab_size, tokens, nullptr);
-    if (step + 1 == num_steps) return;
-    for (int i = 0; i < num_drafting; ++i) {
-      current[i] = {i, 1, current[i].first_position + current[i].num_tokens, current[i].table_offset};
-      last_rows[i] = i;
+  return guarded([&] {
+    std::vector<Span> current(spans, spans + num_drafting);
+    std::vector<int32_t> last_rows(num_drafting);
+    for (int i = 0; i < num_drafting; ++i) last_rows[i] = spans[i].first_row + spans[i].num_tokens - 1;
+    for (int step = 0;; ++step, rows += num_drafting, tokens += num_drafting) {
+      forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, last_rows.data(),
+                         num_drafting, rows, vocab_size, tokens, nullptr);
+      if (step + 1 == num_steps) return;
+      for (int i = 0; i < num_drafting; ++i) {
+        current[i] = {i, 1, current[i].first_position + current[i].num_tokens, current[i].table_offset};
+        last_rows[i] = i;
+      }
+      token_ids = tokens, spans = current.data();
+      num_rows = num_spans = num_drafting;
     }
-    token_ids = tokens, spans = current.data();
-    num_rows = num_spans = num_drafting;
-  }
+  });
 }
 
 // Count the time spent at barriers from now on; costs two clock readings each.
