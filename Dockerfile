@@ -4,7 +4,7 @@
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 -v draftline:/var/cache/draftline draftline
 #
 # Arguments: BASE_IMAGE, VARIANT (cpu or cuda: the build fails if the torch that pip chose is not of this kind),
-# TORCH (which torch), TORCH_INDEX (where from; the default index holds CUDA builds on x86-64, several GB of
+# TORCH (which torch: 2.13.0, or a requirement), TORCH_INDEX (where from; the default index holds CUDA builds on x86-64, several GB of
 # them), MODEL (a name of `draftline models` to bake in: then no volume and no network is needed),
 # VERSION, REVISION and CREATED (for the labels).
 ARG BASE_IMAGE=python:3.11-slim
@@ -14,10 +14,12 @@ RUN apt-get update -q \
  && apt-get install -y -q --no-install-recommends g++ python3-dev \
  && rm -rf /var/lib/apt/lists/*
 ARG TORCH=torch>=2.9
+# A version alone is pinned, as `TORCH=2.13.0 make install` does.
 ARG TORCH_INDEX=
 ARG VARIANT=cpu
 RUN python3 -m venv /opt/draftline \
- && /opt/draftline/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} "${TORCH}" \
+ && /opt/draftline/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} \
+      "$(case "${TORCH}" in torch*) echo "${TORCH}" ;; *) echo "torch==${TORCH}" ;; esac)" \
  && VARIANT="${VARIANT}" /opt/draftline/bin/python -W ignore -c "import os, torch; \
       kind = 'cuda' if torch.version.cuda else 'cpu'; \
       assert kind == os.environ['VARIANT'], f'torch {torch.__version__} is a build for {kind}: set TORCH_INDEX or VARIANT'"

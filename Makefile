@@ -1,7 +1,7 @@
 # The same commands for a new user, for CI and for us.
 #   make serve   install, fetch the default model, serve on 127.0.0.1:8000
 #   make test    install, lint, run every test
-# TORCH=2.13.0 pins torch; TORCH_INDEX=URL takes torch from another wheel index; PYTHON=python3.12 names an interpreter.
+# TORCH=2.13.0 (or TORCH='torch>=2.9,<3') pins torch; TORCH_INDEX=URL takes torch from another wheel index; PYTHON=python3.12 names an interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 # A torch that satisfies the requirement is kept as it is: a CPU-only machine never has to download CUDA.
-TORCH_REQUIREMENT := $(if $(TORCH),torch==$(TORCH),torch>=2.9)
+TORCH_REQUIREMENT := $(if $(TORCH),$(if $(filter torch%,$(TORCH)),$(TORCH),torch==$(TORCH)),torch>=2.9)
 
 .PHONY: install serve test test-avx2 sanitize lint format bench clean
 

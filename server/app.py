@@ -20,6 +20,15 @@ from server.auth import KeyRing
 from server.middleware import AuthMiddleware, RequestMiddleware
 from server.serving import ServerState
 
+_PAGES = {
+    "/v1/models": operations.list_models,
+    "/v1/models/{model:path}": operations.retrieve_model,
+    "/health": operations.health,
+    "/ready": operations.ready,
+    "/metrics": operations.metrics,
+    "/version": operations.show_version,
+}
+
 
 def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str] = ()) -> FastAPI:
     """Return the ASGI application that serves what `state` holds, once it holds a model."""
@@ -41,7 +50,7 @@ def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str]
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
@@ -53,12 +62,9 @@ def _add_routes(app: FastAPI) -> None:
     app.post("/v1/chat/completions", openapi_extra=_json_body(ChatCompletionRequest))(create_chat_completion)
     app.post("/tokenize", openapi_extra=_json_body(TokenizeRequest))(operations.tokenize)
     app.post("/detokenize", openapi_extra=_json_body(DetokenizeRequest))(operations.detokenize)
-    app.get("/v1/models")(operations.list_models)
-    app.get("/v1/models/{model:path}")(operations.retrieve_model)
-    app.get("/health")(operations.health)
-    app.get("/ready")(operations.ready)
-    app.get("/metrics")(operations.metrics)
-    app.get("/version")(operations.show_version)
+    for path, endpoint in _PAGES.items():
+        app.get(path)(endpoint)
+        app.head(path, include_in_schema=False)(endpoint)
 
 
 def _json_body(schema: type[BaseModel]) -> dict[str, Any]:

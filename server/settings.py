@@ -153,7 +153,9 @@ class ServeSettings(ModelSettings):
     max_num_batched_tokens: PositiveInt = Field(512, description="tokens of one step, prompts included")
     no_prefix_caching: bool = Field(False, description="compute every prompt from its beginning")
     api_key: Keys = Field(
-        (), description="a key that clients must send; repeatable; none: everybody may enter"
+        (),
+        description="a key that clients must send; repeatable; none: everybody may enter. The process list "
+        "shows it: prefer DRAFTLINE_API_KEY or --api-key-file",
     )
     api_key_file: FilePath | None = Field(
         None, description="file of further keys, one a line; # begins a comment"

@@ -228,3 +228,16 @@ def test_cors_is_off_by_default_and_on_for_named_origins(server: RunningServer) 
             "access-control-request-headers": "authorization,content-type",
         }
         assert open_server.client.options("/v1/completions", headers=preflight).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/metrics", "/version", "/v1/models", "/v1/models/fake", "/docs"]
+)
+def test_head_is_get_without_the_body(server: RunningServer, path: str) -> None:
+    whole, head = server.client.get(path), server.client.head(path)
+    assert head.status_code == whole.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    if path != "/metrics":  # which counts these very requests
+        assert head.headers["content-length"] == str(len(whole.content))
+    assert server.client.head("/v1/completions").status_code == 405
