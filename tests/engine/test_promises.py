@@ -1,0 +1,183 @@
+"""What the engine promises and single faults once broke unseen; each test says which wrong line it sees."""
+
+import asyncio
+import math
+
+import pytest
+import torch
+
+from engine.model.norm import RMSNorm
+from engine.sampling.logits_processors import apply_top_k_top_p, apply_typical_p
+from engine.sampling.sampler import apply_filters
+from engine.sampling_params import SamplingParams
+from tests.drafters import asking, scripted_speculator
+from tests.tiny import generate, generation, run_to_end, scripted_engine, tiny_engine
+
+PROMPT = [5, 9, 5, 9, 17]
+
+
+def logprobs_of(**params):
+    engine = tiny_engine().engine
+    engine.add_request(generation(PROMPT, max_tokens=5, logprobs=20, **params))
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    return [logprobs for output in outputs for logprobs in output.logprobs]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"repetition_penalty": 3.0},
+        {"presence_penalty": 2.0, "frequency_penalty": 2.0},
+        {"logit_bias": {3: 50.0}},
+        {"allowed_token_ids": frozenset(range(10))},
+        {"banned_sequences": frozenset({(3,)})},
+        {"temperature": 0.3, "top_k": 2, "seed": 4},
+    ],
+    ids=str,
+)
+def test_raw_logprobs_are_before_every_processor(params):
+    """Taken from the processed logits, they would be those of another distribution."""
+    engine = tiny_engine().engine
+    chosen = logprobs_of(**params)
+    text = list(PROMPT)
+    for entry in chosen:  # the model alone, asked for the same prefix
+        request = engine.add_request(generation(text, max_tokens=1, logprobs=20))
+        (output,) = engine.step() or engine.step()
+        assert output.request is request
+        assert [token for token, _ in entry.top] == [token for token, _ in output.logprobs[0].top]
+        for (_, mine), (_, theirs) in zip(entry.top, output.logprobs[0].top, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4)
+        text.append(entry.token_id)
+
+
+def test_max_num_seqs_is_the_most_that_run_at_once():
+    engine = scripted_engine(max_num_seqs=2)
+    for first in range(5):
+        engine.add_request(generation([first], max_tokens=3))
+    most = 0
+    while engine.has_work:
+        engine.step()
+        most = max(most, len(engine.runner.batches[-1]))
+    assert most == 2
+
+
+def test_no_request_starts_in_a_step_that_preempts():
+    """It would take the blocks that were just given back, and be the next to lose them."""
+    engine = scripted_engine(num_blocks=6, max_num_batched_tokens=64)
+    for first in (10, 50):
+        engine.add_request(generation(range(first, first + 8), max_tokens=12))
+    engine.step()
+    engine.add_request(generation([90], max_tokens=2))
+    while not engine.scheduler.num_preemptions:
+        engine.step()
+    assert {request_id for request_id, _ in engine.runner.batches[-1]} == {0}
+    run_to_end(engine)
+    engine.check_invariants()
+
+
+def test_drafts_are_charged_to_the_token_budget():
+    engine = scripted_engine(
+        max_num_batched_tokens=8, speculator=scripted_speculator(lambda request, limit: [1] * limit)
+    )
+    for first in range(3):
+        engine.add_request(asking(generation([first], max_tokens=20), "ngram", 6))
+    while engine.has_work:
+        engine.step()
+        assert sum(count for _, count in engine.runner.batches[-1]) <= 8
+
+
+def test_blocks_are_given_back_from_the_tail():
+    """The head of a sequence is shared most: it must be evicted last."""
+    engine = scripted_engine(num_blocks=8)
+    generate(engine, generation(range(16), max_tokens=1))
+    generate(engine, generation(range(60, 76), max_tokens=1))  # takes what was freed first
+    again = engine.add_request(generation([*range(12), 99], max_tokens=1))
+    run_to_end(engine)
+    assert again.num_cached_tokens == 12
+
+
+def test_what_the_draft_model_computed_of_rejected_tokens_is_forgotten():
+    engine = scripted_engine()
+    request = engine.add_request(generation([1, 2, 3], max_tokens=9))
+    engine.step()
+    request.num_draft_computed_tokens = request.num_tokens + 3  # it ran ahead, and was wrong
+    engine.step()
+    assert request.num_draft_computed_tokens <= request.num_computed_tokens
+    run_to_end(engine)
+
+
+def test_generation_tokens_are_counted():
+    engine = scripted_engine()
+    generate(engine, generation([1], max_tokens=7), generation([2], max_tokens=4))
+    assert engine.stats().generation_tokens == 11
+    assert engine.stats().prompt_tokens == 2
+
+
+def test_the_queue_time_of_a_request_that_waited_is_not_0():
+    engine = scripted_engine(max_num_seqs=1)
+    engine.add_request(generation([1], max_tokens=3))
+    waiting = engine.add_request(generation([2], max_tokens=1))
+    waiting.arrival_time -= 5.0
+    run_to_end(engine)
+    assert waiting.queue_seconds >= 5.0
+
+
+def test_rmsnorm_in_bfloat16_rounds_before_the_weight():
+    """As training code does: rounding after the product gives other bits."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 96), (96,)))
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)
+    assert torch.equal(RMSNorm(weight, eps=1e-5)(x), normed.bfloat16() * weight)
+    assert not torch.equal(normed.bfloat16() * weight, (normed * weight.float()).bfloat16())
+
+
+def test_tokens_tied_with_the_last_one_kept_stay():
+    tied = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0]])
+    by_p = apply_top_k_top_p(tied, torch.tensor([5]), torch.tensor([0.8]))
+    assert torch.isfinite(by_p[0]).tolist() == [True, True, True, True, False]
+    by_k = apply_top_k_top_p(tied, torch.tensor([2]), torch.tensor([1.0]))
+    assert torch.isfinite(by_k[0]).tolist() == [True, True, True, True, False]
+    even = torch.zeros(1, 6)
+    assert torch.isfinite(apply_typical_p(even, torch.tensor([0.3]))).all()
+
+
+def test_temperature_comes_before_the_filters():
+    """At temperature 4 the four tokens share more evenly, so that top_p keeps more of them."""
+    logits = torch.tensor([[4.0, 2.0, 1.0, 0.0]])
+    params = SamplingParams(max_tokens=1, temperature=4.0 / 2, top_p=0.8)
+    expected = []
+    scaled = [math.exp(x / 2.0) for x in logits[0].tolist()]
+    mass = 0.0
+    for share in scaled:
+        expected.append(mass < 0.8)
+        mass += share / sum(scaled)
+    kept = torch.isfinite(apply_filters(logits, [params])[0]).tolist()
+    assert kept == expected
+    assert (
+        kept != torch.isfinite(apply_filters(logits, [SamplingParams(max_tokens=1, top_p=0.8)])[0]).tolist()
+    )
+
+
+def test_requests_of_an_event_loop_that_died_are_aborted():
+    from engine.async_engine import AsyncEngine
+
+    engine = scripted_engine(lambda tokens: 1, max_model_len=4000, num_blocks=2000)
+    bridge = AsyncEngine(engine, max_waiting=10)
+
+    async def leave():
+        stream = bridge.generate([generation([1], max_tokens=3000)])
+        await stream.__anext__()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    loop.close()
+    for _ in range(1000):
+        if not engine.has_work:
+            break
+        asyncio.run(asyncio.sleep(0.01))
+    assert not engine.has_work
+    assert engine.num_steps < 2900  # it did not run to its end
+    bridge.close()
