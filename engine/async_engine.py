@@ -11,7 +11,6 @@ import itertools
 import logging
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +26,6 @@ from engine.request import Request
 from engine.stats import EngineStats
 
 logger = logging.getLogger(__name__)
-
-MAX_RETRY_AFTER = 60.0
 
 
 class OutputStream:
@@ -137,7 +134,6 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
         self._stream_ids = itertools.count()
         self._streams: dict[int, OutputStream] = {}
-        self._finish_times: deque[float] = deque(maxlen=64)
         self._error: EngineUnavailableError | None = None
         self._all_ended: asyncio.Event | None = None  # set while draining, when no stream is left
         self._stream_interval = stream_interval
@@ -230,20 +226,11 @@ class AsyncEngine:
         if num_open + num_requests > self._max_open:
             raise QueueFullError(
                 f"the queue is full: {num_open} requests are open, {num_requests} more would exceed "
-                f"the limit of {self._max_open}",
-                retry_after=self._seconds_until_finished(num_open + num_requests - self._max_open),
+                f"the limit of {self._max_open}"
             )
 
     def _num_open(self) -> int:
         return sum(stream.num_open for stream in list(self._streams.values()))
-
-    def _seconds_until_finished(self, num_requests: int) -> float:
-        """Estimate, from the latest finishes, when this many of the open requests will have ended."""
-        times = self._finish_times
-        if len(times) < 2:
-            return 1.0
-        seconds_each = (times[-1] - times[0]) / (len(times) - 1)
-        return min(MAX_RETRY_AFTER, max(1.0, num_requests * seconds_each))
 
     def _refuse(self, error: EngineUnavailableError) -> None:
         self._error = self._error or error
@@ -259,7 +246,6 @@ class AsyncEngine:
         for stream, output in outputs:
             stream.deliver(output)
             if output.finish_reason is not None:
-                self._finish_times.append(time.monotonic())
                 self._forget_if_ended(stream)
 
     def _flush_and_fail(self, outbox: Outbox[_Addressed] | None) -> None:

@@ -36,11 +36,7 @@ class NonFiniteError(DraftlineError):
 
 
 class QueueFullError(DraftlineError):
-    """The waiting queue is full; `retry_after` is an estimate in seconds."""
-
-    def __init__(self, message: str, *, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """The waiting queue is full."""
 
 
 class EngineUnavailableError(DraftlineError):

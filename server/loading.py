@@ -1,12 +1,15 @@
 """From settings to a served model: checkpoint, engine, tokenizer and chat template."""
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from math import prod
 
 from engine.checkpoint import Checkpoint, TokenizerData, load_checkpoint
 from engine.config import EngineConfig
+from engine.errors import CheckpointError
 from engine.info import EngineInfo
 from engine.loader import load_engine
 from server.serving import ServedModel
@@ -19,7 +22,8 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
     config = _engine_config(settings)
     checkpoint = load_checkpoint(settings.model)
     name = settings.served_model_name if isinstance(settings, ServeSettings) else None
-    tokenizer = Tokenizer(checkpoint.tokenizer)
+    with _naming(checkpoint):
+        tokenizer, chat_template = Tokenizer(checkpoint.tokenizer), _chat_template(checkpoint.tokenizer)
     draft_checkpoint = None if settings.draft_model is None else load_checkpoint(settings.draft_model)
     engine = load_engine(checkpoint, config, draft_checkpoint)
     return ServedModel(
@@ -27,7 +31,7 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         description=_describe(checkpoint),
         engine=engine,
         tokenizer=tokenizer,
-        chat_template=_chat_template(checkpoint.tokenizer),
+        chat_template=chat_template,
         content_guard=_content_guard(settings, tokenizer),
         max_token_bytes=max((len(token.encode()) for token in checkpoint.tokenizer.tokens), default=1),
         developer_role="developer" if "developer" in (checkpoint.tokenizer.chat_template or "") else "system",
@@ -66,6 +70,15 @@ def _describe(checkpoint: Checkpoint) -> str:
     formats = Counter(tensor.format for tensor in checkpoint.tensors.values())
     stored = formats.most_common(1)[0][0] if formats else "nothing"
     return f"{checkpoint.config.architecture}, {num_parameters / 1e6:,.1f}M parameters, stored as {stored}"
+
+
+@contextlib.contextmanager
+def _naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Put the checkpoint's path before errors in what it says of text."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
 
 
 def _chat_template(data: TokenizerData) -> ChatTemplate | None:

@@ -239,7 +239,7 @@ class FakeEngine:
             if len(request.prompt_token_ids) + request.params.max_tokens > self.max_model_len:
                 raise RequestError("too long for the engine", param="max_tokens")
         if len(self._running) + len(requests) > self.max_open:
-            raise QueueFullError(f"the queue is full: {len(self._running)} are open", retry_after=7.2)
+            raise QueueFullError(f"the queue is full: {len(self._running)} are open")
         self._loop = asyncio.get_running_loop()
         stream = FakeStream(self, len(requests))
         for index, request in enumerate(requests):

@@ -7,9 +7,11 @@ from typing import Generic, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.async_engine import OutputStream
+from engine.errors import QueueFullError
 from server.api.body import read_body, run_sized
 from server.api.encoding import json_response, large_json_response
-from server.api.errors import ApiError
+from server.api.errors import ApiError, queue_full
 from server.api.generation import Generation
 from server.api.limits import INLINE_BYTES
 from server.api.preparation import Preparation
@@ -19,7 +21,7 @@ from server.api.schemas import GenerationBody, ParsedBody
 from server.api.sse import while_connected
 from server.auth import cache_salt
 from server.middleware import request_context
-from server.serving import ServedModel
+from server.serving import ServedModel, ServerState
 from server.text import Tokenizer
 
 BodyT = TypeVar("BodyT", bound=GenerationBody)
@@ -75,7 +77,7 @@ async def open_call(
         parsed, preparation = await run_sized(len(raw), read, raw)
         if preparation.grammar is not None:
             await state.grammars.compile(model.engine, preparation.grammar)
-        stream = state.generating_model().engine.generate(preparation.requests)
+        stream = _generate(state, preparation)
     return Call(
         body=parsed.body,
         preparation=preparation,
@@ -114,3 +116,12 @@ async def _run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoi
             request_context(request).note_usage(generation.usage)
     means = [generation.mean_logprob(index) for index in range(num_choices)]
     return best_choices(choices, call.preparation, means)
+
+
+def _generate(state: ServerState, preparation: Preparation) -> OutputStream:
+    """Submit the requests; raises ApiError 429 when the engine's queue cannot hold them all."""
+    try:
+        return state.generating_model().engine.generate(preparation.requests)
+    except QueueFullError as error:
+        seconds = state.admission.rate.seconds_for(len(preparation.requests))
+        raise queue_full(str(error), retry_after=seconds) from None

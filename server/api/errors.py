@@ -10,7 +10,6 @@ from engine.errors import (
     EngineDeadError,
     EngineUnavailableError,
     NonFiniteError,
-    QueueFullError,
     RequestError,
 )
 from server.api.limits import MAX_SHOWN_CHARS
@@ -69,8 +68,6 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, RequestError):
         return ApiError(400, str(error), param=error.param, code="invalid_value")
-    if isinstance(error, QueueFullError):
-        return queue_full(str(error), retry_after=error.retry_after)
     if isinstance(error, NonFiniteError):
         return ApiError(500, str(error), kind="server_error", code="non_finite")
     if isinstance(error, EngineDeadError):

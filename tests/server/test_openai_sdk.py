@@ -121,7 +121,7 @@ def test_errors_are_the_sdks_own(server: RunningServer, client: openai.OpenAI) -
     try:
         with pytest.raises(openai.RateLimitError) as full:
             client.completions.create(model="fake", prompt="x")
-        assert full.value.response.headers["retry-after"] == "8"
+        assert int(full.value.response.headers["retry-after"]) >= 1
     finally:
         server.engine.max_open = 1000
 

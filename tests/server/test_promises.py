@@ -4,18 +4,22 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from prometheus_client import generate_latest
 
+from engine.errors import CheckpointError
 from engine.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.generation import Generation
 from server.api.preparation import TextOptions
+from server.loading import load_served_model
 from server.metrics import ServerMetrics
 from server.middleware import RequestMiddleware
+from server.settings import ServeSettings
 from server.text import ChatTemplate, Tokenizer
 from tests.fakes import IM_START, FakeEngine, byte_tokenizer_data, echo_seed, say
 from tests.server.harness import RunningServer, served_model, serving, sse_data
@@ -162,3 +166,17 @@ def test_a_full_queue_says_at_most_a_minute() -> None:
     now = 1000.0
     rate.record()
     assert rate.seconds_for(500) == 60.0
+
+
+def test_errors_in_what_a_checkpoint_says_of_text_name_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = {
+        "does not compile": replace(byte_tokenizer_data(), chat_template="{% if %}"),
+        "merge 0": replace(byte_tokenizer_data(), merges=(("a", "nothing"),)),
+    }
+    for message, data in broken.items():
+        checkpoint = SimpleNamespace(path=tmp_path / "model.gguf", tokenizer=data, name="x")
+        monkeypatch.setattr("server.loading.load_checkpoint", lambda _, checkpoint=checkpoint: checkpoint)
+        with pytest.raises(CheckpointError, match=rf"model\.gguf: .*{message}"):
+            load_served_model(ServeSettings(model="x"))
