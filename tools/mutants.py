@@ -174,11 +174,13 @@ def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> None:
 
     if mutant is not None:
         sys.meta_path.insert(0, _Finder(mutant))
-    status = 1
+    status, output = 1, io.StringIO()
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with redirect_stdout(output), redirect_stderr(output):
             status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
     finally:
+        if status and mutant is None:
+            os.write(2, output.getvalue().encode())
         os._exit(status)
 
 
