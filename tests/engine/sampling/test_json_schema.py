@@ -4,6 +4,7 @@ import json
 import random
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from engine.errors import RequestError
 from engine.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar import GrammarCompiler
 from engine.sampling.json_schema import prepare
+from engine.sampling.number_bound import DigitTokens, NumberPlace
 
 TOKENS = [b"<|end|>", *(bytes([byte]) for byte in range(32, 127)), b"\n", b"123", b"0000000", b"99,"]
 IDS = {text: token_id for token_id, text in enumerate(TOKENS)}
@@ -181,3 +183,60 @@ def test_digits_in_strings_are_not_counted(compiler):
     assert accepts(compiler, schema, '"' + "7" * 60 + '"')
     assert accepts(compiler, schema, '"\\"' + "7" * 40 + '"')
     assert not accepts(compiler, {"type": "array"}, '["\\\\",' + "7" * 20 + "]")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("", None),
+        ("1", 18),
+        ("-12", 17),
+        ("12.", 17),
+        ("0", 19),
+        ("0.", 19),
+        ("0.00012", 17),
+        ("0." + "0" * 15, 19),
+        ("0." + "0" * 16, 0),  # with the one before the point, 17 zeros and still nothing but them
+        ("0." + "0" * 16 + "1", 18),
+        ("100", 16),
+        ("9" * 19, 0),
+        ("9" * 25, 0),
+        ("1e", 3),
+        ("1e5", 2),
+        ("1E+05", 1),
+        ("1e-005", 0),
+        ("1e5,2", 18),
+        ("[1, 22", 17),
+        ("1 ", None),
+        ("true", None),
+        ('"12', None),
+        ('"12"', None),
+        ('"12": 3', 18),
+        ('"\\"12', None),
+        ('"\\\\": 12', 17),
+    ],
+)
+def test_how_many_digits_may_follow(text, left):
+    place = NumberPlace()
+    place.advance(text.encode())
+    assert place.num_digits_left == left
+    copy = place.copy()
+    assert copy == place
+    copy.advance(b'"1')
+    assert place.num_digits_left == left
+
+
+def test_tokens_by_the_digits_that_they_begin_with():
+    def pack(bits):
+        return np.packbits(np.array(bits, dtype=np.bool_), bitorder="little").astype(np.uint32)
+
+    tokens = DigitTokens([b"", b"a", b"1", b"12", b"123,", b"1a2", b"a1"], pack)
+    every = pack([True] * 7)
+    for num_digits, kept in (
+        (0, {0, 1, 6}),
+        (1, {0, 1, 2, 5, 6}),
+        (2, {0, 1, 2, 3, 5, 6}),
+        (3, set(range(7))),
+    ):
+        words = tokens.without_more_than(num_digits, every)
+        assert {i for i in range(7) if words[0] >> i & 1} == kept
