@@ -14,7 +14,7 @@ from engine.model.linear import Linear, can_prepack, packed_dtype
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-HIDDEN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+HIDDEN = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_WAIT_POLICY": "passive"}
 
 
 def run(*arguments):
