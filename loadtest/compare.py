@@ -143,6 +143,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, print and write."""
     arguments = parse(argv)
+    if arguments.output:
+        arguments.output.mkdir(parents=True, exist_ok=True)  # found out before the work, not after
     result = compare(arguments)
     table = compare_report.markdown(result)
     if arguments.output:
