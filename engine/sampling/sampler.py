@@ -127,8 +127,8 @@ def apply_filters(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
         logits = apply_top_k_top_p(logits, torch.tensor(top_k, device=device), column("top_p"))
     if any(p.min_p > 0.0 for p in params):
         logits = apply_min_p(logits, column("min_p"))
-    if any(p.typical_p < 1.0 for p in params):
-        rows = (column("typical_p") < 1.0).nonzero().flatten()  # it sorts whole rows: only those that ask
+    rows = (column("typical_p") < 1.0).nonzero().flatten()  # it sorts whole rows: only those that ask
+    if len(rows):  # asked in float32: 1 - 1e-9 is 1 there
         logits = logits.index_copy(0, rows, apply_typical_p(logits[rows], column("typical_p")[rows]))
     return logits
 
