@@ -75,7 +75,7 @@ def test_any_width_of_verification_beside_prompts_gives_the_same_bits(kind):
 
 
 def test_more_threads_than_cores_come_to_an_end_with_the_same_bits():
-    """Most threads then sleep at most barriers: one that nobody wakes would hang."""
+    """The pool then leaves threads out and takes them back, job by job."""
     tokens = random_tokens(4, 40, LLAMA.vocab_size)
     alone = one_by_one(Fused(LLAMA, **FORMATS["q4_1"], num_threads=1), tokens, 0)
     crowded = Fused(LLAMA, **FORMATS["q4_1"], num_threads=2 * (os.cpu_count() or 1) + 1)

@@ -18,7 +18,7 @@ class StepThread {
   StepThread(Step& step, int thread) : step_(step), model_(*step.model), thread_(thread) {}
 
   void forward() {
-    KVAhead ahead(step_, thread_, step_.pool->num_threads());
+    KVAhead ahead(step_, thread_, step_.pool->num_active());
     ahead_ = &ahead;
     ahead.start(0);
     embed();
@@ -54,7 +54,7 @@ class StepThread {
   template <class Unit>
   void for_units(int count, Unit unit) {
     Pool& pool = *step_.pool;
-    const int num_threads = pool.num_threads();
+    const int num_threads = pool.num_active();
     UnitCounter* counters = pool.next_counters(thread_);
     for (int offset = 0; offset < num_threads; ++offset) {
       const int owner = (thread_ + offset) % num_threads;

@@ -24,13 +24,16 @@ class Pool {
 
   int num_threads() const { return num_threads_; }
 
+  // How many of them share the present job: fewer while other programs keep taking cores away.
+  int num_active() const { return num_active_; }
+
   // Run job(argument, thread) on every thread and return when all have; at most max_phases barriers inside.
   void run(void (*job)(void*, int), void* argument, int max_phases);
 
   // Wait for the others at the end of a phase. Returns the nanoseconds waited where timing is on, else 0.
   void barrier(int thread);
 
-  // The counters of a thread's next phase, one per thread; every thread takes them in the same order.
+  // The counters of a thread's next phase, one per thread; every active thread takes them in the same order.
   UnitCounter* next_counters(int thread) { return counters_.data() + num_threads_ * phase_[thread].number++; }
 
   void set_timing(bool is_on) { is_timing_ = is_on; }
@@ -40,15 +43,14 @@ class Pool {
  private:
   struct alignas(64) ThreadPhase {
     int64_t number = 0;
-    int spins = 4000;  // at its next barrier, before it sleeps
     uint64_t waited = 0;
+    std::atomic<uint64_t> stalled{0};  // nanoseconds, in this job, that somebody without a core was waited for
     uint64_t num_barriers = 0;
   };
 
   void work(int thread);
   bool wait_for_job(uint64_t seen);
-  bool spin_until(uint32_t sense, int& spins);
-  void wake_all();
+  void adapt(uint64_t job_nanoseconds);
 
   const int num_threads_;
   std::vector<UnitCounter> counters_;
@@ -56,7 +58,12 @@ class Pool {
   void (*job_)(void*, int) = nullptr;
   void* argument_ = nullptr;
   bool is_timing_ = false;
-  alignas(64) std::atomic<uint64_t> epoch_{0};  // number of the job
+  int num_active_;
+  int num_bad_jobs_ = 0;
+  int jobs_until_all_ = 0;  // while fewer are active
+  int jobs_apart_;
+  // Number of the job << 8 | active threads: in one word, for a thread that is left out may look at any time.
+  alignas(64) std::atomic<uint64_t> epoch_{0};
   alignas(64) std::atomic<int32_t> num_arrived_{0};
   alignas(64) std::atomic<uint32_t> sense_{0};
   alignas(64) std::atomic<int32_t> num_sleeping_{0};
