@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.kernels.cpu.library import available_instruction_sets, load_library
 from engine.loader import build_engine
 from engine.outputs import FinishReason
 from engine.sampling.sampler import broken_rows
@@ -159,3 +160,30 @@ def test_sampling_in_torch_reports_rows_that_are_not_finite():
     logits[2, 9] = float("inf")
     logits[3, 0] = float("-inf")  # a token that cannot come
     assert broken_rows(logits) == {1, 2}
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF], ids=["quiet", "all ones"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.0.attn_norm.weight",
+        "layers.0.mlp_norm.weight",
+        "layers.1.attn.q_proj.weight",
+        "layers.1.mlp.gate_proj.weight",
+        "layers.1.mlp.up_proj.weight",
+        "layers.1.attn.o_proj.weight",
+    ],
+)
+@pytest.mark.parametrize("instruction_set", available_instruction_sets() if load_library() else [""])
+def test_one_weight_that_is_nan_is_never_rounded_to_a_number(way, name, bits, instruction_set, monkeypatch):
+    """One value among 32 that share a scale, or one that bfloat16 rounds: its row must not become finite."""
+    if way.get("kernels") == "torch" and instruction_set != available_instruction_sets()[0]:
+        pytest.skip("plain torch knows no instruction sets of ours")
+    monkeypatch.setenv("DRAFTLINE_MAX_CPU_ISA", instruction_set)
+    checkpoint = random_checkpoint(UNTIED["llama"])
+    tensor = checkpoint.tensors[name].dequantize().clone()
+    tensor.view(-1).view(torch.int32)[5] = bits
+    broken = replace(checkpoint, tensors=checkpoint.tensors | {name: InMemoryTensor(tensor)})
+    failed = ask(engine(UNTIED["llama"], way, checkpoint=broken), [40, 3, 9])
+    assert failed.finish_reason is FinishReason.ERROR

@@ -29,9 +29,11 @@ class Buffer {
   T* get(int64_t bytes) {
     if (bytes > size_) {
       std::free(data_);
-      size_ = (bytes + bytes / 4 + 63) / 64 * 64;
-      data_ = std::aligned_alloc(64, size_);
+      size_ = 0;  // in case that there is no more: the next call must ask again
+      const int64_t size = (bytes + bytes / 4 + 63) / 64 * 64;
+      data_ = std::aligned_alloc(64, size);
       if (data_ == nullptr) throw std::bad_alloc();
+      size_ = size;
     }
     return static_cast<T*>(data_);
   }

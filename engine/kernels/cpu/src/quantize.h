@@ -48,13 +48,46 @@ struct Quantized {
   float total;  // of the quants, without their offsets: a whole number
 };
 
-// Writes x / scale + offset as bytes, `count` of them, a multiple of the width: the largest x, which may be anything
-// finite, becomes kMost.
+// As whole numbers magnitudes have the same order, with NaN above infinity: so the largest hides no NaN.
+DL_INLINE I32 larger_magnitude(I32 a, F32 x) {
+  const I32 b = (I32)absolute(x);
+#if defined(DRAFTLINE_AVX512)
+  return (I32)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(DRAFTLINE_AVX2)
+  return (I32)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+  const I32 is_a = a > b;
+  return (is_a & a) | (~is_a & b);
+#endif
+}
+
+DL_INLINE float largest_magnitude(I32 bits) {
+#if defined(DRAFTLINE_AVX512)
+  const int32_t most = _mm512_reduce_max_epi32((__m512i)bits);
+#elif defined(DRAFTLINE_AVX2)
+  __m128i half = _mm_max_epi32(_mm256_castsi256_si128((__m256i)bits), _mm256_extracti128_si256((__m256i)bits, 1));
+  half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  const int32_t most = _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+#else
+  int32_t most = bits[0];
+  for (int i = 1; i < kWidth; ++i) most = bits[i] > most ? bits[i] : most;
+#endif
+  float value;
+  __builtin_memcpy(&value, &most, sizeof value);
+  return value;
+}
+
+// Writes x / scale + offset as bytes, `count` of them, a multiple of the width: the largest x becomes kMost. Where an x
+// is not finite the scale is NaN, and so is all that is made of the bytes.
 template <int kMost>
 DL_INLINE Quantized quantize_bytes(const float* x, int count, int offset, uint8_t* out) {
-  F32 most = {};
-  for (int i = 0; i < count; i += kWidth) most = max(most, absolute(load(x + i)));
-  const float limit = highest(most), inverse = limit > 0.0f ? kMost / limit : 0.0f;
+  I32 most = {};
+  for (int i = 0; i < count; i += kWidth) most = larger_magnitude(most, load(x + i));
+  const float limit = largest_magnitude(most), inverse = limit > 0.0f ? kMost / limit : 0.0f;
+  if (!__builtin_isfinite(limit)) {
+    __builtin_memset(out, offset, count);
+    return {__builtin_nanf(""), 0.0f};
+  }
   F32 total = {};  // below 2**24, so that no sum is rounded, and it need not leave the vector registers
   for (int i = 0; i < count; i += kWidth) {
     const I32 quants = round_to_int(load(x + i) * splat(inverse));

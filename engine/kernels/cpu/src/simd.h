@@ -219,14 +219,15 @@ DL_INLINE F32 load_half(const uint8_t* p) {
   const U32 wide = __builtin_convertvector(half, U32);
   // 2**112 moves the exponent bias, and makes subnormal halves normal floats.
   const F32 magnitude = (F32)((wide & 0x7fff) << 13) * splat(5.192296858534828e+33f);
-  return (F32)((U32)magnitude | ((wide & 0x8000) << 16));
+  const U32 is_special = (U32)((wide & 0x7c00) == 0x7c00);  // infinity or NaN, and not 65536 or more
+  return (F32)((U32)magnitude | (is_special & 0x7f800000) | ((wide & 0x8000) << 16));
 #endif
 }
 
-// Rounds to nearest even into the low 16 bits of each lane; not for NaN.
+// Rounds to nearest even into the low 16 bits of each lane; NaN stays NaN, where rounding could carry its bits to -0.
 DL_INLINE U32 to_bf16(F32 x) {
-  const U32 bits = (U32)x;
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const U32 bits = (U32)x, is_nan = (U32)(x != x);
+  return (((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & ~is_nan) | (is_nan & 0x7fc0);
 }
 
 DL_INLINE U16 to_bf16_halves(F32 x) {

@@ -51,10 +51,17 @@ class FlushDenormals {
 
 Pool::Pool(int num_threads)
     : num_threads_(num_threads), phase_(num_threads), num_active_(num_threads), jobs_apart_(kFirstJobsApart) {
-  for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < num_threads; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {  // the system has no more of them: those that run already must end first
+    close();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { close(); }
+
+void Pool::close() {
   is_closing_.store(true);
   epoch_.fetch_add(1 << 8);
   {

@@ -49,6 +49,7 @@ class Pool {
   };
 
   void work(int thread);
+  void close();
   bool wait_for_job(uint64_t seen);
   void adapt(uint64_t job_nanoseconds);
 
