@@ -194,14 +194,14 @@ class AsyncEngine:
         """
         self._refuse(EngineUnavailableError("the server is shutting down"))
         self._all_ended = asyncio.Event()
-        if self._streams:
+        if self._living_streams():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._all_ended.wait(), timeout)
-        finished = not self._streams
-        for stream in list(self._streams.values()):
+        streams = self._living_streams()
+        for stream in streams:
             stream.abort()
             stream.fail(EngineUnavailableError("the server shut down before the answer was complete"))
-        return finished
+        return not streams
 
     def close(self) -> None:
         """End the engine thread after its present step; open streams end with an error."""
@@ -230,7 +230,14 @@ class AsyncEngine:
             )
 
     def _num_open(self) -> int:
-        return sum(stream.num_open for stream in list(self._streams.values()))
+        return sum(stream.num_open for stream in self._living_streams())
+
+    def _living_streams(self) -> list[OutputStream]:
+        """Return the open streams, and forget those whose event loop was closed: it will never ask again."""
+        for stream in list(self._streams.values()):
+            if stream.loop.is_closed():
+                self._streams.pop(stream.stream_id, None)
+        return list(self._streams.values())
 
     def _refuse(self, error: EngineUnavailableError) -> None:
         self._error = self._error or error
@@ -255,7 +262,7 @@ class AsyncEngine:
 
     def _fail_streams(self) -> None:
         assert self._error is not None
-        for stream in list(self._streams.values()):
+        for stream in self._living_streams():
             stream.fail(self._error)
         self._streams.clear()
         if self._all_ended is not None:

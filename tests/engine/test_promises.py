@@ -96,6 +96,17 @@ def test_what_the_draft_model_computed_of_rejected_tokens_is_forgotten():
     run_to_end(engine)
 
 
+def test_a_request_that_was_preempted_never_starts_again_in_the_same_step():
+    """Its sibling has published an equal block, so it would fit at once, and lose its blocks a step later."""
+    engine = scripted_engine(num_blocks=4, max_model_len=16)
+    siblings = [engine.add_request(generation(range(3), choice=i, max_tokens=8)) for i in range(2)]
+    while not engine.stats().num_preemptions:
+        engine.step()
+    assert [request_id for request_id, _ in engine.runner.batches[-1]] == [siblings[0].request_id]
+    run_to_end(engine)
+    assert siblings[0].token_ids == siblings[1].token_ids
+
+
 def test_generation_tokens_are_counted():
     engine = scripted_engine()
     generate(engine, generation([1], max_tokens=7), generation([2], max_tokens=4))
@@ -170,6 +181,41 @@ def test_requests_of_an_event_loop_that_died_are_aborted():
     bridge.close()  # after the step that is under way, and the abort that it brings
     assert not engine.has_work
     assert engine.num_steps < 20
+
+
+@pytest.mark.parametrize("ends_by", ["output", "death"])
+def test_an_event_loop_that_died_gives_its_places_in_the_queue_back(ends_by):
+    """They were counted as open for ever, until the queue refused everybody."""
+    is_closed = threading.Event()
+
+    def next_token(tokens):
+        assert len(tokens) < 2 or is_closed.wait(30)
+        assert len(tokens) < 2 or ends_by == "output"
+        return 1
+
+    bridge = AsyncEngine(scripted_engine(next_token, max_num_seqs=2), max_waiting=0)
+    waiting = []
+
+    async def leave():
+        streams = [bridge.generate([generation([1], max_tokens=100)]) for _ in range(2)]
+        await streams[0].__anext__()
+        waiting.append(asyncio.ensure_future(streams[0].__anext__()))  # waking it would raise
+        await asyncio.sleep(0)
+
+    async def ask():
+        return [token async for output in bridge.generate([generation([7])]) for token in output.new_token_ids]
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    loop.close()
+    is_closed.set()
+    if ends_by == "output":
+        assert asyncio.run(ask()) == [1] * 8
+    else:
+        bridge._thread.join(30)
+    assert bridge.stats().num_requests_waiting == 0
+    assert asyncio.run(bridge.drain(5))
+    bridge.close()
 
 
 @pytest.mark.parametrize("params", [{"typical_p": 1 - 1e-9}, {"top_p": 1 - 1e-9}, {"min_p": 1e-46}], ids=str)
