@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from engine.errors import ConfigError, DraftlineError
+from server.http_protocol import HttpProtocol
 from server.serving import ServedModel, ServerState
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,13 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none"
+                app,
+                http=HttpProtocol,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                ws="none",
             )
         )
         self.load_error: Exception | None = None

@@ -203,7 +203,9 @@ def test_an_event_loop_that_died_gives_its_places_in_the_queue_back(ends_by):
         await asyncio.sleep(0)
 
     async def ask():
-        return [token async for output in bridge.generate([generation([7])]) for token in output.new_token_ids]
+        return [
+            token async for output in bridge.generate([generation([7])]) for token in output.new_token_ids
+        ]
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(leave())

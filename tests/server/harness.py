@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -69,6 +69,7 @@ def serving(
     chat_template: str | None = CHAT_TEMPLATE,
     tokenizer: Tokenizer | None = None,
     is_loading: bool = False,
+    loop: Literal["auto", "uvloop", "asyncio"] = "auto",
 ) -> Iterator[RunningServer]:
     """Serve `engine` on a free port of 127.0.0.1 while the block runs."""
     state = ServerState(
@@ -78,9 +79,12 @@ def serving(
         state.publish(served_model(engine, chat_template=chat_template, tokenizer=tokenizer))
     app = create_app(state, keys=KeyRing(keys), cors_origins=cors_origins)
     server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout)
-    with running(server) as (url, client, loop):
+    server.config.loop = loop
+    with running(server) as (url, client, running_loop):
         try:
-            yield RunningServer(url=url, client=client, engine=engine, state=state, server=server, loop=loop)
+            yield RunningServer(
+                url=url, client=client, engine=engine, state=state, server=server, loop=running_loop
+            )
         finally:
             engine.release()
 

@@ -1,6 +1,8 @@
 """Traps T38 to T40 and T51: clients that leave, engines that die under an open stream."""
 
 import socket
+import struct
+from typing import Literal
 
 import pytest
 
@@ -38,6 +40,70 @@ def test_t40_a_client_that_leaves_frees_its_request_without_another_step(stream:
         metrics = server.client.get("/metrics").text
         assert 'draftline_requests_disconnected_total{model_name="fake"} 1.0' in metrics
         assert 'draftline_request_success_total{finished_reason="abort",model_name="fake"} 1.0' in metrics
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    connection.settimeout(20)
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_only_ends_its_sending_side_gets_its_whole_answer(
+    stream: bool, loop: Literal["uvloop", "asyncio"]
+) -> None:
+    """As `nc -N` does; its FIN looks like that of a client that left."""
+    engine = FakeEngine(lambda _: say("hello"))
+    engine.hold()
+    with serving(engine, loop=loop) as server, connect(server) as connection:
+        send_completion(connection, stream=stream)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"  # which says that it is heard
+        engine.wait_until(lambda: engine.num_open == 1)
+        engine.release()
+        answer = read_to_end(connection)  # which ends: no other request can come
+        assert server.state.metrics.num_disconnected == 0
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"[DONE]" in answer if stream else b'"text":"hello"' in answer
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_client_that_ends_its_sending_side_and_leaves_later_frees_its_request(
+    loop: Literal["uvloop", "asyncio"],
+) -> None:
+    engine = FakeEngine(lambda _: say("x" * 1000))
+    engine.hold()
+    with serving(engine, loop=loop) as server:
+        with connect(server) as connection:
+            send_completion(connection, stream=False)
+            connection.shutdown(socket.SHUT_WR)
+            engine.wait_until(lambda: engine.num_open == 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        engine.wait_until(lambda: engine.num_open == 0)
+        assert engine.num_aborted == 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b'Content-Length: 15\r\n\r\n{"prompt": "x"}',
+        b"",
+    ],
+    ids=["body not whole", "knows no interim response", "no request"],
+)
+def test_where_nothing_can_be_asked_the_end_of_sending_is_the_end(sent: bytes) -> None:
+    engine = FakeEngine(lambda _: say("hello"))
+    engine.hold()
+    with serving(engine) as server, connect(server) as connection:
+        connection.sendall(sent)
+        if b"1.0" in sent:
+            engine.wait_until(lambda: engine.num_open == 1)
+        connection.shutdown(socket.SHUT_WR)
+        assert read_to_end(connection) == b""
+        engine.wait_until(lambda: engine.num_open == 0)
 
 
 def test_t39_others_go_on_when_one_leaves() -> None:
