@@ -36,10 +36,10 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _check_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+def _check_keys(keys: Sequence[SecretStr]) -> tuple[SecretStr, ...]:
     for key in keys:
         check_key(key.get_secret_value())
-    return keys
+    return tuple(keys)
 
 
 def check_key(key: str) -> None:
@@ -50,8 +50,9 @@ def check_key(key: str) -> None:
         raise ValueError(f"a key must have at least {_MIN_KEY_CHARS} characters, got {len(key)}")
 
 
-Keys = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_keys)]
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+# Not declared as tuples, which they become: pydantic-settings before 2.16 keeps only the last flag of a tuple.
+Keys = Annotated[Sequence[SecretStr], NoDecode, BeforeValidator(_split), AfterValidator(_check_keys)]
+Origins = Annotated[Sequence[str], NoDecode, BeforeValidator(_split), AfterValidator(tuple)]
 MemorySize = Annotated[ByteSize, Field(gt=0)]
 
 
@@ -64,8 +65,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         "float": "NUMBER",
         "int": "NUMBER",
         "str": "TEXT",
-        "tuple[SecretStr,...]": "KEY",
-        "tuple[str,...]": "ORIGIN",
+        "Sequence[SecretStr]": "KEY",
+        "Sequence[str]": "ORIGIN",
     }
 
     def add_usage(self, _usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:

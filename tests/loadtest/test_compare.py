@@ -119,7 +119,8 @@ def test_a_server_that_does_not_start_says_why(tmp_path):
 
 def test_children_belong_to_a_server_even_in_a_process_group_of_their_own():
     parent = (
-        "import subprocess as s; print(s.Popen(['sleep', '60'], process_group=0).pid, flush=True); input()"
+        "import os, subprocess as s; "
+        "print(s.Popen(['sleep', '60'], preexec_fn=os.setpgrp).pid, flush=True); input()"
     )
     command = [sys.executable, "-c", parent]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
