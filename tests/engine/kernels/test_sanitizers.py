@@ -39,7 +39,7 @@ def test_no_access_is_out_of_bounds_and_nothing_is_undefined(tmp_path):
     ]
     environment = os.environ | {
         "LD_PRELOAD": " ".join(runtime.stdout.strip() for runtime in runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
+        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     tests = [str(path) for path in sorted(Path(__file__).parent.glob("test_*.py")) if path != Path(__file__)]
