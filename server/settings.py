@@ -50,7 +50,7 @@ def check_key(key: str) -> None:
         raise ValueError(f"a key must have at least {_MIN_KEY_CHARS} characters, got {len(key)}")
 
 
-# Not declared as tuples, which they become: pydantic-settings before 2.16 keeps only the last flag of a tuple.
+# Not declared as the tuples that they become: pydantic-settings before 2.16 keeps only the last flag of one.
 Keys = Annotated[Sequence[SecretStr], NoDecode, BeforeValidator(_split), AfterValidator(_check_keys)]
 Origins = Annotated[Sequence[str], NoDecode, BeforeValidator(_split), AfterValidator(tuple)]
 MemorySize = Annotated[ByteSize, Field(gt=0)]
