@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.batch import StepOutput
 from engine.engine import CompiledGrammar, Engine
 from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.grammar_spec import GrammarSpec
@@ -24,6 +23,7 @@ from engine.outbox import Outbox
 from engine.outputs import FinishReason, GenerationRequest, RequestOutput
 from engine.request import Request
 from engine.stats import EngineStats
+from engine.step_output import StepOutput
 
 logger = logging.getLogger(__name__)
 

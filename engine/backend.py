@@ -1,68 +1,84 @@
-"""Which code runs the model: plain torch or the fused CPU kernels; chosen here and nowhere else."""
+"""Backend: which kernels run a model, and the executor that they make."""
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import ConfigError
+from engine.executor import Executor
 from engine.kernels.cpu.draft_chain import FusedDraftChain
+from engine.kernels.cpu.executor import FusedExecutor, FusedModel
 from engine.kernels.cpu.fused_decoder import FusedDecoder, why_not_fused
 from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat, load_library
 from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, tiled_kv_bytes_per_block
+from engine.kernels.cpu.token_bitmask import apply_token_bitmask
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
-from engine.kernels.cpu.token_step import FusedTokenStep
-from engine.kv_cache.kv_storage import KVMemory, KVStorage, kv_bytes_per_block
-from engine.machine import choose_dtype
+from engine.kv_cache.kv_storage import KVStorage, kv_bytes_per_block
+from engine.machine import choose_dtype, memory_errors
 from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
-from engine.model_runner import TokenStep
 from engine.sampling.sampler import Sampler
-from engine.speculative.draft_model import DraftChain
+from engine.speculative.draft_model import DraftModel
+from engine.torch_executor import TorchExecutor, TorchModel
 
 logger = logging.getLogger(__name__)
 
+_CPU = torch.device("cpu")
+_WEIGHTS_ADVICE = "free memory, take a smaller model, or set dtype or quantization"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model to be loaded: its configuration, its weights, and how many positions it is to know."""
+
+    name: str  # for errors
+    config: ModelConfig
+    weights: Weights
+    max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorShape:
+    """What an executor must know beside its models."""
+
+    vocab_size: int  # tokens that may be chosen
+    num_blocks: int
+    block_size: int
+
+
+class LoadedModels(Protocol):
+    """A model, and a draft model if there is one, that still lack room for keys and values."""
+
+    def build_executor(self, shape: ExecutorShape) -> Executor:
+        """Make that room, and return what runs batches."""
+
 
 class Backend(Protocol):
-    """How models are built and where their keys and values live; a draft model shares its target's."""
+    """One way to run models; a draft model runs as its target does."""
 
     name: str  # "torch", or the kernels' instruction set
     dtype_name: str  # of the weights, for people
     kv_dtype_name: str
 
-    def build_model(self, config: ModelConfig, weights: Weights, *, max_positions: int) -> Model:
-        """Build the model from its weights, all of which must be used."""
-
     def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
         """Return the bytes that one block takes over all layers."""
 
-    def build_kv_storage(self, config: ModelConfig, *, num_blocks: int, block_size: int) -> KVMemory:
-        """Return the storage that models of this backend take."""
-
-    def build_sampler(self, vocab_size: int) -> Sampler:
-        """Return the sampler for a vocabulary."""
-
-    def build_token_step(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> TokenStep | None:
-        """Return a faster way through a whole step with a model of this backend, if there is one."""
-
-    def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> DraftChain | None:
-        """Return a faster way to draft several tokens with a model of this backend, if there is one."""
+    def load(self, target: ModelSource, draft: ModelSource | None) -> LoadedModels:
+        """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
 
 
 class TorchBackend:
     """Plain torch on any device: the reference."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, steps_ahead: int = 0) -> None:
         self.name = "torch"
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.steps_ahead = device, dtype, steps_ahead
         self.dtype_name = self.kv_dtype_name = str(dtype).removeprefix("torch.")
-
-    def build_model(self, config: ModelConfig, weights: Weights, *, max_positions: int) -> Model:
-        """Build the model from its weights, all of which must be used."""
-        with torch.inference_mode():
-            return build_model(config, weights, max_positions=max_positions)
 
     def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
         """Return the bytes that one block takes over all layers."""
@@ -74,29 +90,54 @@ class TorchBackend:
             dtype=self.dtype,
         )
 
-    def build_kv_storage(self, config: ModelConfig, *, num_blocks: int, block_size: int) -> KVStorage:
-        """Return tensors of keys and values."""
-        return KVStorage(
-            num_layers=config.num_layers,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=self.dtype,
-            device=self.device,
+    def load(self, target: ModelSource, draft: ModelSource | None) -> "TorchModels":
+        """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
+        return TorchModels(self, self._load(target), None if draft is None else self._load(draft))
+
+    def _load(self, source: ModelSource) -> Model:
+        with _weight_errors(source, self.device), torch.inference_mode():
+            return build_model(source.config, source.weights, max_positions=source.max_positions)
+
+
+@dataclass(frozen=True)
+class TorchModels:
+    """Models in plain torch."""
+
+    backend: TorchBackend
+    target: Model
+    draft: Model | None
+
+    def build_executor(self, shape: ExecutorShape) -> TorchExecutor:
+        """Make room for keys and values, and return what runs batches."""
+        sampler, draft_model = Sampler(vocab_size=shape.vocab_size), None
+        if self.draft is not None:
+            draft_model = DraftModel(
+                self._bind(self.draft, shape),
+                sampler,
+                max_positions=self.draft.max_positions,
+                block_size=shape.block_size,
+                device=self.backend.device,
+            )
+        return TorchExecutor(
+            self._bind(self.target, shape),
+            sampler,
+            block_size=shape.block_size,
+            device=self.backend.device,
+            draft_model=draft_model,
+            steps_ahead=self.backend.steps_ahead,
         )
 
-    def build_sampler(self, vocab_size: int) -> Sampler:
-        """Return the sampler in plain torch."""
-        return Sampler(vocab_size=vocab_size)
-
-    def build_token_step(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> None:  # noqa: ARG002
-        """Return nothing: logits are tensors here."""
-        return
-
-    def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> None:  # noqa: ARG002
-        """Return nothing: tokens are drafted one by one."""
-        return
+    def _bind(self, model: Model, shape: ExecutorShape) -> TorchModel:
+        kv_storage = KVStorage(
+            num_layers=model.config.num_layers,
+            num_blocks=shape.num_blocks,
+            block_size=shape.block_size,
+            num_kv_heads=model.config.num_kv_heads,
+            head_dim=model.config.head_dim,
+            dtype=self.backend.dtype,
+            device=self.backend.device,
+        )
+        return TorchModel(model, kv_storage)
 
 
 class FusedBackend:
@@ -119,21 +160,7 @@ class FusedBackend:
         self.kv_dtype_name = kv_cache_dtype
         if kv_cache_dtype == "auto":
             self.kv_dtype_name = "float32" if dtype == "float32" else "bfloat16"
-        self._kv_kind = kinds[self.kv_dtype_name]
-
-    def build_model(self, config: ModelConfig, weights: Weights, *, max_positions: int) -> Model:
-        """Build the model from its weights, all of which must be used."""
-        model = FusedDecoder(
-            config,
-            weights,
-            context=self.context,
-            max_positions=max_positions,
-            plain=self._plain,
-            keeps_blocks=self._keeps_blocks,
-            quantization=self._quantization,
-        )
-        weights.finish()
-        return model
+        self.kv_kind = kinds[self.kv_dtype_name]
 
     def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
         """Return the bytes that one block takes over all layers."""
@@ -142,35 +169,76 @@ class FusedBackend:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             block_size=block_size,
-            kind=self._kv_kind,
+            kind=self.kv_kind,
         )
 
-    def build_kv_storage(self, config: ModelConfig, *, num_blocks: int, block_size: int) -> TiledKVStorage:
-        """Return tiles of keys and values."""
-        return TiledKVStorage(
-            num_layers=config.num_layers,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            kind=self._kv_kind,
+    def load(self, target: ModelSource, draft: ModelSource | None) -> "FusedModels":
+        """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
+        return FusedModels(self, self._load(target), None if draft is None else self._load(draft))
+
+    def _load(self, source: ModelSource) -> FusedDecoder:
+        with _weight_errors(source, _CPU):
+            decoder = FusedDecoder(
+                source.config,
+                source.weights,
+                context=self.context,
+                max_positions=source.max_positions,
+                plain=self._plain,
+                keeps_blocks=self._keeps_blocks,
+                quantization=self._quantization,
+            )
+        source.weights.finish()
+        return decoder
+
+
+@dataclass(frozen=True)
+class FusedModels:
+    """Models in the CPU kernels."""
+
+    backend: FusedBackend
+    target: FusedDecoder
+    draft: FusedDecoder | None
+
+    def build_executor(self, shape: ExecutorShape) -> FusedExecutor:
+        """Make room for keys and values, and return what runs batches."""
+        context, draft_model = self.backend.context, None
+        sampler = Sampler(
+            vocab_size=shape.vocab_size,
+            chooser=FusedTokenChooser(context),
+            apply_bitmask=apply_token_bitmask,
+        )
+        if self.draft is not None:
+            model = self._bind(self.draft, shape)
+            draft_model = DraftModel(
+                model,
+                sampler,
+                max_positions=self.draft.max_positions,
+                block_size=shape.block_size,
+                device=_CPU,
+                chain=FusedDraftChain(context, model.decoder, model.kv_storage, vocab_size=shape.vocab_size),
+            )
+        return FusedExecutor(
+            context,
+            self._bind(self.target, shape),
+            sampler,
+            block_size=shape.block_size,
+            draft_model=draft_model,
         )
 
-    def build_sampler(self, vocab_size: int) -> Sampler:
-        """Return the sampler that leaves filters and noise to the kernels."""
-        return Sampler(vocab_size=vocab_size, chooser=FusedTokenChooser(self.context))
+    def _bind(self, decoder: FusedDecoder, shape: ExecutorShape) -> FusedModel:
+        kv_storage = TiledKVStorage(
+            num_layers=decoder.config.num_layers,
+            num_blocks=shape.num_blocks,
+            block_size=shape.block_size,
+            num_kv_heads=decoder.config.num_kv_heads,
+            head_dim=decoder.config.head_dim,
+            kind=self.backend.kv_kind,
+        )
+        return FusedModel(decoder, kv_storage)
 
-    def build_token_step(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> FusedTokenStep:
-        """Return a step from tokens to tokens in one call."""
-        assert isinstance(model, FusedDecoder)
-        assert isinstance(kv_storage, TiledKVStorage)
-        return FusedTokenStep(self.context, model, kv_storage, vocab_size=vocab_size)
 
-    def build_draft_chain(self, model: Model, kv_storage: KVMemory, vocab_size: int) -> FusedDraftChain:
-        """Return the draft of several tokens in one call."""
-        assert isinstance(model, FusedDecoder)
-        assert isinstance(kv_storage, TiledKVStorage)
-        return FusedDraftChain(self.context, model, kv_storage, vocab_size=vocab_size)
+def _weight_errors(source: ModelSource, device: torch.device) -> AbstractContextManager[None]:
+    return memory_errors(f"{source.name}: the weights", _WEIGHTS_ADVICE, device)
 
 
 def choose_backend(
@@ -192,7 +260,8 @@ def choose_backend(
             raise ConfigError(f"{name} {getattr(config, name)!r} needs the CPU kernels: {reason}")
     if config.kernels == "auto" and device.type == "cpu":
         logger.warning("the CPU kernels are not used, plain torch is several times slower: %s", reason)
-    return TorchBackend(device, choose_dtype(config.dtype, device))
+    dtype = choose_dtype(config.dtype, device)
+    return TorchBackend(device, dtype, steps_ahead=config.steps_ahead)
 
 
 def _why_not_fused(config: EngineConfig, models: Sequence[ModelConfig], device: torch.device) -> str | None:

@@ -105,6 +105,7 @@ class EngineConfig:
     stream_interval: float = 0.0  # seconds that a stream's outputs are at least apart
     speculation: str = "off"  # of requests that do not say: "off", "auto", "draft" or "ngram"
     num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
+    steps_ahead: int = 0  # steps in torch that are launched before the tokens of the last one are read
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -128,6 +129,8 @@ class EngineConfig:
                 _check_at_least_one(name, getattr(self, name))
         if self.stream_interval < 0.0:
             raise ConfigError(f"stream_interval must be at least 0 seconds, got {self.stream_interval}")
+        if self.steps_ahead < 0:
+            raise ConfigError(f"steps_ahead must be at least 0, got {self.steps_ahead}")
         if self.num_draft_tokens > MAX_DRAFT_TOKENS:
             raise ConfigError(
                 f"num_draft_tokens must be at most {MAX_DRAFT_TOKENS}, got {self.num_draft_tokens}"

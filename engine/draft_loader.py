@@ -3,77 +3,56 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-import torch
-
-from engine.backend import Backend
 from engine.batch import Batch, ScheduledChunk
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.config import EngineConfig
-from engine.engine import Engine
 from engine.errors import ConfigError
-from engine.kv_cache.kv_storage import default_kv_cache_memory
-from engine.machine import choose_dtype, memory_errors
-from engine.model.weights import Weights
-from engine.model_input import TokenSpan, lay_out
+from engine.executor import DraftJob, Executor
+from engine.info import EngineInfo
 from engine.request import Request
-from engine.sampled_row import DraftRow
+from engine.rows import RowCursor
+from engine.sampled_row import SampledRow
 from engine.sampling_params import SamplingParams
 from engine.speculation import SpeculationMode
-from engine.speculative.draft_model import DraftModel
 from engine.speculative.ngram import NgramDrafter
 from engine.speculative.ngram_pool import NgramPool
 from engine.speculative.speculator import Speculator
-from engine.speculative.step_costs import SIZES
-
-_MEMORY_ADVICE = "lower kv_cache_memory, or serve without a draft model"
+from engine.speculative.step_costs import SIZES, StepCosts
 
 _MEASURED_SIZES = tuple(size for size in SIZES if size <= 16)
 _MEASURED_STEPS = 4
 _NUM_ROUNDS = 3
 
 
-def prepare_for_draft(
-    target: Checkpoint,
-    config: EngineConfig,
-    draft: Checkpoint | None,
-    *,
-    backend: Backend,
-    device: torch.device,
-) -> EngineConfig:
-    """Return the configuration of the target beside this draft model: both share the KV memory.
-
-    Raises ConfigError if they do not fit together.
-    """
-    if draft is None:
-        if config.speculation == "draft":
-            raise ConfigError("speculation 'draft' needs a draft model: name one with --draft-model")
-        return config
-    check_same_vocabulary(target, draft)
-    of_target, of_draft = (backend.kv_bytes_per_block(c.config, config.block_size) for c in (target, draft))
-    memory = config.kv_cache_memory or default_kv_cache_memory(device)
-    return replace(config, kv_cache_memory=memory * of_target // (of_target + of_draft) or 1)
+def check_draft(target: Checkpoint, config: EngineConfig, draft: Checkpoint | None) -> None:
+    """Raise ConfigError for a draft model that does not fit the target, or one that is lacking."""
+    if draft is not None:
+        check_same_vocabulary(target, draft)
+    elif config.speculation == "draft":
+        raise ConfigError("speculation 'draft' needs a draft model: name one with --draft-model")
 
 
-def add_speculation(
-    engine: Engine,
-    config: EngineConfig,
-    draft: Checkpoint | None,
-    *,
-    backend: Backend,
-    device: torch.device,
-) -> None:
-    """Give the engine its sources of drafts and, unless only a request could ask for them, its prices."""
-    engine.speculator = Speculator(
+def build_speculator(config: EngineConfig, executor: Executor, info: EngineInfo) -> Speculator:
+    """Return the sources of drafts and, unless only a request could ask for them, the prices of steps."""
+    target_costs, draft_costs = StepCosts(), StepCosts()
+    if config.speculation != "off" or executor.max_draft_positions:
+        measure_step_costs(
+            executor,
+            num_positions=min(info.num_kv_blocks * info.block_size, info.max_model_len) - 1,
+            block_size=info.block_size,
+            target_costs=target_costs,
+            draft_costs=draft_costs,
+        )
+    return Speculator(
         lookups=(NgramDrafter(), NgramPool()),
-        draft_model=None if draft is None else _load_draft_model(engine, config, draft, backend, device),
+        max_draft_positions=executor.max_draft_positions,
         default_mode=SpeculationMode(config.speculation),
         num_draft_tokens=config.num_draft_tokens,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        target_costs=target_costs,
+        draft_costs=draft_costs,
     )
-    if config.speculation != "off" or draft is not None:
-        measure_step_costs(engine)
 
 
 def check_same_vocabulary(target: Checkpoint, draft: Checkpoint) -> None:
@@ -101,39 +80,42 @@ def check_same_vocabulary(target: Checkpoint, draft: Checkpoint) -> None:
         raise ConfigError(f"{start}its tokenizer has {len(theirs)} tokens, the target's {len(ours)}")
 
 
-def measure_step_costs(engine: Engine) -> None:
-    """Time both models' passes by their number of tokens, on blocks that nobody holds."""
-    manager, draft_model = engine.kv_cache_manager, engine.speculator.draft_model
-    limit = min(manager.pool.num_blocks * manager.block_size, engine.max_model_len) - 1
-    sizes = [size for size in _MEASURED_SIZES if size <= limit]
-    request = _measured_request(max_tokens=max(1, limit))
-    if not sizes or not manager.allocate_slots(request, max(sizes)):
+def measure_step_costs(
+    executor: Executor,
+    *,
+    num_positions: int,
+    block_size: int,
+    target_costs: StepCosts,
+    draft_costs: StepCosts,
+) -> None:
+    """Time both models' passes by their number of tokens, on the first blocks, which nobody holds yet."""
+    sizes = [size for size in _MEASURED_SIZES if size <= num_positions]
+    if not sizes:
         return
+    block_ids = tuple(range(-(-(max(sizes) + 1) // block_size)))
+    params = SamplingParams(max_tokens=1)
 
     def run_target(size: int) -> None:
-        engine.runner.execute(Batch((ScheduledChunk(request, size, (0,) * (size - 1)),)))
+        rows = tuple(SampledRow(params, 0, 0, 1 + place) for place in range(size))
+        chunk = ScheduledChunk(-1, 0, (0,) * size, block_ids, rows, size - 1)
+        executor.launch(Batch((chunk,))).result()
 
-    engine.speculator.target_costs.set_measured(_fastest(run_target, sizes))
-    if draft_model is not None:
-        draft_model.costs.set_measured(_measure_draft_model(draft_model, request, sizes))
-    manager.free(request)
+    target_costs.set_measured(_fastest(run_target, sizes))
+    if executor.max_draft_positions:
+        draft_costs.set_measured(_measure_draft_model(executor, params, block_ids, sizes))
 
 
-def _measure_draft_model(draft_model: DraftModel, request: Request, sizes: Sequence[int]) -> dict[int, float]:
-    """Time the draft model's passes: one of a chain for so many requests, or one over so many tokens."""
-    row, chain = DraftRow(request, (), None), draft_model.chain
-    if chain is None:
-        spans = {size: TokenSpan((0,) * size, 0, request.block_ids, 1) for size in sizes}
-        return _fastest(lambda size: draft_model.run([spans[size]], [row]), sizes)
-    one, block_size = TokenSpan((0,), 0, request.block_ids, 1), draft_model.kv_cache_manager.block_size
+def _measure_draft_model(
+    executor: Executor, params: SamplingParams, block_ids: tuple[int, ...], sizes: Sequence[int]
+) -> dict[int, float]:
+    """Time the draft model's passes over one token of each of so many requests."""
+    num_steps = min(_MEASURED_STEPS, max(sizes), executor.max_draft_positions)
 
-    num_steps = min(_MEASURED_STEPS, max(sizes))  # each takes a position: more there may not be
+    def run(size: int) -> None:
+        cursors = [RowCursor(_measured_request(params)) for _ in range(size)]
+        executor.draft([DraftJob((0,), 0, block_ids, num_steps, cursor) for cursor in cursors])
 
-    def run_chain(size: int) -> None:
-        model_input = lay_out([one] * size, block_size=block_size, device=draft_model.device)
-        chain(model_input, [row] * size, num_steps)
-
-    return {size: seconds / num_steps for size, seconds in _fastest(run_chain, sizes).items()}
+    return {size: seconds / num_steps for size, seconds in _fastest(run, sizes).items()}
 
 
 def _fastest(run: Callable[[int], object], sizes: Sequence[int]) -> dict[int, float]:
@@ -148,38 +130,14 @@ def _fastest(run: Callable[[int], object], sizes: Sequence[int]) -> dict[int, fl
     return seconds
 
 
-def _measured_request(*, max_tokens: int) -> Request:
+def _measured_request(params: SamplingParams) -> Request:
     return Request(
         request_id=-1,
         prompt_token_ids=(0,),
-        params=SamplingParams(max_tokens=max_tokens),
+        params=params,
         seed=0,
         choice=0,
         root_hash=b"",
         stop_token_ids=frozenset(),
-        max_total_tokens=max_tokens + 1,
-    )
-
-
-def _load_draft_model(
-    engine: Engine, config: EngineConfig, draft: Checkpoint, backend: Backend, device: torch.device
-) -> DraftModel:
-    max_positions = min(engine.max_model_len, draft.config.max_position_embeddings)
-    dtype = choose_dtype(config.dtype, device)
-    weights = Weights(draft.tensors, dtype=dtype, device=device, path=draft.path)
-    num_blocks = engine.kv_cache_manager.pool.num_blocks
-    with memory_errors(f"{draft.path}: the draft model and its keys and values", _MEMORY_ADVICE, device):
-        model = backend.build_model(draft.config, weights, max_positions=max_positions)
-        kv_storage = backend.build_kv_storage(
-            draft.config, num_blocks=num_blocks, block_size=config.block_size
-        )
-    return DraftModel(
-        model,
-        kv_storage,
-        engine.kv_cache_manager,
-        backend.build_sampler(engine.vocab_size),
-        max_positions=max_positions,
-        max_catch_up_tokens=config.max_num_batched_tokens,
-        device=device,
-        chain=backend.build_draft_chain(model, kv_storage, engine.vocab_size),
+        max_total_tokens=2,
     )

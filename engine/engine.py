@@ -2,30 +2,24 @@
 
 import secrets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from engine.batch import Batch, StepOutput
+from engine.batch import Batch
 from engine.errors import RequestError
+from engine.executor import Executor, PendingStep
 from engine.grammar_spec import GrammarSpec
 from engine.kv_cache.block_hash import hash_root
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.outputs import FinishReason, GenerationRequest
 from engine.request import GrammarState, Request
-from engine.sampling.sampler import SamplerOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler
 from engine.speculation import SpeculationMode
 from engine.speculative.speculator import Speculator
 from engine.stats import EngineStats
-
-
-class StepRunner(Protocol):
-    """What the engine needs of a model runner; tests put scripted logits here."""
-
-    def execute(self, batch: Batch) -> SamplerOutput:
-        """Run a batch and choose a token for each of its sampled rows."""
+from engine.step_output import StepOutput
 
 
 class CompiledGrammar(Protocol):
@@ -45,12 +39,23 @@ class GrammarSource(Protocol):
         """Return the grammar, from a cache if it was compiled before; raises RequestError."""
 
 
+class _StepInFlight(NamedTuple):
+    """A step that was launched, and the seconds that count as its own so far."""
+
+    batch: Batch
+    pending: PendingStep
+    between: float  # since the step before, 0 if there was nothing to do
+    drafting: float
+    scheduling: float
+    launching: float
+
+
 class Engine:
     """Requests over one model: add, abort, step until nothing is left."""
 
     def __init__(
         self,
-        runner: StepRunner,
+        executor: Executor,
         kv_cache_manager: KVCacheManager,
         *,
         max_model_len: int,
@@ -63,7 +68,7 @@ class Engine:
         grammar_source: GrammarSource | None = None,
         speculator: Speculator | None = None,
     ) -> None:
-        self.runner = runner
+        self.executor = executor
         self.kv_cache_manager = kv_cache_manager
         self.scheduler = Scheduler(
             kv_cache_manager, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
@@ -82,6 +87,7 @@ class Engine:
         self._execute_seconds = 0.0
         self._step_started: float | None = None
         self._last_ended: float | None = None
+        self._in_flight: deque[_StepInFlight] = deque()
 
     def validate(self, generation: GenerationRequest) -> None:
         """Raise RequestError if the request could never run; safe to call from any thread."""
@@ -101,7 +107,7 @@ class Engine:
         _check_token_ids("allowed_token_ids", params.allowed_token_ids or (), self.vocab_size)
         for sequence in params.banned_sequences:
             _check_token_ids("bad_words", sequence, self.vocab_size)
-        if generation.speculation.mode is SpeculationMode.DRAFT and self.speculator.draft_model is None:
+        if generation.speculation.mode is SpeculationMode.DRAFT and not self.executor.max_draft_positions:
             raise RequestError(
                 "speculation.mode 'draft' needs a draft model, and this server has none (--draft-model)",
                 param="speculation.mode",
@@ -116,6 +122,9 @@ class Engine:
         """
         self.validate(generation)
         params = generation.params
+        state = None
+        if params.grammar is not None:
+            state = (grammar or self.compile_grammar(params.grammar)).start()
         request = Request(
             request_id=self._next_request_id,
             prompt_token_ids=generation.prompt_token_ids,
@@ -131,9 +140,8 @@ class Engine:
             stop_token_ids=self._stop_token_ids(params),
             max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
             speculation=self.speculator.resolve(generation.speculation),
+            grammar_state=state,
         )
-        if params.grammar is not None:
-            request.grammar_state = (grammar or self.compile_grammar(params.grammar)).start()
         self._next_request_id += 1
         self.scheduler.add(request)
         return request
@@ -153,27 +161,59 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """True while a request waits or runs."""
-        return bool(self.scheduler.waiting or self.scheduler.running)
+        """True while a request waits or runs, or a step is under way."""
+        return bool(self.scheduler.waiting or self.scheduler.running or self._in_flight)
 
     def step(self) -> list[StepOutput]:
-        """Propose, schedule, execute, update: advance every request of one batch."""
-        begun = self._step_started = time.monotonic()
-        between = 0.0 if self._last_ended is None else begun - self._last_ended
-        self.speculator.propose(self.scheduler.running)
+        """Launch what may run, up to the executor's steps ahead, and take in the oldest step under way."""
+        while len(self._in_flight) <= self.executor.steps_ahead and self._may_launch():
+            if not self._launch():
+                break
+        return self._commit() if self._in_flight else []
+
+    def _may_launch(self) -> bool:
+        return not self._in_flight or self.scheduler.can_run_ahead
+
+    def _launch(self) -> bool:
+        """Propose, schedule, draft, dispatch; False where steps under way must be over first."""
+        begun = time.monotonic()
+        between = 0.0 if self._last_ended is None or self._in_flight else begun - self._last_ended
+        self._step_started = self._step_started or begun
+        if not self._in_flight:
+            self.speculator.propose(self.scheduler.running)
         proposed = time.monotonic()
-        batch = self.scheduler.schedule()
+        schedule = self.scheduler.schedule()
+        if not schedule.claims:
+            return False
         scheduled = time.monotonic()
-        output = self.runner.execute(batch)
+        self.speculator.make_drafts(schedule.claims, self.executor)
+        drafted = time.monotonic()
+        batch = self.scheduler.dispatch(schedule)
+        dispatched = time.monotonic()
+        pending = self.executor.launch(batch)
+        launched = time.monotonic()
+        drafting = proposed - begun + drafted - scheduled
+        scheduling = scheduled - proposed + dispatched - drafted
+        self._in_flight.append(
+            _StepInFlight(batch, pending, between, drafting, scheduling, launched - dispatched)
+        )
+        return True
+
+    def _commit(self) -> list[StepOutput]:
+        """Wait for the oldest step under way and take in its result."""
+        begun = time.monotonic()
+        step = self._in_flight.popleft()
+        output = step.pending.result()
         executed = time.monotonic()
-        self._execute_seconds += proposed - begun + executed - scheduled
-        outputs = self.scheduler.update(batch, output)
+        outputs = self.scheduler.commit(step.batch, output)
         ended = time.monotonic()
+        self._execute_seconds += step.drafting + step.launching + executed - begun
+        target = step.scheduling + step.launching + ended - begun
         self.speculator.record(
-            batch, outputs, between=between, drafting=proposed - begun, target=ended - proposed
+            step.batch, outputs, between=step.between, drafting=step.drafting, target=target
         )
         self._count(outputs)
-        self._step_started = None
+        self._step_started = ended if self._in_flight else None
         self._last_ended = ended if self.has_work else None  # what follows is no work then
         return outputs
 
@@ -208,7 +248,7 @@ class Engine:
 
     def check_invariants(self) -> None:
         """Check the bookkeeping of blocks; raises AssertionError."""
-        self.kv_cache_manager.check_invariants([*self.scheduler.running, *self.scheduler.waiting])
+        self.kv_cache_manager.check_invariants(self.scheduler.requests)
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         # A grammar allows an end token only where the answer is whole: then it must end.

@@ -1,24 +1,25 @@
 """From a checkpoint and a configuration to a running engine: every automatic choice is made here."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from engine.async_engine import AsyncEngine
 from engine.attention_tiles import CHUNK
-from engine.backend import Backend, choose_backend
+from engine.backend import Backend, ExecutorShape, ModelSource, choose_backend
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.vocabulary import token_bytes
 from engine.config import EngineConfig, ModelConfig
-from engine.draft_loader import add_speculation, prepare_for_draft
+from engine.draft_loader import build_speculator, check_draft
 from engine.engine import Engine
 from engine.errors import ConfigError
+from engine.executor import Executor
 from engine.info import EngineInfo
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.kv_cache.kv_storage import (
-    KVMemory,
     available_memory,
     choose_num_blocks,
     default_kv_cache_memory,
@@ -31,14 +32,11 @@ from engine.machine import (
     keep_freed_memory,
     memory_errors,
 )
-from engine.model.registry import Model
 from engine.model.weights import Weights
-from engine.model_runner import ModelRunner
 from engine.sampling.grammar import GrammarCompiler
 
 logger = logging.getLogger(__name__)
 
-_WEIGHTS_ADVICE = "free memory, take a smaller model, or set dtype or quantization"
 _KV_ADVICE = "lower kv_cache_memory, max_num_seqs or max_model_len"
 
 
@@ -74,17 +72,18 @@ def build_engine(
     if CHUNK % config.block_size:
         raise ConfigError(f"block_size must divide {CHUNK}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)
-    models = [c.config for c in (checkpoint, draft_checkpoint) if c is not None]
-    backend = choose_backend(config, models, device=device, num_threads=num_threads)
-    config = prepare_for_draft(checkpoint, config, draft_checkpoint, backend=backend, device=device)
+    sources = [checkpoint] if draft_checkpoint is None else [checkpoint, draft_checkpoint]
+    backend = choose_backend(
+        config, [source.config for source in sources], device=device, num_threads=num_threads
+    )
+    check_draft(checkpoint, config, draft_checkpoint)
     # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
     torch.set_num_threads(num_threads if backend.name == "torch" else 1)
-    dtype = choose_dtype(config.dtype, device)
-    weights = Weights(checkpoint.tensors, dtype=dtype, device=device, path=checkpoint.path)
-    with memory_errors(f"{checkpoint.path}: the weights", _WEIGHTS_ADVICE, device):
-        model = backend.build_model(checkpoint.config, weights, max_positions=max_model_len)
-    kv_storage = _build_kv_storage(config, checkpoint.config, backend, max_model_len, device)
-    max_model_len = _fit_max_model_len(config, max_model_len, kv_storage.num_blocks)
+    target, draft = (_source(one, config, max_model_len, device) for one in (checkpoint, draft_checkpoint))
+    assert target is not None
+    loaded = backend.load(target, draft)
+    num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, device)
+    max_model_len = _fit_max_model_len(config, max_model_len, num_blocks)
     info = EngineInfo(
         device=device_name(device),
         dtype=backend.dtype_name,
@@ -93,14 +92,19 @@ def build_engine(
         num_threads=num_threads,
         max_model_len=max_model_len,
         block_size=config.block_size,
-        num_kv_blocks=kv_storage.num_blocks,
-        kv_cache_bytes=kv_storage.num_bytes,
-        weight_bytes=weights.num_bytes,
+        num_kv_blocks=num_blocks,
+        kv_cache_bytes=num_blocks * backend.kv_bytes_per_block(checkpoint.config, config.block_size),
+        weight_bytes=target.weights.num_bytes,
         speculation=config.speculation,
         draft_model=None if draft_checkpoint is None else draft_checkpoint.name,
     )
-    engine = _assemble(checkpoint, config, backend, model, kv_storage, info, device)
-    add_speculation(engine, config, draft_checkpoint, backend=backend, device=device)
+    # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
+    vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
+    shape = ExecutorShape(vocab_size=vocab_size, num_blocks=num_blocks, block_size=config.block_size)
+    num_bytes = num_blocks * _bytes_per_block(config, sources, backend)
+    with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
+        executor = loaded.build_executor(shape)
+    engine = _assemble(checkpoint, config, executor, info, vocab_size)
     return LoadedEngine(engine=engine, info=info, backend=backend)
 
 
@@ -114,29 +118,27 @@ def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int
     return config.max_model_len or limit
 
 
-def _assemble(
-    checkpoint: Checkpoint,
-    config: EngineConfig,
-    backend: Backend,
-    model: Model,
-    kv_storage: KVMemory,
-    info: EngineInfo,
-    device: torch.device,
-) -> Engine:
-    # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
-    vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
-    runner = ModelRunner(
-        model,
-        kv_storage,
-        backend.build_sampler(vocab_size),
-        block_size=config.block_size,
-        device=device,
-        token_step=backend.build_token_step(model, kv_storage, vocab_size),
+def _source(
+    checkpoint: Checkpoint | None, config: EngineConfig, max_model_len: int, device: torch.device
+) -> ModelSource | None:
+    if checkpoint is None:
+        return None
+    dtype = choose_dtype(config.dtype, device)
+    return ModelSource(
+        name=str(checkpoint.path),
+        config=checkpoint.config,
+        weights=Weights(checkpoint.tensors, dtype=dtype, device=device, path=checkpoint.path),
+        max_positions=min(max_model_len, checkpoint.config.max_position_embeddings),
     )
+
+
+def _assemble(
+    checkpoint: Checkpoint, config: EngineConfig, executor: Executor, info: EngineInfo, vocab_size: int
+) -> Engine:
     return Engine(
-        runner,
+        executor,
         KVCacheManager(
-            BlockPool(kv_storage.num_blocks),
+            BlockPool(info.num_kv_blocks),
             block_size=config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
         ),
@@ -152,22 +154,27 @@ def _assemble(
             end_token_ids=checkpoint.stop_token_ids,
             special_token_ids=checkpoint.tokenizer.special_token_ids,
         ),
+        speculator=build_speculator(config, executor, info),
     )
 
 
-def _build_kv_storage(
+def _bytes_per_block(config: EngineConfig, sources: Sequence[Checkpoint], backend: Backend) -> int:
+    return sum(backend.kv_bytes_per_block(one.config, config.block_size) for one in sources)
+
+
+def _choose_num_blocks(
     config: EngineConfig,
-    model_config: ModelConfig,
+    sources: Sequence[Checkpoint],
     backend: Backend,
     max_model_len: int,
     device: torch.device,
-) -> KVMemory:
-    bytes_per_block = backend.kv_bytes_per_block(model_config, config.block_size)
-    memory = config.kv_cache_memory or default_kv_cache_memory(device)
+) -> int:
+    """Return how many blocks fit, of the target and of the draft model: both have the same."""
+    bytes_per_block = _bytes_per_block(config, sources, backend)
     num_blocks = choose_num_blocks(
         bytes_per_block=bytes_per_block,
         max_useful_blocks=config.max_num_seqs * -(-max_model_len // config.block_size),
-        memory=memory,
+        memory=config.kv_cache_memory or default_kv_cache_memory(device),
     )
     num_bytes = num_blocks * bytes_per_block
     if device.type == "cpu" and num_bytes > available_memory():
@@ -177,8 +184,7 @@ def _build_kv_storage(
             num_bytes,
             available_memory(),
         )
-    with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
-        return backend.build_kv_storage(model_config, num_blocks=num_blocks, block_size=config.block_size)
+    return num_blocks
 
 
 def _fit_max_model_len(config: EngineConfig, max_model_len: int, num_blocks: int) -> int:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.attention_tiles import QuerySpan, TileGroup, build_tile_groups
-from engine.batch import Batch, ScheduledChunk
+from engine.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,19 @@ class ModelInput:
         return torch.from_numpy(np.concatenate(parts)).to(self.device)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSpan:
+class TokenSpan(NamedTuple):
     """Consecutive tokens of one sequence that go through a model together."""
 
     token_ids: Sequence[int]
     first_position: int
-    block_ids: list[int]
+    block_ids: Sequence[int]
     num_logits: int  # of the last tokens, whose logits are wanted
 
 
 def build_model_input(batch: Batch, *, block_size: int, device: torch.device) -> ModelInput:
     """Lay out the chunks of a batch, in order; the slots were allocated by the scheduler."""
-    return lay_out([_span(chunk) for chunk in batch.chunks], block_size=block_size, device=device)
+    spans = [TokenSpan(c.token_ids, c.first_position, c.block_ids, len(c.rows)) for c in batch.chunks]
+    return lay_out(spans, block_size=block_size, device=device)
 
 
 def lay_out(spans: Sequence[TokenSpan], *, block_size: int, device: torch.device) -> ModelInput:
@@ -85,14 +86,6 @@ def lay_out(spans: Sequence[TokenSpan], *, block_size: int, device: torch.device
         token_ids += span.token_ids
         logits_rows += range(len(token_ids) - span.num_logits, len(token_ids))
     return ModelInput(token_ids, queries, logits_rows, block_size, device)
-
-
-def _span(chunk: ScheduledChunk) -> TokenSpan:
-    request, first = chunk.request, chunk.request.num_computed_tokens
-    token_ids = request.token_ids[first : first + chunk.num_tokens]
-    token_ids.extend(chunk.draft_token_ids)
-    num_logits = 1 + len(chunk.draft_token_ids) if chunk.is_sampled else 0
-    return TokenSpan(token_ids, first, request.block_ids, num_logits)
 
 
 def _positions(span: QuerySpan) -> np.ndarray:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from torch import Tensor
-
 from engine.kv_cache.block import Block
 from engine.outputs import FinishReason, TokenLogprobs
 from engine.sampling_params import SamplingParams
@@ -25,8 +23,8 @@ class RequestStatus(Enum):
 class GrammarState(Protocol):
     """Where an answer stands in its grammar (engine/sampling/grammar.py)."""
 
-    def mask_logits(self, logits: Tensor) -> None:
-        """Remove, in place, the tokens of one row [vocab_size] that the grammar does not allow next."""
+    def token_bitmask(self) -> bytes | None:
+        """Return a bit per token, the lowest of a byte first: 1 if it may come next. None: any may."""
 
     def accept(self, token_id: int) -> None:
         """Advance by a token that was allowed."""
@@ -53,12 +51,14 @@ class GrammarState(Protocol):
 class Request:
     """One choice being generated; belongs to the engine thread once it is added.
 
-    token_ids = prompt + answer so far. [0, num_computed_tokens) have their KV in the blocks of
-    block_table; the rest is to be computed. There is no prefill or decode phase: the counter chases
-    the number of tokens and, while there are drafts, of them too.
+    token_ids = prompt + answer so far; behind it stand the tokens that steps under way are choosing.
+    [0, num_computed_tokens) have their KV in the blocks of block_table once the steps launched so far are
+    over; the rest is to be computed. There is no prefill or decode phase: the counter chases the number of
+    tokens and, while there are drafts, of them too.
 
-        | prompt | answer so far | drafts |      token_ids ends where the drafts begin
-                       ^ num_computed_tokens
+        | prompt | answer so far | in flight | drafts |
+                       ^ num_committed_tokens: the steps that computed them are over
+                                           ^ num_computed_tokens
     """
 
     request_id: int
@@ -74,22 +74,32 @@ class Request:
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = 0
+    num_committed_tokens: int = 0
+    num_in_flight: int = 0  # tokens that steps under way are choosing
+    num_steps_in_flight: int = 0
     speculation: SpeculationParams = NOT_SPECULATING  # its mode is never None here
     draft_token_ids: tuple[int, ...] = ()  # proposed for the next step, never part of the answer by itself
+    num_model_drafts: int = 0  # that the draft model is to make for the next step
     num_draft_computed_tokens: int = 0  # have their KV in the draft model's storage, in the same blocks
     num_cached_tokens: int = 0  # of the prompt, when the request first ran
     first_run_time: float | None = None
     block_table: list[Block] = field(default_factory=list)
-    block_ids: list[int] = field(default_factory=list)  # ids of block_table, kept for the model input
+    block_ids: tuple[
+        int, ...
+    ] = ()  # ids of block_table; a new tuple when it changes, so that steps keep theirs
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of token_ids
     num_published_blocks: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second prompt token on
     answer_counts: Counter[int] = field(default_factory=Counter)  # kept only for penalties
     grammar_state: GrammarState | None = None
+    looks_back: bool = field(init=False)  # choosing a token needs the tokens before it, here on the host
+    num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Start with the prompt as the tokens to compute."""
         self.token_ids = list(self.prompt_token_ids)
+        self.num_prompt_tokens = len(self.prompt_token_ids)
+        self.looks_back = self.params.looks_back or self.grammar_state is not None
 
     def append(self, token_id: int) -> None:
         """Add a token to the answer."""
@@ -111,19 +121,14 @@ class Request:
         return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Length of the prompt."""
-        return len(self.prompt_token_ids)
-
-    @property
     def num_tokens(self) -> int:
-        """Length of prompt and answer so far."""
-        return len(self.token_ids)
+        """Length of prompt and answer, with the tokens that are in flight."""
+        return len(self.token_ids) + self.num_in_flight
 
     @property
     def num_output_tokens(self) -> int:
-        """Length of the answer so far."""
-        return len(self.token_ids) - len(self.prompt_token_ids)
+        """Length of the answer so far, without what is in flight."""
+        return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def queue_seconds(self) -> float:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarSpec
@@ -77,6 +78,17 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         """True when the tokens so far change the logits."""
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    @cached_property
+    def looks_back(self) -> bool:
+        """True when choosing a token may need the tokens before it."""
+        return self.has_penalties or bool(self.banned_sequences) or self.min_tokens > 0
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """True when nobody changes the logits but temperature, top-k, top-p and min-p."""
+        is_typical = not self.is_greedy and self.typical_p < 1.0
+        return not (is_typical or self.logit_bias or self.allowed_token_ids is not None)
 
 
 MIN_TEMPERATURE = 1e-5

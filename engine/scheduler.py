@@ -3,14 +3,18 @@
 import logging
 import time
 from collections import deque
-from dataclasses import replace
+from collections.abc import Sequence
 
-from engine.batch import Batch, ScheduledChunk, StepOutput
+from engine.batch import PENDING_TOKEN, Batch, ScheduledChunk, ScoredTokens
 from engine.kv_cache.block import BlockCopy
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.outputs import FinishReason
 from engine.request import Request, RequestStatus
+from engine.rows import rows_of
 from engine.sampling.sampler import SamplerOutput
+from engine.schedule import Claim, Schedule
+from engine.speculation import SpeculationMode
+from engine.step_output import StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -33,49 +37,90 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self._requests: dict[int, Request] = {}  # that wait, run or have ended with steps under way
+        self._num_steps_in_flight = 0
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
 
     def add(self, request: Request) -> None:
         """Put a new request at the end of the queue."""
+        self._requests[request.request_id] = request
         self.waiting.append(request)
 
-    def schedule(self) -> Batch:
-        """Choose the next step's chunks and give them their slots."""
-        chunks: list[ScheduledChunk] = []
-        copies: list[BlockCopy] = []
-        budget, preempted = self._schedule_running(chunks, self.max_num_batched_tokens)
-        if not preempted:
-            budget = self._schedule_drafts(chunks, budget)
-            copies = self._schedule_waiting(chunks, budget)
-        return Batch(tuple(sorted(chunks, key=_layout_key)), tuple(copies))
+    @property
+    def requests(self) -> list[Request]:
+        """Requests that wait, run or have ended while steps under way still use their blocks."""
+        return list(self._requests.values())
 
-    def update(self, batch: Batch, output: SamplerOutput) -> list[StepOutput]:
-        """Take in a step's result, a token per sampled row, in order.
+    @property
+    def can_run_ahead(self) -> bool:
+        """Tell whether a step may be scheduled before the tokens of those under way are known."""
+        return not any(map(_needs_its_tokens, self.running))
+
+    def schedule(self) -> Schedule:
+        """Choose the next step's tokens and give them their slots.
+
+        Nothing is chosen where steps under way must be over first: only then may a request be preempted.
+        """
+        schedule = Schedule()
+        budget, is_short = self._schedule_running(schedule.claims, self.max_num_batched_tokens)
+        if is_short and self._num_steps_in_flight:
+            return Schedule()
+        if not is_short:
+            budget = self._schedule_drafts(schedule.claims, budget)
+            schedule.block_copies = self._schedule_waiting(schedule.claims, budget)
+        schedule.claims.sort(key=_layout_key)
+        return schedule
+
+    def dispatch(self, schedule: Schedule) -> Batch:
+        """Turn a schedule into the batch to launch, and count its tokens as computed."""
+        chunks = tuple([_chunk_of(claim) for claim in schedule.claims])
+        for claim, chunk in zip(schedule.claims, chunks, strict=True):
+            request = claim.request
+            if chunk.rows:
+                request.num_in_flight += 1
+            request.num_computed_tokens += claim.num_tokens
+            request.num_steps_in_flight += 1
+            request.draft_token_ids, request.num_model_drafts = (), 0
+        self._num_steps_in_flight += 1
+        return Batch(chunks, tuple(schedule.block_copies))
+
+    def commit(self, batch: Batch, output: SamplerOutput) -> list[StepOutput]:
+        """Take in the result of the oldest step under way, a token per sampled row, in order.
 
         Returns what it brought the requests that advanced or ended: the sampled ones, then those that only
         wanted scores. A draft token stays if it is what the target chose in its place; the tokens chosen
-        after the first that does not are dropped.
+        after the first that does not are dropped. Requests that ended meanwhile give their blocks back.
         """
+        self._num_steps_in_flight -= 1
         outputs: list[StepOutput] = []
-        scored = [c.request for c in batch.chunks if c.reaches_end and not c.request.wants_token]
+        scored: list[Request] = []
+        scores = iter(output.prompt_logprobs)
         first_row = first_token = 0
         for chunk in batch.chunks:
-            faults = output.faults and _faults_of(chunk, first_token, output.faults)
-            first_token += chunk.num_tokens
-            num_rows = 1 + len(chunk.draft_token_ids) if chunk.is_sampled else 0
-            if faults and min(faults) < chunk.num_tokens - len(chunk.draft_token_ids):
-                outputs.append(self._fail(chunk.request))
-            elif chunk.is_sampled:
-                outputs.append(self._advance(chunk, output, first_row, faults))
+            request = self._requests[chunk.request_id]
+            request.num_steps_in_flight -= 1
+            logprobs = next(scores) if chunk.scored is not None else ()
+            if request.status is RequestStatus.FINISHED:
+                self._release(request)
             else:
-                self._move_counter(chunk.request, chunk.num_tokens)
-            first_row += num_rows
+                faults = output.faults and _faults_of(chunk, first_token, output.faults)
+                if faults and min(faults) < len(chunk.token_ids) - chunk.num_drafts:
+                    outputs.append(self._fail(request))
+                else:
+                    request.prompt_logprobs.extend(logprobs)
+                    if chunk.rows:
+                        outputs.append(self._advance(request, chunk, output, first_row, faults))
+                    else:
+                        self._settle(request, chunk.first_position + len(chunk.token_ids))
+                    if chunk.ends_request:
+                        scored.append(request)
+            first_row += len(chunk.rows)
+            first_token += len(chunk.token_ids)
         for request in scored:
-            if request.status is not RequestStatus.FINISHED:
-                self.finish(request, FinishReason.LENGTH)
-                outputs.append(StepOutput(request))
+            self.finish(request, FinishReason.LENGTH)
+            outputs.append(StepOutput(request))
         return outputs
 
     def _fail(self, request: Request) -> StepOutput:
@@ -84,13 +129,20 @@ class Scheduler:
         return StepOutput(request)
 
     def _advance(
-        self, chunk: ScheduledChunk, output: SamplerOutput, first_row: int, faults: frozenset[int]
+        self,
+        request: Request,
+        chunk: ScheduledChunk,
+        output: SamplerOutput,
+        first_row: int,
+        faults: frozenset[int],
     ) -> StepOutput:
         """Append the accepted drafts and the target's own token after them; end the request where it ends."""
-        request, drafts = chunk.request, chunk.draft_token_ids
+        drafts = chunk.draft_token_ids
+        num_known = len(chunk.token_ids) - len(drafts)
+        request.num_in_flight -= 1
         num_new, reason = 0, None
         for place in range(1 + len(drafts)):
-            if faults and chunk.num_tokens - len(drafts) - 1 + place in faults:
+            if faults and num_known - 1 + place in faults:
                 break  # a draft without a finite value: as a token of the answer it will fail in its own step
             token_id = output.token_ids[first_row + place]
             request.append(token_id)
@@ -98,24 +150,21 @@ class Scheduler:
             reason = finish_reason_after(request, token_id)
             if reason is not None or place == len(drafts) or token_id != drafts[place]:
                 break
-        new_token_ids = tuple(output.token_ids[first_row : first_row + num_new])
+        new_token_ids = output.token_ids[first_row : first_row + num_new]
         logprobs = output.logprobs[first_row : first_row + num_new]
-        num_accepted = sum(a == b for a, b in zip(new_token_ids, drafts, strict=False))
-        request.draft_token_ids = ()
-        self._move_counter(request, chunk.num_tokens - len(drafts) + num_new - 1)
+        request.num_computed_tokens += num_new - 1  # the accepted drafts
+        self._settle(request, chunk.first_position + num_known + num_new - 1)
         if reason is not None:
             self.finish(request, reason)
-        return StepOutput(
-            request,
-            new_token_ids,
-            tuple([score for score in logprobs if score is not None]),
-            num_draft_tokens=len(drafts),
-            num_accepted_tokens=num_accepted,
-        )
+        step = StepOutput(request, new_token_ids, tuple([score for score in logprobs if score is not None]))
+        if drafts:
+            step.num_draft_tokens = len(drafts)
+            step.num_accepted_tokens = sum(a == b for a, b in zip(new_token_ids, drafts, strict=False))
+        return step
 
-    def _move_counter(self, request: Request, num_tokens: int) -> None:
-        """Count tokens whose KV is now there and final."""
-        request.num_computed_tokens += num_tokens
+    def _settle(self, request: Request, num_tokens: int) -> None:
+        """Count tokens whose KV is there and final."""
+        request.num_committed_tokens = num_tokens
         if request.num_draft_computed_tokens:
             self.kv_cache_manager.settle_draft_tokens(request)
         self.kv_cache_manager.publish_computed_blocks(request)
@@ -130,51 +179,61 @@ class Scheduler:
             self.waiting.remove(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
-        request.draft_token_ids = ()
-        self.kv_cache_manager.free(request)
+        request.draft_token_ids, request.num_model_drafts = (), 0
+        self._release(request)
 
-    def _schedule_running(self, chunks: list[ScheduledChunk], budget: int) -> tuple[int, bool]:
-        preempted = False
+    def _release(self, request: Request) -> None:
+        """Free the blocks of a request that ended, once no step under way uses them."""
+        if request.num_steps_in_flight == 0:
+            self.kv_cache_manager.free(request)
+            del self._requests[request.request_id]
+
+    def _schedule_running(self, claims: list[Claim], budget: int) -> tuple[int, bool]:
+        """Return what is left of the budget, and whether blocks ran out."""
+        is_short = False
         for request in list(self.running):
             if budget == 0:
                 break
-            if request.status is not RequestStatus.RUNNING:
-                continue
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            if request.status is not RequestStatus.RUNNING or (
+                request.num_in_flight and not request.wants_token
+            ):
+                continue  # preempted just now, or its last token is being chosen
             while not self.kv_cache_manager.allocate_slots(request, num_tokens):
                 if self._drop_drafts():
                     continue
-                preempted = True
+                is_short = True
+                if self._num_steps_in_flight:
+                    return budget, is_short
                 victim = self.running[-1]
                 self._preempt(victim)
                 if victim is request:
                     break
             if request.status is RequestStatus.RUNNING:
-                chunks.append(ScheduledChunk(request, num_tokens))
+                claims.append(Claim(request, num_tokens))
                 budget -= num_tokens
-        return budget, preempted
+        return budget, is_short
 
-    def _schedule_drafts(self, chunks: list[ScheduledChunk], budget: int) -> int:
+    def _schedule_drafts(self, claims: Sequence[Claim], budget: int) -> int:
         """Let drafts ride along as far as budget and free blocks go; return what is left of the budget."""
-        for place, chunk in enumerate(chunks):
-            drafts = chunk.request.draft_token_ids
-            if drafts and budget > 0:
-                drafts = drafts[:budget]
-                num_tokens = chunk.num_tokens + len(drafts)
-                if self.kv_cache_manager.allocate_slots(chunk.request, num_tokens):
-                    chunks[place] = replace(chunk, num_tokens=num_tokens, draft_token_ids=drafts)
-                    budget -= len(drafts)
+        for claim in claims:
+            request = claim.request
+            num_drafts = min(budget, len(request.draft_token_ids) or request.num_model_drafts)
+            if num_drafts and self.kv_cache_manager.allocate_slots(request, claim.num_tokens + num_drafts):
+                claim.draft_token_ids = request.draft_token_ids[:num_drafts]
+                claim.num_model_drafts = num_drafts - len(claim.draft_token_ids)
+                budget -= num_drafts
         return budget
 
     def _drop_drafts(self) -> bool:
         """Forget all drafts and give their blocks back; False if there were none to give."""
         released = False
         for request in self.running:
-            request.draft_token_ids = ()
+            request.draft_token_ids, request.num_model_drafts = (), 0
             released |= self.kv_cache_manager.release_draft_slots(request)
         return released
 
-    def _schedule_waiting(self, chunks: list[ScheduledChunk], budget: int) -> list[BlockCopy]:
+    def _schedule_waiting(self, claims: list[Claim], budget: int) -> list[BlockCopy]:
         """Start waiting requests as long as budget and blocks allow; return what must be copied for them."""
         copies: list[BlockCopy] = []
         postponed: list[Request] = []
@@ -193,7 +252,7 @@ class Scheduler:
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
             self.kv_cache_manager.allocate_slots(request, num_tokens)
             self._record_start(request)
-            chunks.append(ScheduledChunk(request, num_tokens))
+            claims.append(Claim(request, num_tokens))
             budget -= num_tokens
         self.waiting.extendleft(reversed(postponed))
         return copies
@@ -212,20 +271,56 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self.kv_cache_manager.free(request)
         self.running.remove(request)
-        request.draft_token_ids = ()
+        request.draft_token_ids, request.num_model_drafts = (), 0
         request.status = RequestStatus.WAITING
         self.waiting.appendleft(request)
         self.num_preemptions += 1
 
 
-def _layout_key(chunk: ScheduledChunk) -> tuple[bool, int]:
+def _layout_key(claim: Claim) -> tuple[bool, int]:
     """Single tokens first, longest context first: their rows are then consecutive for attention."""
-    return chunk.num_tokens > 1, -chunk.request.num_computed_tokens
+    is_longer = claim.num_tokens + len(claim.draft_token_ids) + claim.num_model_drafts > 1
+    return is_longer, -claim.request.num_computed_tokens
+
+
+def _needs_its_tokens(request: Request) -> bool:
+    """Tell whether a request's next step is made of tokens that must be known on the host."""
+    return request.looks_back or request.speculation.mode is not SpeculationMode.OFF
+
+
+def _chunk_of(claim: Claim) -> ScheduledChunk:
+    """Write down what the step computes for a request: nobody asks the request again."""
+    request, first, drafts = claim.request, claim.request.num_computed_tokens, claim.draft_token_ids
+    end = first + claim.num_tokens
+    token_ids = tuple(request.token_ids[first:end])
+    if len(token_ids) < claim.num_tokens:  # the last one is in flight
+        token_ids = (*token_ids, PENDING_TOKEN)
+    reaches_end = end == request.num_tokens
+    is_sampled = reaches_end and request.wants_token
+    return ScheduledChunk(
+        request.request_id,
+        first,
+        token_ids + drafts if drafts else token_ids,
+        request.block_ids,
+        rows_of(request, drafts) if is_sampled else (),
+        len(drafts),
+        _scored_tokens(request, first, end) if request.wants_prompt_logprobs else None,
+        reaches_end and not is_sampled,
+    )
+
+
+def _scored_tokens(request: Request, first: int, end: int) -> ScoredTokens | None:
+    """Return the prompt tokens whose logprobs a chunk brings: after a preemption some are known."""
+    start = max(first, len(request.prompt_logprobs))
+    targets = request.prompt_token_ids[start + 1 : end + 1]
+    if not targets:
+        return None
+    return ScoredTokens(start - first, targets, request.params.prompt_logprobs or 0)
 
 
 def _faults_of(chunk: ScheduledChunk, first_token: int, faults: frozenset[int]) -> frozenset[int]:
     """Return the faults among the tokens of a chunk that begins at `first_token`, counted from there."""
-    mine = range(first_token, first_token + chunk.num_tokens)
+    mine = range(first_token, first_token + len(chunk.token_ids))
     return frozenset(token - first_token for token in faults if token in mine)
 
 
@@ -239,6 +334,6 @@ def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:
         return FinishReason.LENGTH
     if token_id in request.stop_token_ids and request.num_output_tokens > request.params.min_tokens:
         return FinishReason.STOP
-    if not request.wants_token:
+    if len(request.token_ids) >= request.max_total_tokens:
         return FinishReason.LENGTH
     return None

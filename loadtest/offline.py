@@ -21,6 +21,7 @@ from engine.engine import Engine
 from engine.loader import LoadedEngine, build_engine
 from engine.outputs import GenerationRequest
 from engine.sampling_params import SamplingParams
+from engine.speculative.step_costs import StepCosts
 from loadtest.environment import environment
 
 MIXED_PARAMS = (
@@ -84,8 +85,15 @@ def kernel_shares(loaded: LoadedEngine, generations: list[GenerationRequest]) ->
 
 def verification_ratios(engine: Engine) -> dict[str, object]:
     """Price of a pass that verifies several tokens of one request, over that of a single token."""
-    measure_step_costs(engine)
-    price = engine.speculator.target_costs.seconds
+    costs = StepCosts()
+    measure_step_costs(
+        engine.executor,
+        num_positions=engine.max_model_len - 1,
+        block_size=engine.kv_cache_manager.block_size,
+        target_costs=costs,
+        draft_costs=StepCosts(),
+    )
+    price = costs.seconds
     return {f"verification_of_{n}_over_one": round(price(n) / price(1), 2) for n in (2, 3, 5, 8)}
 
 

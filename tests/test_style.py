@@ -24,9 +24,10 @@ FORBIDDEN_IMPORTS = {
 # Lower layers of the engine never import higher ones; modules not listed are leaves.
 ENGINE_LAYERS = [
     {"errors", "grammar_spec", "outputs", "sampling_params", "stats", "info", "config", "speculation"},
-    {"request", "sampled_row", "batch", "attention_tiles", "model_input", "kv_cache", "checkpoint"},
-    {"model", "sampling", "speculative", "kernels"},
-    {"model_runner", "scheduler"},
+    {"request", "rows", "sampled_row", "batch", "schedule", "step_output", "kv_cache", "checkpoint"}
+    | {"attention_tiles", "model_input"},
+    {"model", "sampling", "speculative", "kernels", "executor", "torch_executor"},
+    {"scheduler"},
     {"engine"},
     {"outbox"},
     {"async_engine"},

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.batch import Batch
+from engine.batch import PENDING_TOKEN, Batch, ScheduledChunk
 from engine.checkpoint.checkpoint import Checkpoint, TokenizerData
 from engine.config import Activation, EngineConfig, ModelConfig, RopeConfig
 from engine.engine import Engine, GrammarSource
+from engine.executor import FinishedStep
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.loader import LoadedEngine, build_engine
@@ -120,17 +121,48 @@ def tiny_engine(config: ModelConfig = LLAMA, *, seed: int = 0, **engine_config: 
     return build_engine(random_checkpoint(config, seed=seed), EngineConfig(**settings))
 
 
-class ScriptedRunner:
-    """A model runner without a model: the next token is a function of the tokens before it."""
+class ScriptedExecutor:
+    """An executor without a model: the next token is a function of the tokens before it.
 
-    def __init__(self, next_token: Callable[[Sequence[int]], int]) -> None:
+    It knows those as a model does, from its storage: tokens lie in the slots of their positions, so a wrong
+    block table, copy or cache hit gives a wrong answer. With steps ahead a step runs when it is launched,
+    and its tokens are told later.
+    """
+
+    max_draft_positions = 0
+
+    def __init__(
+        self, next_token: Callable[[Sequence[int]], int], *, block_size: int, steps_ahead: int = 0
+    ) -> None:
         self.next_token = next_token
+        self.block_size = block_size
+        self.steps_ahead = steps_ahead
         self.batches: list[list[tuple[int, int]]] = []  # (request_id, num_tokens) of each step
+        self._storage: dict[tuple[int, int], int] = {}  # (block id, offset) -> token
+        self._latest: dict[int, int] = {}
 
-    def execute(self, batch: Batch) -> SamplerOutput:
-        self.batches.append([(chunk.request.request_id, chunk.num_tokens) for chunk in batch.chunks])
-        tokens = tuple(self.next_token(row.token_ids) for row in batch.sampled_rows)
-        return SamplerOutput(tokens, (None,) * len(tokens))
+    def launch(self, batch: Batch) -> FinishedStep:
+        self.batches.append([(chunk.request_id, chunk.num_tokens) for chunk in batch.chunks])
+        for copy in batch.block_copies:
+            for offset in range(self.block_size):
+                self._storage[copy.target, offset] = self._storage.get((copy.source, offset), -1)
+        tokens = [token for chunk in batch.chunks for token in self._run(chunk)]
+        return FinishedStep(SamplerOutput(tuple(tokens), (None,) * len(tokens)))
+
+    def _run(self, chunk: ScheduledChunk) -> list[int]:
+        token_ids, end = list(chunk.token_ids), chunk.first_position + chunk.num_tokens
+        if token_ids[-1] == PENDING_TOKEN:
+            token_ids[-1] = self._latest[chunk.request_id]
+        slots = [
+            (chunk.block_ids[position // self.block_size], position % self.block_size)
+            for position in range(end)
+        ]
+        self._storage.update(zip(slots[chunk.first_position :], token_ids, strict=True))
+        known = [self._storage[slot] for slot in slots]
+        tokens = [self.next_token(known[: row.position]) for row in chunk.rows]
+        if tokens:
+            self._latest[chunk.request_id] = tokens[0]
+        return tokens
 
 
 def scripted_engine(
@@ -145,13 +177,14 @@ def scripted_engine(
     eos_token_ids: frozenset[int] = frozenset(),
     grammar_source: GrammarSource | None = None,
     speculator: Speculator | None = None,
+    steps_ahead: int = 0,
 ) -> Engine:
     """An engine whose bookkeeping is real and whose model is a script."""
     manager = KVCacheManager(
         BlockPool(num_blocks), block_size=block_size, enable_prefix_caching=enable_prefix_caching
     )
     return Engine(
-        ScriptedRunner(next_token),
+        ScriptedExecutor(next_token, block_size=block_size, steps_ahead=steps_ahead),
         manager,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,

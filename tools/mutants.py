@@ -46,11 +46,20 @@ TARGETS: dict[str, Sequence[str]] = {
     "engine/sampling/row_processors.py": _SAMPLING,
     "engine/sampling/number_bound.py": ("tests/engine/sampling/test_json_schema.py",),
     "engine/speculative/ngram.py": _SPECULATION,
+    "engine/speculative/acceptance.py": ("tests/engine/speculative/test_controller.py", *_SPECULATION),
+    "engine/speculative/controller.py": ("tests/engine/speculative/test_controller.py", *_SPECULATION),
+    "engine/speculative/speculator.py": (
+        *_SPECULATION,
+        "tests/engine/speculative/test_grammars.py",
+        "tests/engine/speculative/test_pauses.py",
+        "tests/engine/speculative/test_never_slower.py",
+    ),
     "engine/sampled_row.py": (*_SPECULATION, *_ENGINE),
-    "server/text/stop_strings.py": ("tests/server/test_generation.py",),
+    "server/text/stop_strings.py": ("tests/server/text/test_stop_strings.py",),
     "server/text/content_guard.py": ("tests/server/text/test_content_guard.py",),
     "server/api/sse.py": ("tests/server/test_completions.py", "tests/server/test_disconnect.py"),
     "server/api/generation.py": ("tests/server/test_generation.py", "tests/server/test_promises.py"),
+    "server/metrics.py": ("tests/server/test_operations.py", "tests/server/test_promises.py"),
 }
 
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -170,8 +179,11 @@ def is_noticed(mutant: Mutant | None, tests: Sequence[str], timeout: float) -> b
 
 
 def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> None:
+    import hypothesis
     import pytest
 
+    hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("mutants")
     if mutant is not None:
         sys.meta_path.insert(0, _Finder(mutant))
     status, output = 1, io.StringIO()

@@ -89,7 +89,7 @@ class KVCacheManager:
         for block in cached.blocks:
             self.pool.touch(block)
         self._append(request, cached.blocks)
-        request.num_computed_tokens = len(cached.blocks) * self.block_size
+        request.num_computed_tokens = request.num_committed_tokens = len(cached.blocks) * self.block_size
         request.num_published_blocks = len(cached.blocks)
         written = itertools.takewhile(lambda block: block.has_draft_kv, cached.blocks)
         request.num_draft_computed_tokens = self.block_size * sum(1 for _ in written)
@@ -99,17 +99,18 @@ class KVCacheManager:
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
         """Extend the block table by `num_new_tokens` positions; False, changing nothing, if full."""
-        num_missing = self.num_blocks_for(request.num_computed_tokens + num_new_tokens) - len(
-            request.block_table
-        )
+        num_slots = len(request.block_table) * self.block_size
+        if request.num_computed_tokens + num_new_tokens <= num_slots:
+            return True
+        num_missing = self.num_blocks_for(request.num_computed_tokens + num_new_tokens - num_slots)
         if num_missing > self.pool.num_free:
             return False
         self._append(request, [self.pool.allocate() for _ in range(num_missing)])
         return True
 
     def publish_computed_blocks(self, request: Request) -> None:
-        """Make every full, computed block of the request findable. Call after num_computed_tokens moved."""
-        num_full = request.num_computed_tokens // self.block_size
+        """Make every full, computed block of the request findable. Call after num_committed_tokens moved."""
+        num_full = request.num_committed_tokens // self.block_size
         if self.enable_prefix_caching and num_full != request.num_published_blocks:
             self._extend_hashes(request)
             for number in range(request.num_published_blocks, num_full):
@@ -118,15 +119,15 @@ class KVCacheManager:
                 self._offer(request, number)
                 self._forget_in_flight(block_hash, request)
             request.num_published_blocks = num_full
-        if request.num_computed_tokens == request.num_prompt_tokens:
+        if request.num_committed_tokens == request.num_prompt_tokens:
             self._offer_tail(request)
 
     def settle_draft_tokens(self, request: Request) -> None:
         """Forget what the draft model computed of rejected tokens, and mark the blocks that it has filled.
 
-        Call after num_computed_tokens moved, which counts accepted tokens only.
+        Call after num_committed_tokens moved, which counts accepted tokens only.
         """
-        num_tokens = min(request.num_draft_computed_tokens, request.num_computed_tokens)
+        num_tokens = min(request.num_draft_computed_tokens, request.num_committed_tokens)
         request.num_draft_computed_tokens = num_tokens
         for block in request.block_table[: num_tokens // self.block_size]:
             block.has_draft_kv = True
@@ -137,7 +138,8 @@ class KVCacheManager:
         num_needed = self.num_blocks_for(request.num_tokens)
         surplus = request.block_table[num_needed:]
         self.pool.free(reversed(surplus))
-        del request.block_table[num_needed:], request.block_ids[num_needed:]
+        del request.block_table[num_needed:]
+        request.block_ids = request.block_ids[:num_needed]
         return bool(surplus)
 
     def free(self, request: Request) -> None:
@@ -147,8 +149,8 @@ class KVCacheManager:
         self._offer_tail(request)
         self.pool.free(reversed(request.block_table))
         request.block_table.clear()
-        request.block_ids.clear()
-        request.num_computed_tokens = 0
+        request.block_ids = ()
+        request.num_computed_tokens = request.num_committed_tokens = request.num_in_flight = 0
         request.num_draft_computed_tokens = 0
         request.num_published_blocks = 0
 
@@ -159,9 +161,9 @@ class KVCacheManager:
         for block in self.pool.blocks:
             assert block.ref_count == held.count(block), f"block {block.block_id}: wrong reference count"
         for request in requests:
-            assert request.block_ids == [block.block_id for block in request.block_table]
+            assert request.block_ids == tuple(block.block_id for block in request.block_table)
             num_slots = len(request.block_table) * self.block_size
-            assert request.num_computed_tokens <= num_slots
+            assert request.num_committed_tokens <= request.num_computed_tokens <= num_slots
             assert request.num_draft_computed_tokens <= num_slots
         owners = {request.request_id for request in requests}
         assert set(self._in_flight.values()) <= owners, "a block in flight has no owner"
@@ -174,18 +176,19 @@ class KVCacheManager:
         own = self.pool.allocate()  # the tail itself where nothing else is free: it is there already then
         self._append(request, [own])
         request.num_computed_tokens += cached.num_tail_tokens
+        request.num_committed_tokens = request.num_computed_tokens
         return None if own is cached.tail else BlockCopy(cached.tail.block_id, own.block_id)
 
     def _offer(self, request: Request, number: int) -> None:
         """Let others copy what is computed of a block of the request."""
         first = number * self.block_size
-        token_ids = request.token_ids[first : min(first + self.block_size, request.num_computed_tokens)]
+        token_ids = request.token_ids[first : min(first + self.block_size, request.num_committed_tokens)]
         self.pool.offer(request.block_table[number], self._prefix_hash(request, number), token_ids)
 
     def _offer_tail(self, request: Request) -> None:
-        if self.enable_prefix_caching and request.num_computed_tokens % self.block_size:
+        if self.enable_prefix_caching and request.num_committed_tokens % self.block_size:
             self._extend_hashes(request)
-            self._offer(request, request.num_computed_tokens // self.block_size)
+            self._offer(request, request.num_committed_tokens // self.block_size)
 
     def _prefix_hash(self, request: Request, num_blocks: int) -> bytes:
         """Return the hash of the request's first blocks."""
@@ -193,7 +196,7 @@ class KVCacheManager:
 
     def _append(self, request: Request, blocks: Sequence[Block]) -> None:
         request.block_table.extend(blocks)
-        request.block_ids.extend(block.block_id for block in blocks)
+        request.block_ids += tuple([block.block_id for block in blocks])
 
     def _forget_in_flight(self, block_hash: bytes, request: Request) -> None:
         if self._in_flight.get(block_hash) == request.request_id:
@@ -201,7 +204,7 @@ class KVCacheManager:
 
     def _extend_hashes(self, request: Request) -> None:
         size = self.block_size
-        while len(request.block_hashes) < request.num_tokens // size:
+        while len(request.block_hashes) < len(request.token_ids) // size:
             number = len(request.block_hashes)
             tokens = request.token_ids[number * size : (number + 1) * size]
             request.block_hashes.append(hash_block(self._prefix_hash(request, number), tokens))

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,16 +33,6 @@ class LayerKV:
         self.keys.flatten(1, 2).index_copy_(1, slot_mapping, keys.transpose(0, 1))
         self.values.flatten(1, 2).index_copy_(1, slot_mapping, values.transpose(0, 1))
         return ~is_finite.flatten(1).all(dim=1)
-
-
-class KVMemory(Protocol):
-    """What the engine knows of a storage, whatever backend reads it."""
-
-    num_blocks: int
-    num_bytes: int
-
-    def copy_block(self, source: int, target: int) -> None:
-        """Give the block `target` the keys and values of the block `source`."""
 
 
 class KVStorage:

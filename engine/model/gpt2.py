@@ -68,7 +68,7 @@ class GPT2:
     """Decoder-only transformer as in "Language Models are Unsupervised Multitask Learners" (2019)."""
 
     def __init__(self, config: ModelConfig, weights: Weights, *, max_positions: int) -> None:
-        self.config = config
+        self.config, self.max_positions = config, max_positions
         size = config.hidden_size
         self.embed_tokens = weights.take("embed_tokens.weight", config.vocab_size, size)
         positions = weights.take("embed_positions.weight", config.max_position_embeddings, size)

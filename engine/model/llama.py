@@ -98,7 +98,7 @@ class Llama:
 
     def __init__(self, config: ModelConfig, weights: Weights, *, max_positions: int) -> None:
         assert config.rope is not None, "the Llama family has rotary positions"
-        self.config = config
+        self.config, self.max_positions = config, max_positions
         self.embed_tokens = weights.take("embed_tokens.weight", config.vocab_size, config.hidden_size)
         self.layers = [LlamaLayer(config, weights, f"layers.{i}") for i in range(config.num_layers)]
         self.norm = RMSNorm(weights.take("norm.weight", config.hidden_size), eps=config.norm_eps)

@@ -1,11 +1,12 @@
 """Which class runs which architecture."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
+from engine.kv_cache.kv_storage import KVStorage
 from engine.model.gpt2 import GPT2
 from engine.model.llama import Llama
 from engine.model.weights import Weights
@@ -13,11 +14,12 @@ from engine.model_input import ModelInput
 
 
 class Model(Protocol):
-    """What the model runner needs of a model; the storage is the one that its backend builds."""
+    """A model in torch."""
 
     config: ModelConfig
+    max_positions: int
 
-    def __call__(self, model_input: ModelInput, kv_storage: Any) -> Tensor:
+    def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
         """Return hidden states [num_tokens, ...] and write this step's keys and values."""
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

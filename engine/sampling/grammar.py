@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarKind, GrammarSpec
-from engine.kernels.cpu.token_mask import forbid
 from engine.sampling.grammar_library import (
     DEAD_END,
     build_tokenizer,
@@ -33,8 +31,6 @@ from engine.sampling.number_bound import DigitTokens, NumberPlace
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-
-_NEVER = float("-inf")
 
 _Words: TypeAlias = npt.NDArray[np.uint32]
 """One bit per token, the lowest bit first."""
@@ -208,22 +204,21 @@ class GrammarState:
         """True when nothing but an end token may follow."""
         return not self._look().any()
 
-    def mask_logits(self, logits: Tensor) -> None:
-        """Set the tokens that may not come next to -inf, in place, in one float32 row [>= num_tokens].
+    def token_bitmask(self) -> bytes | None:
+        """Return a bit per token, the lowest of a byte first: 1 if it may come next.
 
-        An end token is allowed exactly where the text so far is complete. Without end tokens a row stays
-        as it is once the answer is complete.
+        An end token is allowed exactly where the text so far is complete. Without end tokens any may come
+        once the answer is complete: None.
         """
         words = self._look()
-        num_tokens, end_token_ids = self._tokens.num_tokens, self._tokens.end_token_ids
+        end_token_ids = self._tokens.end_token_ids
         if not end_token_ids and not words.any():
-            return
+            return None
         if self._may_end:
             words = words.copy()
             for token_id in end_token_ids:
                 words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
-        forbid(logits[:num_tokens], words)
-        logits[num_tokens:] = _NEVER
+        return words.tobytes()
 
     def allows(self, token_id: int) -> bool:
         """Return whether a token may come next."""

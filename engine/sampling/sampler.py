@@ -1,8 +1,7 @@
 """Sampler: one token per row, a pure function of (logits, parameters, seed, choice, position)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,16 +17,19 @@ from engine.sampling.logits_processors import (
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.noise import NoiseKey, gumbel_noise, noise_key
 from engine.sampling.row_processors import needs_processing, process_row
+from engine.sampling.token_bitmask import ApplyBitmask, apply_token_bitmask
 from engine.sampling_params import SamplingParams
 
 
-@dataclass(frozen=True)
-class SamplerOutput:
+class SamplerOutput(NamedTuple):
     """What a step chose, for each sampled row in batch order."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
     faults: frozenset[int] = frozenset()  # tokens of the step whose keys, values or logits are not finite
+    prompt_logprobs: tuple[
+        tuple[TokenLogprobs, ...], ...
+    ] = ()  # of each chunk that is scored, in batch order
 
 
 class TokenChooser(Protocol):
@@ -45,9 +47,16 @@ class Sampler:
     of the checkpoint and never win.
     """
 
-    def __init__(self, *, vocab_size: int, chooser: TokenChooser | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        chooser: TokenChooser | None = None,
+        apply_bitmask: ApplyBitmask = apply_token_bitmask,
+    ) -> None:
         self.vocab_size = vocab_size
         self._chooser = chooser
+        self._apply_bitmask = apply_bitmask
 
     def __call__(self, logits: Tensor, rows: Sequence[SampledRow]) -> SamplerOutput:
         """Choose a token for each row of [num_rows, >= vocab_size], which may be overwritten.
@@ -69,7 +78,7 @@ class Sampler:
         if any(needs_processing(row) for row in rows):
             processed = raw.clone() if any(row.params.logprobs is not None for row in rows) else raw
             for row_logits, row in zip(processed, rows, strict=True):
-                process_row(row_logits, row)
+                process_row(row_logits, row, self._apply_bitmask)
         if self._chooser is None:
             slow = [number for number, row in enumerate(rows) if not row.params.is_greedy]
             token_ids: list[int] = processed.argmax(dim=-1).tolist()
@@ -90,8 +99,7 @@ def broken_rows(logits: Tensor) -> frozenset[int]:
 
 def is_simple(row: SampledRow) -> bool:
     """Tell whether a row's logits go straight to a TokenChooser: nobody changes them or reports any."""
-    params = row.params
-    return params.logprobs is None and not needs_processing(row) and not _needs_torch(params)
+    return row.history is None and row.params.is_plain and row.params.logprobs is None
 
 
 def _needs_torch(params: SamplingParams) -> bool:
@@ -106,7 +114,7 @@ def _sample_in_torch(
     indices = torch.tensor(numbers, device=processed.device)
     chosen = [rows[number] for number in numbers]
     survivors = apply_filters(processed[indices], [row.params for row in chosen])
-    drawn = draw(survivors, [noise_key(row.seed, row.choice, row.num_tokens) for row in chosen])
+    drawn = draw(survivors, [noise_key(row.seed, row.choice, row.position) for row in chosen])
     for number, token_id in zip(numbers, drawn.tolist(), strict=True):
         token_ids[number] = token_id
     if any(row.params.processed_logprobs for row in chosen):

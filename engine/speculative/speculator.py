@@ -6,8 +6,11 @@ It gives running requests draft tokens and nothing else. Whatever it does, answe
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.batch import Batch, StepOutput
+from engine.batch import Batch
+from engine.executor import DraftJob, DraftPass, Executor
 from engine.request import Request
+from engine.rows import RowCursor
+from engine.schedule import Claim
 from engine.speculation import (
     MAX_DRAFT_TOKENS,
     DraftSource,
@@ -17,10 +20,11 @@ from engine.speculation import (
 )
 from engine.speculative.acceptance import AcceptanceTable, RequestAcceptance
 from engine.speculative.controller import Candidate, Controller, StepLoad
-from engine.speculative.draft_model import DraftModel
+from engine.speculative.counters import SpeculationCounters
 from engine.speculative.drafter import Draft, Drafter
 from engine.speculative.pauses import LookupPause, ModelPause, Thought
 from engine.speculative.step_costs import StepCosts
+from engine.step_output import StepOutput
 
 _CATCH_UP_STEPS = 64  # reading a prompt with the draft model should pay off within so many steps
 _LOOKUP_MODES = (SpeculationMode.AUTO, SpeculationMode.NGRAM)
@@ -32,7 +36,8 @@ class _State:
     """What is kept of a request while it runs. Counts and seconds are the speculator's at that moment."""
 
     acceptance: RequestAcceptance = field(default_factory=RequestAcceptance)
-    draft: Draft | None = None  # proposed for the present step
+    candidate: Candidate | None = None  # of the present step
+    draft: Draft | None = None  # proposed for it
     pause: LookupPause = field(default_factory=LookupPause)
     last_step: int = 0  # up to which the acceptance has faded
     start_seconds: float = 0.0  # at its first token
@@ -50,26 +55,6 @@ class _Plan:
     candidate: Candidate
 
 
-class SpeculationCounters:
-    """Totals since the start."""
-
-    def __init__(self) -> None:
-        self.num_drafts = 0
-        self.num_draft_tokens = 0
-        self.num_accepted_tokens = 0
-        self.drafted_at = [0] * MAX_DRAFT_TOKENS  # by position in the draft
-        self.accepted_at = [0] * MAX_DRAFT_TOKENS
-
-    def count(self, num_draft_tokens: int, num_accepted_tokens: int) -> None:
-        """Count one verification."""
-        self.num_drafts += 1
-        self.num_draft_tokens += num_draft_tokens
-        self.num_accepted_tokens += num_accepted_tokens
-        for place in range(num_draft_tokens):
-            self.drafted_at[place] += 1
-            self.accepted_at[place] += place < num_accepted_tokens
-
-
 class Speculator:
     """Sources of drafts, and the controller that decides how much of them to verify.
 
@@ -81,20 +66,21 @@ class Speculator:
         self,
         *,
         lookups: Sequence[Drafter] = (),
-        draft_model: DraftModel | None = None,
+        max_draft_positions: int = 0,
         default_mode: SpeculationMode = SpeculationMode.AUTO,
         num_draft_tokens: int = 8,
         max_num_batched_tokens: int = 512,
+        target_costs: StepCosts | None = None,
+        draft_costs: StepCosts | None = None,
     ) -> None:
-        self.draft_model = draft_model
+        self.max_draft_positions = max_draft_positions
         self.default_mode = default_mode
         self.num_draft_tokens = num_draft_tokens
-        self.target_costs = StepCosts()
+        self.target_costs = target_costs or StepCosts()
+        self.draft_costs = draft_costs or StepCosts()
         self.counters = SpeculationCounters()
         self.acceptance = AcceptanceTable()
-        self.controller = Controller(
-            self.target_costs, StepCosts() if draft_model is None else draft_model.costs
-        )
+        self.controller = Controller(self.target_costs, self.draft_costs)
         self._lookups = lookups
         self._max_num_batched_tokens = max_num_batched_tokens
         self._states: dict[int, _State] = {}
@@ -130,12 +116,42 @@ class Speculator:
         plans = [plan for request in ready if (plan := self._plan(request, load)) is not None]
         lengths = self.controller.choose([plan.candidate for plan in plans], load)
         self._rest(plans, lengths)
-        self._draft_with_model(plans, lengths)
         for plan, length in zip(plans, lengths, strict=True):
-            draft = plan.draft.cut(length)
-            plan.state.draft = draft if draft.token_ids else None
-            plan.request.draft_token_ids = draft.token_ids
-            self._expected_tokens += sum(plan.candidate.survival[: len(draft.token_ids)])
+            plan.state.draft, plan.state.candidate = None, plan.candidate
+            if plan.candidate.needs_model:
+                plan.request.num_model_drafts = length
+            else:
+                self._take(plan.request, plan.state, plan.draft.cut(length))
+
+    def make_drafts(self, claims: Sequence[Claim], executor: Executor) -> None:
+        """Have the draft model make the drafts that have their slots, as far as it may read in a step."""
+        wanted = [claim for claim in claims if claim.num_model_drafts]
+        if not wanted:
+            return
+        budget, jobs = self._max_num_batched_tokens, list[DraftJob]()
+        for claim in wanted:
+            jobs.append(_draft_job(claim, budget))
+            budget -= len(jobs[-1].token_ids)
+        self._expect_passes(wanted)
+        output = executor.draft([job for job in jobs if job.token_ids])
+        for one in output.passes:
+            self._observe_pass(one)
+        drafts = iter(output.token_ids)
+        for claim, job in zip(wanted, jobs, strict=True):
+            claim.num_model_drafts = 0
+            if job.token_ids:
+                token_ids, request = next(drafts), claim.request
+                claim.draft_token_ids = token_ids
+                num_read = len(job.token_ids) + max(0, len(token_ids) - 1)
+                request.num_draft_computed_tokens = job.first_position + num_read
+                self._take(request, self._state(request), Draft(token_ids, DraftSource.DRAFT_MODEL))
+
+    def _take(self, request: Request, state: _State, draft: Draft) -> None:
+        """Keep a draft that may be verified in this step."""
+        assert state.candidate is not None
+        state.draft = draft if draft.token_ids else None
+        request.draft_token_ids = draft.token_ids
+        self._expected_tokens += sum(state.candidate.survival[: len(draft.token_ids)])
 
     def record(
         self,
@@ -206,7 +222,7 @@ class Speculator:
         return self._state(request).pause.is_on and request.grammar_state is None
 
     def _may_use_model(self, request: Request) -> bool:
-        if self.draft_model is None or request.speculation.mode not in _MODEL_MODES:
+        if request.num_tokens >= self.max_draft_positions or request.speculation.mode not in _MODEL_MODES:
             return False
         return _has_fixed_length(request) or not self._pause.is_on
 
@@ -268,6 +284,7 @@ class Speculator:
         return _Plan(request, state, draft, Candidate(survival, is_fixed=is_fixed))
 
     def _model_plan(self, request: Request, state: _State, limit: int, *, is_fixed: bool) -> _Plan:
+        limit = min(limit, self.max_draft_positions - request.num_tokens)
         draft = Draft((), DraftSource.DRAFT_MODEL)
         candidate = Candidate(
             self.acceptance.survival(draft, state.acceptance, limit, with_hopeless=is_fixed),
@@ -278,16 +295,24 @@ class Speculator:
         )
         return _Plan(request, state, draft, candidate)
 
-    def _draft_with_model(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
-        wanted = [(p, n) for p, n in zip(plans, lengths, strict=True) if n and p.candidate.needs_model]
-        if wanted and self.draft_model is not None:
-            self._num_model_drafts = len(wanted)
-            candidates = [plan.candidate for plan, _ in wanted]
-            if all(c.num_catch_up_tokens <= MAX_DRAFT_TOKENS for c in candidates):  # no prompt to read first
-                self._passes_seconds = self.controller.passes_seconds(candidates, [n for _, n in wanted])
-            drafts = self.draft_model.propose([p.request for p, _ in wanted], [n for _, n in wanted])
-            for (plan, _), draft in zip(wanted, drafts, strict=True):
-                plan.draft = draft
+    def _expect_passes(self, claims: Sequence[Claim]) -> None:
+        """Note what drafting should take, if there is no prompt to read first."""
+        self._num_model_drafts = len(claims)
+        states = [self._state(claim.request) for claim in claims]
+        candidates = [state.candidate for state in states if state.candidate is not None]
+        if all(candidate.num_catch_up_tokens <= MAX_DRAFT_TOKENS for candidate in candidates):
+            lengths = [claim.num_model_drafts for claim in claims]
+            self._passes_seconds = self.controller.passes_seconds(candidates, lengths)
+
+    def _observe_pass(self, one: DraftPass) -> None:
+        """Take in what the draft model took; of a chain, what a pass after the first took."""
+        costs = self.draft_costs
+        if one.num_steps == 1:
+            costs.observe(one.num_tokens, one.seconds)
+            return
+        later = costs.seconds(one.num_requests)
+        expected = costs.seconds(one.num_tokens) + (one.num_steps - 1) * later
+        costs.observe(one.num_requests, later * one.seconds / expected)
 
     def _record_request(self, output: StepOutput, plain: float, *, is_first: bool) -> None:
         request = output.request
@@ -320,7 +345,7 @@ class Speculator:
 def _is_ready(request: Request) -> bool:
     return (
         request.speculation.mode is not SpeculationMode.OFF
-        and not request.draft_token_ids
+        and not (request.draft_token_ids or request.num_model_drafts)
         and request.num_computed_tokens == request.num_tokens - 1
         and request.num_output_tokens > 0
     )
@@ -333,6 +358,15 @@ def _has_fixed_length(request: Request) -> bool:
 
 def _is_forced(draft: Draft | None) -> bool:
     return draft is not None and draft.source is DraftSource.GRAMMAR
+
+
+def _draft_job(claim: Claim, budget: int) -> DraftJob:
+    """Have the model read what it has not, as far as the budget goes, and draft if that is all."""
+    request = claim.request
+    first = min(request.num_draft_computed_tokens, request.num_tokens - 1)
+    token_ids = tuple(request.token_ids[first : first + max(0, budget)])
+    length = claim.num_model_drafts if first + len(token_ids) == request.num_tokens else 0
+    return DraftJob(token_ids, first, request.block_ids, length, RowCursor(request))
 
 
 def _load(running: Sequence[Request], max_num_batched_tokens: int) -> StepLoad:

@@ -161,7 +161,7 @@ def test_t38_an_abort_during_a_step_frees_the_request_before_the_next_one():
         b.gate.open.set()
         outputs = [output async for output in stream]
         assert {o.index for o in outputs if o.finish_reason} == {1}
-        assert all(len(batch) == 1 for batch in b.engine.runner.batches[steps + 1 :])
+        assert all(len(batch) == 1 for batch in b.engine.executor.batches[steps + 1 :])
         assert b.engine.stats().requests_finished[FinishReason.ABORT] == 1
 
     run(scenario)

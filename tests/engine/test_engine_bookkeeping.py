@@ -17,7 +17,7 @@ def test_a_prompt_is_cut_into_chunks_and_decodes_ride_along():
     engine.step()
     engine.add_request(generation(range(20), max_tokens=1))
     run_to_end(engine)
-    assert engine.runner.batches == [
+    assert engine.executor.batches == [
         [(0, 2)],
         [(0, 1), (1, 7)],
         [(0, 1), (1, 7)],
@@ -58,7 +58,7 @@ def test_requests_that_arrive_together_compute_a_shared_prefix_once():
     requests = [engine.add_request(generation([*range(24), 90 + i])) for i in range(4)]
     run_to_end(engine)
     assert [request.num_cached_tokens for request in requests] == [0, 24, 24, 24]
-    assert sum(n for batch in engine.runner.batches[:2] for _, n in batch) == 25 + 3 + 1
+    assert sum(n for batch in engine.executor.batches[:2] for _, n in batch) == 25 + 3 + 1
 
 
 def test_a_waiting_sibling_goes_on_when_the_owner_of_the_prefix_is_aborted():
@@ -99,7 +99,7 @@ def test_a_prompt_that_goes_on_differently_within_a_block_copies_what_it_shares(
     other = engine.add_request(generation([*range(10, 10 + num_common), 70, 80, 90]))
     run_to_end(engine)
     assert other.num_cached_tokens == num_common
-    first = engine.runner.batches[-8]
+    first = engine.executor.batches[-8]
     assert first == [(1, other.num_prompt_tokens - num_common)]
 
 
@@ -108,24 +108,25 @@ def test_choices_copy_the_end_of_their_prompt_from_the_one_that_still_runs():
     choices = [engine.add_request(generation(range(10, 17), choice=i, max_tokens=20)) for i in range(3)]
     run_to_end(engine)
     assert [choice.num_cached_tokens for choice in choices] == [0, 6, 6]
-    assert engine.runner.batches[1] == [(0, 1), (1, 1), (2, 1)]
+    assert engine.executor.batches[1] == [(0, 1), (1, 1), (2, 1)]
 
 
 def test_copies_are_ordered_before_the_step_and_never_of_a_block_onto_itself():
     engine = scripted_engine(num_blocks=3, max_model_len=12)
     generate(engine, generation([1, 2, 3, 4, 5, 6], max_tokens=1))
     engine.add_request(generation([1, 2, 3, 4, 5, 9], max_tokens=1))
-    batch = engine.scheduler.schedule()
+    batch = engine.scheduler.dispatch(engine.scheduler.schedule())
     assert batch.block_copies == (BlockCopy(source=1, target=2),)
-    engine.scheduler.update(batch, engine.runner.execute(batch))
+    engine.scheduler.commit(batch, engine.executor.launch(batch).result())
 
     tight = scripted_engine(num_blocks=2, max_model_len=8)
     generate(tight, generation([1, 2, 3, 4, 5, 6], max_tokens=1))
     again = tight.add_request(generation([1, 2, 3, 4, 5, 9], max_tokens=1))
-    batch = tight.scheduler.schedule()
-    assert batch.block_copies == ()  # the only free block is the one that holds the tail
+    schedule = tight.scheduler.schedule()
     assert again.num_computed_tokens == 5
-    tight.scheduler.update(batch, tight.runner.execute(batch))
+    batch = tight.scheduler.dispatch(schedule)
+    assert batch.block_copies == ()  # the only free block is the one that holds the tail
+    tight.scheduler.commit(batch, tight.executor.launch(batch).result())
     tight.check_invariants()
 
 

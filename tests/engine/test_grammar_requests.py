@@ -149,8 +149,8 @@ class Failing:
     def is_complete(self):
         return self.error is not None
 
-    def mask_logits(self, logits):
-        pass
+    def token_bitmask(self):
+        return None
 
     def accept(self, _token_id):
         self.num_tokens += 1

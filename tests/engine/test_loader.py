@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.backend import TorchBackend
+import engine.backend
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.config import EngineConfig
 from engine.errors import CheckpointError, ConfigError
@@ -125,7 +125,7 @@ def test_weights_that_cannot_be_allocated_name_the_file(error, monkeypatch):
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(TorchBackend, "build_model", fail)
+    monkeypatch.setattr(engine.backend, "build_model", fail)
     checkpoint = replace(random_checkpoint(LLAMA), path=Path("folder/model.gguf"))
     with pytest.raises(ConfigError, match=r"folder/model\.gguf: the weights cannot be allocated: "):
         build_engine(checkpoint, EngineConfig(device="cpu", kernels="torch"))
@@ -135,7 +135,7 @@ def test_other_errors_while_loading_stay_what_they_are(monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(TorchBackend, "build_model", fail)
+    monkeypatch.setattr(engine.backend, "build_model", fail)
     with pytest.raises(RuntimeError, match="something else"):
         build_engine(random_checkpoint(LLAMA), EngineConfig(device="cpu", kernels="torch"))
 

@@ -75,8 +75,9 @@ def test_t23_processed_logprobs_are_after_the_filters_and_finite():
 def test_prompt_logprobs_are_a_log_softmax_of_the_right_rows():
     engine = tiny_engine(max_num_batched_tokens=512).engine
     rows = []
-    compute = engine.runner.model.compute_logits
-    engine.runner.model.compute_logits = lambda hidden: rows.append(compute(hidden)) or rows[-1]
+    model = engine.executor.model.decoder
+    compute = model.compute_logits
+    model.compute_logits = lambda hidden: rows.append(compute(hidden)) or rows[-1]
     request = engine.add_request(generation(PROMPT, max_tokens=0, prompt_logprobs=0))
     run_to_end(engine)
     expected = torch.cat(rows).double().log_softmax(dim=-1)

@@ -52,11 +52,11 @@ def forced_logits(checkpoint, token_ids):
     config = EngineConfig(device="cpu", dtype="float32", kv_cache_memory=2**24)
     engine = build_engine(checkpoint, config).engine
     engine.add_request(generation(token_ids, max_tokens=1))
-    [chunk] = engine.scheduler.schedule().chunks
+    [chunk] = engine.scheduler.dispatch(engine.scheduler.schedule()).chunks
     assert chunk.num_tokens == len(token_ids)
     with torch.inference_mode():
         model_input = build_model_input(Batch((chunk,)), block_size=16, device=torch.device("cpu"))
-        return engine.runner.model.compute_logits(engine.runner.model(model_input, engine.runner.kv_storage))
+        return engine.executor.model.compute_logits(engine.executor.model(model_input))
 
 
 def test_the_draft_is_a_tenth_of_the_target_and_writes_the_same_tokens(checkpoints):

@@ -61,7 +61,7 @@ def test_max_num_seqs_is_the_most_that_run_at_once():
     most = 0
     while engine.has_work:
         engine.step()
-        most = max(most, len(engine.runner.batches[-1]))
+        most = max(most, len(engine.executor.batches[-1]))
     assert most == 2
 
 
@@ -73,7 +73,7 @@ def test_drafts_are_charged_to_the_token_budget():
         engine.add_request(asking(generation([first], max_tokens=20), "ngram", 6))
     while engine.has_work:
         engine.step()
-        assert sum(count for _, count in engine.runner.batches[-1]) <= 8
+        assert sum(count for _, count in engine.executor.batches[-1]) <= 8
 
 
 def test_blocks_are_given_back_from_the_tail():
@@ -102,7 +102,7 @@ def test_a_request_that_was_preempted_never_starts_again_in_the_same_step():
     siblings = [engine.add_request(generation(range(3), choice=i, max_tokens=8)) for i in range(2)]
     while not engine.stats().num_preemptions:
         engine.step()
-    assert [request_id for request_id, _ in engine.runner.batches[-1]] == [siblings[0].request_id]
+    assert [request_id for request_id, _ in engine.executor.batches[-1]] == [siblings[0].request_id]
     run_to_end(engine)
     assert siblings[0].token_ids == siblings[1].token_ids
 

@@ -85,7 +85,7 @@ class FusedDecoder:
         keeps_blocks: bool = True,
         quantization: str | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.max_positions = config, max_positions
         self.num_bytes = 0
         self._context = context
         self._weights = weights

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.errors import ConfigError
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 MAX_THREADS = 255
 
 
@@ -199,6 +199,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
             c_int32,
             c_void_p,
             c_int32,
+            c_void_p,
             c_void_p,
             c_void_p,
         ],

@@ -41,7 +41,7 @@ def row_sampling(row: SampledRow | None, offset: int = 0) -> bytes:
     if row is None or row.params.is_greedy:
         return _GREEDY
     params = row.params
-    key = noise_key(row.seed, row.choice, row.num_tokens + offset)
+    key = noise_key(row.seed, row.choice, row.position + offset)
     top_k = min(max(params.top_k, 0), 2**31 - 1)
     return ROW_SAMPLING.pack(
         params.temperature, params.top_p, params.min_p, top_k, key.low & _MASK_32, key.high & _MASK_32

@@ -8,7 +8,7 @@ import torch
 from gguf import quants
 
 from engine.attention_tiles import QuerySpan
-from engine.backend import TorchBackend
+from engine.backend import ExecutorShape, ModelSource, TorchBackend
 from engine.kernels.cpu.fused_decoder import FusedDecoder
 from engine.kernels.cpu.library import (
     KernelContext,
@@ -112,12 +112,15 @@ class InTorch:
     def __init__(self, config, tensors=None, *, dtype=torch.float32):
         backend = TorchBackend(CPU, dtype)
         weights = Weights(tensors or random_checkpoint(config).tensors, dtype=dtype, device=CPU)
-        self.model = backend.build_model(config, weights, max_positions=config.max_position_embeddings)
-        self.storage = backend.build_kv_storage(config, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+        source = ModelSource(
+            name="tiny", config=config, weights=weights, max_positions=config.max_position_embeddings
+        )
+        shape = ExecutorShape(vocab_size=config.vocab_size, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+        self.model = backend.load(source, None).build_executor(shape).model
 
     @torch.inference_mode()
     def logits(self, *spans):
-        return self.model.compute_logits(self.model(model_input(*spans), self.storage)).float()
+        return self.model.compute_logits(self.model(model_input(*spans))).float()
 
 
 def model_input(*spans):

@@ -25,10 +25,10 @@ def run(requests, k, *, with_chain):
     """Answers, and how the drafts fared; the model of the pair drafts with and without the chain."""
     target, draft = (load_checkpoint(str(PAIR / name)) for name in ("target", "draft"))
     engine = build_engine(target, EngineConfig(device="cpu", kv_cache_memory=2**27), draft).engine
-    draft_model = engine.speculator.draft_model
-    assert draft_model.chain is not None
+    draft_model = engine.executor.draft_model
+    assert draft_model._chain is not None
     if not with_chain:
-        draft_model.chain = None
+        draft_model._chain = None
     added = [engine.add_request(asking(request, "draft", k)) for request in requests]
     while engine.has_work:
         engine.step()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.kernels.cpu.library import KernelContext
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
-from engine.sampled_row import DraftRow
+from engine.rows import rows_of
 from engine.sampling.noise import gumbel_noise, noise_key
 from engine.sampling.sampler import Sampler, apply_filters
 from tests.engine.kernels.conftest import instruction_sets
@@ -26,7 +26,7 @@ def row(engine, **params):
     """What the sampler needs of a request; its noise depends on the seed."""
     request = engine.add_request(generation([1, 2, 3], **params))
     engine.abort(request)
-    return DraftRow(request, (), None)
+    return rows_of(request)[0]
 
 
 def chooser(instruction_set=None):
@@ -41,7 +41,7 @@ def check(logits, rows, tokens):
             continue
         assert not sampled.params.is_greedy
         kept = apply_filters(logits[number : number + 1], [sampled.params])
-        key = noise_key(sampled.seed, sampled.choice, sampled.num_tokens)
+        key = noise_key(sampled.seed, sampled.choice, sampled.position)
         sums = kept + gumbel_noise([key], logits.shape[1], device=logits.device)
         gap = (sums[0, expected[0]] - sums[0, token]).item()
         assert abs(gap) < 1e-4, f"token {token} instead of {expected[0]}, {gap} apart: {sampled.params}"
@@ -99,9 +99,7 @@ def test_the_noise_is_exact_in_both_tails(engine, instruction_set):
     logits = torch.zeros(64, 4096)
     rows = [row(engine, temperature=1.0, seed=seed) for seed in range(64)]
     tokens = choose(logits, rows)
-    noise = gumbel_noise(
-        [noise_key(r.seed, r.choice, r.num_tokens) for r in rows], 4096, device=logits.device
-    )
+    noise = gumbel_noise([noise_key(r.seed, r.choice, r.position) for r in rows], 4096, device=logits.device)
     assert tokens == noise.argmax(-1).tolist()
 
 
@@ -124,14 +122,10 @@ def test_draws_follow_the_distribution(engine):
     """Chi-square over 60,000 draws of five tokens."""
     choose = chooser()
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0, -6.0])
-    request = row(engine, temperature=1.0, seed=0).request
+    sampled = row(engine, temperature=1.0, seed=0)
     counts = np.zeros(5)
     for start in range(0, 60_000, 2000):
-        rows = []
-        for position in range(start, start + 2000):
-            sampled = DraftRow(request, (), None)
-            sampled.seed = position
-            rows.append(sampled)
+        rows = [sampled._replace(seed=seed) for seed in range(start, start + 2000)]
         counts += np.bincount(choose(logits.expand(2000, 5).contiguous(), rows), minlength=5)
     expected = logits.softmax(-1).numpy() * 60_000
     assert ((counts - expected) ** 2 / expected).sum() < 18.5  # 99.9 % of chi-square with 4 degrees

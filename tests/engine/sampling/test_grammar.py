@@ -15,6 +15,7 @@ from engine.errors import RequestError
 from engine.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.grammar_library import library_grammar, new_matcher
+from engine.sampling.token_bitmask import apply_token_bitmask
 
 END, OTHER_END, SPECIAL, EMPTY = 0, 1, 2, 3
 TOKENS = [b"<end>", b"ab", b"a", b"", b"a", b"b", b"c", b"ab", b"ba", b"abc", b"cc", b"bab", b"a"]
@@ -49,7 +50,7 @@ def lark(source):
 def allowed(state):
     """Return the token ids that the mask leaves, after checking that it changes nothing else."""
     logits = torch.arange(VOCAB_SIZE + PADDING, dtype=torch.float32)
-    state.mask_logits(logits)
+    apply_token_bitmask(logits, state.token_bitmask())
     kept = torch.isfinite(logits)
     assert torch.equal(logits[kept], torch.arange(VOCAB_SIZE + PADDING, dtype=torch.float32)[kept])
     assert (logits[~kept] == float("-inf")).all()

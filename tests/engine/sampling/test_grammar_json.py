@@ -10,6 +10,7 @@ import torch
 from engine.errors import RequestError
 from engine.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar import GrammarCompiler
+from engine.sampling.token_bitmask import apply_token_bitmask
 
 END = 0
 TOKENS = [b"<|end|>", *(bytes([byte]) for byte in b'{}[]",:-.\\ \nabetrunflsE0159/'), "é".encode(), b"\xf0"]
@@ -45,7 +46,7 @@ def schema_spec(schema):
 
 def allowed(state):
     logits = torch.zeros(len(TOKENS))
-    state.mask_logits(logits)
+    apply_token_bitmask(logits, state.token_bitmask())
     return torch.isfinite(logits).nonzero().flatten().tolist()
 
 

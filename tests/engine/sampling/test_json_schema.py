@@ -13,6 +13,7 @@ from engine.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar import GrammarCompiler
 from engine.sampling.json_schema import prepare
 from engine.sampling.number_bound import DigitTokens, NumberPlace
+from engine.sampling.token_bitmask import apply_token_bitmask
 
 TOKENS = [b"<|end|>", *(bytes([byte]) for byte in range(32, 127)), b"\n", b"123", b"0000000", b"99,"]
 IDS = {text: token_id for token_id, text in enumerate(TOKENS)}
@@ -140,7 +141,7 @@ def grow(compiler, schema, seed, num_tokens=200):
     state, text, rng = compiler.compile(spec(schema)).start(), b"", random.Random(seed)
     for _ in range(num_tokens):
         logits = torch.zeros(len(TOKENS))
-        state.mask_logits(logits)
+        apply_token_bitmask(logits, state.token_bitmask())
         allowed = torch.isfinite(logits).nonzero().flatten().tolist()
         digits = [token_id for token_id in allowed if TOKENS[token_id][:1].isdigit()]
         token_id = rng.choice(digits or allowed)

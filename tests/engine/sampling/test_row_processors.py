@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.request import Request
+from engine.rows import rows_of
 from engine.sampling.logits_processors import apply_typical_p
-from engine.sampling.row_processors import banned_tokens, needs_processing, process_row
+from engine.sampling.row_processors import needs_processing, process_row
+from engine.sampling.token_bitmask import apply_token_bitmask
 from engine.sampling_params import SamplingParams
 
 VOCAB = 12
 
 
-def request(prompt=(1, 2, 3), answer=(), *, stop=(), **params):
+def request(prompt=(1, 2, 3), answer=(), *, stop=(), grammar_state=None, **params):
     made = Request(
         request_id=0,
         prompt_token_ids=tuple(prompt),
@@ -25,6 +27,7 @@ def request(prompt=(1, 2, 3), answer=(), *, stop=(), **params):
         root_hash=b"",
         stop_token_ids=frozenset(stop),
         max_total_tokens=1000,
+        grammar_state=grammar_state,
     )
     for token_id in answer:
         made.append(token_id)
@@ -33,8 +36,13 @@ def request(prompt=(1, 2, 3), answer=(), *, stop=(), **params):
 
 def processed(logits, made):
     row = torch.tensor(logits, dtype=torch.float32)
-    process_row(row, made)
+    [at] = rows_of(made)
+    process_row(row, at, apply_token_bitmask)
     return row.tolist()
+
+
+def banned(made):
+    return set(rows_of(made)[0].history.banned_token_ids)
 
 
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=8)
@@ -81,17 +89,15 @@ def test_only_allowed_tokens_are_kept():
 
 def test_stop_tokens_wait_for_min_tokens():
     assert kept(processed([0.0] * VOCAB, request(min_tokens=1, stop=(4,)))) == set(range(VOCAB)) - {4}
-    assert not needs_processing(request(answer=(7,), min_tokens=1, stop=(4,)))
+    assert not needs_processing(*rows_of(request(answer=(7,), min_tokens=1, stop=(4,))))
 
 
 def test_a_banned_sequence_loses_its_last_token_where_it_would_be_completed():
     sequences = frozenset({(9,), (5, 6), (5, 6, 7)})
-    assert banned_tokens(request(banned_sequences=sequences)) == {9}
-    assert banned_tokens(request(answer=(5,), banned_sequences=sequences)) == {9, 6}
-    assert banned_tokens(request(answer=(1, 5, 6), banned_sequences=sequences)) == {9, 7}
-    assert banned_tokens(request(prompt=(5,), banned_sequences=sequences)) == {9}, (
-        "the prompt is not the answer"
-    )
+    assert banned(request(banned_sequences=sequences)) == {9}
+    assert banned(request(answer=(5,), banned_sequences=sequences)) == {9, 6}
+    assert banned(request(answer=(1, 5, 6), banned_sequences=sequences)) == {9, 7}
+    assert banned(request(prompt=(5,), banned_sequences=sequences)) == {9}, "the prompt is not the answer"
 
 
 def test_bans_that_would_leave_nothing_are_not_applied():
@@ -108,21 +114,17 @@ class OnlyToken:
     def __init__(self, token_id):
         self.token_id = token_id
 
-    def mask_logits(self, logits):
-        allowed = logits[self.token_id].clone()
-        logits.fill_(-math.inf)
-        logits[self.token_id] = allowed
+    def token_bitmask(self):
+        return (1 << self.token_id).to_bytes(4, "little")
 
     def accept(self, token_id):
         assert token_id == self.token_id
 
 
 def test_a_grammar_wins_where_bans_leave_it_nothing():
-    made = request(allowed_token_ids=frozenset({3}))
-    made.grammar_state = OnlyToken(5)
+    made = request(allowed_token_ids=frozenset({3}), grammar_state=OnlyToken(5))
     assert kept(processed([1.0] * VOCAB, made)) == {5}
-    made = request(allowed_token_ids=frozenset({3, 5}))
-    made.grammar_state = OnlyToken(5)
+    made = request(allowed_token_ids=frozenset({3, 5}), grammar_state=OnlyToken(5))
     assert kept(processed([1.0] * VOCAB, made)) == {5}
 
 

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.request import Request
+from engine.rows import rows_of
 from engine.sampling.logits_processors import apply_min_p, apply_temperature, apply_top_k_top_p
 from engine.sampling.noise import gumbel_noise, noise_key
 from engine.sampling.row_processors import needs_processing, process_row
 from engine.sampling.sampler import Sampler, apply_filters
+from engine.sampling.token_bitmask import apply_token_bitmask
 from engine.sampling_params import SamplingParams
 
 
@@ -26,6 +28,10 @@ def request(*, seed=1, choice=0, num_tokens=3, stop=(), **params):
         stop_token_ids=frozenset(stop),
         max_total_tokens=1000,
     )
+
+
+def row(**settings):
+    return rows_of(request(**settings))[0]
 
 
 def naive_kept(logits, *, top_k=0, top_p=1.0, min_p=0.0):
@@ -149,9 +155,10 @@ def test_draws_follow_the_exact_distribution(params, seed):
         drawn.append(token_id)
     drawn.token_ids[:0] = PROMPT
     row = logits.clone()
-    if needs_processing(drawn):
-        process_row(row[0], drawn)
-    assert sampler(logits, [drawn]).token_ids[0] in range(8)
+    [at] = rows_of(drawn)
+    if needs_processing(at):
+        process_row(row[0], at, apply_token_bitmask)
+    assert sampler(logits, [at]).token_ids[0] in range(8)
     survivors = apply_filters(row, [drawn.params])
     for start in range(0, num_draws, at_once):
         keys = [noise_key(seed, 0, start + i) for i in range(at_once)]
@@ -168,37 +175,37 @@ def test_draws_follow_the_exact_distribution(params, seed):
 def test_t27_a_row_depends_on_itself_alone(vocab_size):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, vocab_size, generator=generator) * 3
-    requests = [
-        request(temperature=0.0),
-        request(seed=7),
-        request(seed=7, choice=1),
-        request(seed=8, top_k=5),
-        request(seed=9, top_p=0.5, temperature=1.5),
-        request(seed=10, min_p=0.1),
+    rows = [
+        row(temperature=0.0),
+        row(seed=7),
+        row(seed=7, choice=1),
+        row(seed=8, top_k=5),
+        row(seed=9, top_p=0.5, temperature=1.5),
+        row(seed=10, min_p=0.1),
     ]
     sampler = Sampler(vocab_size=vocab_size)
-    together = sampler(logits, requests).token_ids
-    alone = [sampler(logits[i : i + 1], [r]).token_ids[0] for i, r in enumerate(requests)]
-    backwards = sampler(logits.flip(0), requests[::-1]).token_ids[::-1]
+    together = sampler(logits, rows).token_ids
+    alone = [sampler(logits[i : i + 1], [r]).token_ids[0] for i, r in enumerate(rows)]
+    backwards = sampler(logits.flip(0), rows[::-1]).token_ids[::-1]
     assert list(together) == alone == list(backwards)
 
 
 def test_t28_padding_rows_of_the_head_never_win():
     logits = torch.zeros(2, 10)
     logits[:, 8:] = 100.0
-    assert all(t < 8 for t in Sampler(vocab_size=8)(logits, [request(temperature=0.0), request()]).token_ids)
+    assert all(t < 8 for t in Sampler(vocab_size=8)(logits, [row(temperature=0.0), row()]).token_ids)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6, -0.0, 1e-45])
 def test_t30_a_vanishing_temperature_is_greedy(temperature):
     logits = torch.tensor([[1.0, 1.001, 0.0]])
-    assert Sampler(vocab_size=3)(logits, [request(temperature=temperature)]).token_ids == (1,)
+    assert Sampler(vocab_size=3)(logits, [row(temperature=temperature)]).token_ids == (1,)
 
 
 def test_stop_tokens_cannot_come_before_min_tokens():
     logits = torch.tensor([[0.0, 9.0, 1.0]])
     early = request(temperature=0.0, min_tokens=2, stop=(1,))
-    assert Sampler(vocab_size=3)(logits.clone(), [early]).token_ids == (2,)
+    assert Sampler(vocab_size=3)(logits.clone(), rows_of(early)).token_ids == (2,)
     early.append(2)
     early.append(2)
-    assert Sampler(vocab_size=3)(logits.clone(), [early]).token_ids == (1,)
+    assert Sampler(vocab_size=3)(logits.clone(), rows_of(early)).token_ids == (1,)

@@ -9,9 +9,9 @@ import torch
 from engine.engine import Engine
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.model_runner import ModelRunner
 from engine.sampling.sampler import Sampler
 from engine.speculation import SpeculationMode
+from engine.torch_executor import TorchExecutor
 from tests.drafters import asking, scripted_speculator
 from tests.tiny import generation, run_to_end
 
@@ -30,7 +30,7 @@ LOGITS = torch.tensor(
 class Chain:
     """A model whose next token depends on the last one alone."""
 
-    def __call__(self, model_input, kv_storage):
+    def __call__(self, model_input):
         return LOGITS[model_input.token_ids]
 
     def compute_logits(self, hidden):
@@ -40,7 +40,7 @@ class Chain:
 def chain_engine(guess):
     cpu = torch.device("cpu")
     return Engine(
-        ModelRunner(Chain(), None, Sampler(vocab_size=VOCAB), block_size=16, device=cpu),
+        TorchExecutor(Chain(), Sampler(vocab_size=VOCAB), block_size=16, device=cpu),
         KVCacheManager(BlockPool(256), block_size=16, enable_prefix_caching=True),
         max_model_len=64,
         max_num_seqs=64,

@@ -55,9 +55,9 @@ def test_a_draft_ends_where_the_grammar_does_not_allow_it():
     verified = []
     request = constrained(GrammarKind.CHOICE, '["yes, yes", "yes"]', temperature=0.0)
     engine.add_request(asking(request, "ngram", 6))
-    execute = engine.runner.execute
-    engine.runner.execute = lambda batch: (
-        verified.extend(chunk.draft_token_ids for chunk in batch.chunks) or execute(batch)
+    launch = engine.executor.launch
+    engine.executor.launch = lambda batch: (
+        verified.extend(chunk.draft_token_ids for chunk in batch.chunks) or launch(batch)
     )
     run_to_end(engine)
     engine.close()

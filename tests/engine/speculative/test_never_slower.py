@@ -45,14 +45,14 @@ def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, chang
         max_num_batched_tokens=512,
         max_model_len=512,
     )
-    execute = engine.runner.execute
+    launch = engine.executor.launch
 
     def timed(batch):
         num_drafts = sum(bool(chunk.draft_token_ids) for chunk in batch.chunks)
         clock.now += price(batch.num_tokens, free) * rng.uniform(0.9, 1.1) + fee * num_drafts
-        return execute(batch)
+        return launch(batch)
 
-    engine.runner.execute = timed
+    engine.executor.launch = timed
     num_requests = max(4, num_streams)
     for i in range(num_requests):
         engine.add_request(asking(generation([i], max_tokens=num_tokens), mode))

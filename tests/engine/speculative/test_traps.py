@@ -12,6 +12,7 @@ from engine.loader import build_engine
 from engine.outputs import FinishReason
 from engine.request import RequestStatus
 from engine.speculation import DraftSource, SpeculationMode, SpeculationParams
+from engine.speculative.step_costs import StepCosts
 from tests.drafters import (
     asking,
     byte_checkpoint,
@@ -102,14 +103,14 @@ def test_t10_drafts_never_pass_max_tokens(max_tokens):
     engine = speculating()
     request = finished(engine, counting(10, max_tokens=max_tokens))
     assert request.num_output_tokens == max_tokens
-    assert max(sum(n for _, n in batch) for batch in engine.runner.batches) <= max_tokens
+    assert max(sum(n for _, n in batch) for batch in engine.executor.batches) <= max_tokens
 
 
 def test_t10_drafts_never_pass_max_model_len():
     engine = speculating(max_model_len=24, num_blocks=6)  # 6 blocks of 4: the whole pool
     request = finished(engine, asking(generation(range(10), max_tokens=14), "ngram", 8))
     assert request.num_tokens == 24
-    for batch in engine.runner.batches:
+    for batch in engine.executor.batches:
         assert sum(n for _, n in batch) <= 12
 
 
@@ -259,10 +260,8 @@ def test_a_prefix_hit_saves_the_draft_model_what_it_has_written(noisy):
     engine = byte_engine(draft=noisy)
     request = asking(generation(list(range(100)), max_tokens=8), "draft", 2)
     sizes = []
-    model = engine.speculator.draft_model
-    model.chain = None  # a pass for each token, so that each can be seen
-    run = model.run
-    model.run = lambda spans, rows: sizes.append(sum(len(s.token_ids) for s in spans)) or run(spans, rows)
+    draft = engine.executor.draft
+    engine.executor.draft = lambda jobs: sizes.append(sum(len(j.token_ids) for j in jobs)) or draft(jobs)
     generate(engine, request)
     assert sizes[0] == 101
     sizes.clear()
@@ -358,13 +357,13 @@ def test_a_draft_model_that_is_not_there_is_an_error():
 
 def test_both_models_share_the_memory_for_keys_and_values(noisy):
     plain, paired = (byte_engine(draft=draft, kv_cache_memory=2**20) for draft in (None, noisy))
-    pool, storage = paired.kv_cache_manager.pool, paired.speculator.draft_model.kv_storage
+    pool, storage = paired.kv_cache_manager.pool, paired.executor.draft_model.model.kv_storage
     assert pool.num_blocks == storage.num_blocks == plain.kv_cache_manager.pool.num_blocks // 2
 
 
 def test_prices_are_measured_at_start_and_leave_nothing_behind(noisy):
     engine = byte_engine(draft=noisy, speculation="auto", enable_prefix_caching=True)
-    costs = engine.speculator.target_costs, engine.speculator.draft_model.costs
+    costs = engine.speculator.target_costs, engine.speculator.draft_costs
     assert all(cost.is_measured for cost in costs)
     assert all(cost.seconds(1) <= cost.seconds(64) for cost in costs)
     engine.check_invariants()
@@ -414,7 +413,13 @@ def test_the_draft_model_is_measured_within_the_positions_that_there_are(max_mod
         measured.append(steps)
         return [[0] * steps for _ in rows]
 
-    engine.speculator.draft_model.chain = chain
-    measure_step_costs(engine)
+    engine.executor.draft_model._chain = chain
+    measure_step_costs(
+        engine.executor,
+        num_positions=max_model_len - 1,
+        block_size=16,
+        target_costs=StepCosts(),
+        draft_costs=StepCosts(),
+    )
     assert set(measured) == {num_steps}
     assert engine.kv_cache_manager.pool.num_free == engine.kv_cache_manager.pool.num_blocks

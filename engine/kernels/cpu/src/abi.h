@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define DRAFTLINE_ABI_VERSION 9
+#define DRAFTLINE_ABI_VERSION 10
 
 extern "C" {
 

@@ -277,16 +277,16 @@ DRAFTLINE_EXPORT int32_t draftline_sample(Context* context, const float* logits,
 namespace draftline {
 namespace {
 
-// A token for each of the rows in `kept`.
+// A token for each of the rows in `kept`, whose logits [num_kept, model's vocab_size] stay in `logits` unless it is null.
 void forward_and_choose(Context& context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
                         int32_t num_rows, const Span* spans, int32_t num_spans, const int32_t* block_tables,
                         const int32_t* kept, int32_t num_kept, const RowSampling* sampling, int32_t vocab_size,
-                        int64_t* tokens, uint8_t* faults) {
+                        float* logits, int64_t* tokens, uint8_t* faults) {
   const int64_t stride = padded(model->hidden_size, kBlock);
   float* hidden = context.kept_hidden.get<float>(4 * num_kept * stride);
   forward(context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, kept, num_kept, hidden, faults);
   if (num_kept == 0) return;
-  float* logits = context.logits.get<float>(4 * num_kept * static_cast<int64_t>(model->vocab_size));
+  if (logits == nullptr) logits = context.logits.get<float>(4 * num_kept * static_cast<int64_t>(model->vocab_size));
   compute_logits(context, model, hidden, num_kept, logits);
   uint8_t* sampled_faults = faults == nullptr ? nullptr : context.faults.get(num_kept);
   if (faults != nullptr) std::memset(sampled_faults, 0, num_kept);
@@ -298,15 +298,16 @@ void forward_and_choose(Context& context, const Model* model, const KVTiles* kv,
 }  // namespace draftline
 
 // Tokens [num_logits]: a step from tokens to tokens, one for each of its rows in logits_rows, which ascend. In `faults`
-// [num_rows], zeroed, the rows are marked whose keys, values or logits are not finite.
+// [num_rows], zeroed, the rows are marked whose keys, values or logits are not finite. `logits` [num_logits, model's
+// vocab_size] is null unless somebody wants to see them.
 DRAFTLINE_EXPORT int32_t draftline_step(Context* context, const Model* model, const KVTiles* kv, const int64_t* token_ids,
                                      int32_t num_rows, const Span* spans, int32_t num_spans,
                                      const int32_t* block_tables, const int32_t* logits_rows, int32_t num_logits,
-                                     const RowSampling* sampling, int32_t vocab_size, int64_t* tokens,
-                                     uint8_t* faults) {
+                                     const RowSampling* sampling, int32_t vocab_size, float* logits,
+                                     int64_t* tokens, uint8_t* faults) {
   return guarded([&] {
     forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, logits_rows, num_logits,
-                       sampling, vocab_size, tokens, faults);
+                       sampling, vocab_size, logits, tokens, faults);
   });
 }
 
@@ -323,7 +324,7 @@ DRAFTLINE_EXPORT int32_t draftline_draft(Context* context, const Model* model, c
     for (int i = 0; i < num_drafting; ++i) last_rows[i] = spans[i].first_row + spans[i].num_tokens - 1;
     for (int step = 0;; ++step, rows += num_drafting, tokens += num_drafting) {
       forward_and_choose(*context, model, kv, token_ids, num_rows, spans, num_spans, block_tables, last_rows.data(),
-                         num_drafting, rows, vocab_size, tokens, nullptr);
+                         num_drafting, rows, vocab_size, nullptr, tokens, nullptr);
       if (step + 1 == num_steps) return;
       for (int i = 0; i < num_drafting; ++i) {
         current[i] = {i, 1, current[i].first_position + current[i].num_tokens, current[i].table_offset};
