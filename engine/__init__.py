@@ -7,11 +7,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.async_engine import AsyncEngine, OutputStream
+    from engine.async_engine import AsyncEngine
     from engine.config import EngineConfig
     from engine.engine import Engine
     from engine.info import EngineInfo
     from engine.loader import build_engine, load_engine
+    from engine.output_stream import OutputStream
     from engine.outputs import FinishReason, GenerationRequest, RequestOutput
     from engine.sampling_params import SamplingParams
     from engine.stats import EngineStats
@@ -39,7 +40,7 @@ _MODULES = {
     "EngineStats": "stats",
     "FinishReason": "outputs",
     "GenerationRequest": "outputs",
-    "OutputStream": "async_engine",
+    "OutputStream": "output_stream",
     "RequestOutput": "outputs",
     "SamplingParams": "sampling_params",
     "build_engine": "loader",

@@ -11,7 +11,6 @@ import itertools
 import logging
 import queue
 import threading
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,76 +19,13 @@ from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullErro
 from engine.grammar_spec import GrammarSpec
 from engine.info import EngineInfo
 from engine.outbox import Outbox
+from engine.output_stream import OutputStream, StreamTarget
 from engine.outputs import FinishReason, GenerationRequest, RequestOutput
 from engine.request import Request
 from engine.stats import EngineStats
 from engine.step_output import StepOutput
 
 logger = logging.getLogger(__name__)
-
-
-class OutputStream:
-    """The outputs of the requests of one generate() call, as an async iterator on one event loop.
-
-    Ends after each request has had its final output. Leaving early needs abort(), best in a `finally`;
-    aborting what has ended changes nothing.
-    """
-
-    def __init__(self, bridge: "AsyncEngine", stream_id: int, num_requests: int) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.stream_id = stream_id
-        self._bridge = bridge
-        self._open = set(range(num_requests))
-        self._ready: deque[RequestOutput] = deque()
-        self._error: EngineUnavailableError | None = None
-        self._wake = asyncio.Event()
-
-    @property
-    def num_open(self) -> int:
-        """Number of requests that have not ended yet."""
-        return len(self._open)
-
-    def __aiter__(self) -> "OutputStream":
-        return self
-
-    async def __anext__(self) -> RequestOutput:
-        """Return the next output; raises EngineUnavailableError if the engine ended first."""
-        while not self._ready:
-            if self._error is not None:
-                raise self._error
-            if not self._open:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        return self._ready.popleft()
-
-    def get_ready(self) -> list[RequestOutput]:
-        """Return, without waiting, the outputs that are already here."""
-        ready = list(self._ready)
-        self._ready.clear()
-        return ready
-
-    def abort(self, index: int | None = None) -> None:
-        """End one request, or all of them, now; what was under way brings no further output."""
-        indices = set(self._open) if index is None else self._open & {index}
-        if indices:
-            self._open -= indices
-            self._bridge.stream_aborted(self, indices)
-            self._wake.set()
-
-    def deliver(self, output: RequestOutput) -> None:
-        """Take in an output; called by the bridge on this stream's loop."""
-        if output.index in self._open:
-            self._ready.append(output)
-            if output.finish_reason is not None:
-                self._open.discard(output.index)
-            self._wake.set()
-
-    def fail(self, error: EngineUnavailableError) -> None:
-        """End the stream with an error, after the outputs that are already here."""
-        self._error = error
-        self._open.clear()
-        self._wake.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +46,8 @@ class _Close:
     """Ends the engine thread."""
 
 
-_Addressed = tuple[OutputStream, RequestOutput]
+_Item = tuple[StreamTarget, tuple[int, ...], int, RequestOutput | None]
+"""Tokens of a step, by number, and the whole output if there is more to say."""
 
 
 class AsyncEngine:
@@ -139,8 +76,8 @@ class AsyncEngine:
         self._stream_interval = stream_interval
         # The engine thread's own: where each request's outputs go.
         self._requests: dict[tuple[int, int], Request] = {}
-        self._targets: dict[int, tuple[OutputStream, int]] = {}
-        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox[_Addressed]] = {}
+        self._targets: dict[int, StreamTarget] = {}
+        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox[_Item]] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -170,7 +107,7 @@ class AsyncEngine:
             self._engine.validate(generation)
         self._check_queue(len(requests))
         grammars = tuple(self._compiled(generation) for generation in requests)
-        stream = OutputStream(self, next(self._stream_ids), len(requests))
+        stream = OutputStream(next(self._stream_ids), len(requests), on_abort=self._stream_aborted)
         self._streams[stream.stream_id] = stream
         self._inbox.put(_Add(stream, tuple(requests), grammars))
         return stream
@@ -211,7 +148,7 @@ class AsyncEngine:
         self._fail_streams()
         self._engine.close()
 
-    def stream_aborted(self, stream: OutputStream, indices: Iterable[int]) -> None:
+    def _stream_aborted(self, stream: OutputStream, indices: Iterable[int]) -> None:
         """Tell the engine that nobody waits for these requests any more; called by the stream."""
         self._inbox.put(_Abort(stream, frozenset(indices)))
         self._forget_if_ended(stream)
@@ -248,14 +185,23 @@ class AsyncEngine:
         if not self._streams and self._all_ended is not None:
             self._all_ended.set()
 
-    def _deliver(self, outputs: Sequence[_Addressed]) -> None:
-        """Hand outputs to their streams; runs on the event loop."""
-        for stream, output in outputs:
-            stream.deliver(output)
-            if output.finish_reason is not None:
-                self._forget_if_ended(stream)
+    def _deliver(self, items: Sequence[_Item]) -> None:
+        """Hand outputs to their streams, a request's tokens together; runs on the event loop."""
+        touched: list[StreamTarget] = []
+        for target, token_ids, step, output in items:
+            if output is not None:
+                target.deliver(output)
+                if output.finish_reason is not None:
+                    self._forget_if_ended(target.stream)
+                continue
+            if not target.token_ids:
+                touched.append(target)
+            target.token_ids += token_ids
+            target.steps.append(step)
+        for target in touched:
+            target.flush()
 
-    def _flush_and_fail(self, outbox: Outbox[_Addressed] | None) -> None:
+    def _flush_and_fail(self, outbox: Outbox[_Item] | None) -> None:
         if outbox is not None:
             outbox.flush()
         self._fail_streams()
@@ -273,7 +219,7 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._drain_inbox():
-                self._send(self._outputs(self._engine.step()))
+                self._send(self._engine.step(), self._engine.num_steps)
         except Exception as error:  # whatever it was, every open request must hear of it
             logger.exception("the engine died")
             self._error = EngineDeadError(f"the engine died: {type(error).__name__}: {error}")
@@ -299,7 +245,7 @@ class AsyncEngine:
         for index, (generation, grammar) in enumerate(pairs):
             request = self._engine.add_request(generation, grammar=grammar)
             self._requests[message.stream.stream_id, index] = request
-            self._targets[request.request_id] = (message.stream, index)
+            self._targets[request.request_id] = StreamTarget(message.stream, index)
 
     def _abort(self, message: _Abort) -> None:
         for index in message.indices:
@@ -308,30 +254,50 @@ class AsyncEngine:
                 self._engine.abort(request)
                 del self._targets[request.request_id]
 
-    def _outputs(self, steps: Sequence[StepOutput]) -> list[_Addressed]:
-        outputs = []
-        for step in steps:
-            request = step.request
-            stream, index = self._targets[request.request_id]
-            outputs.append((stream, _request_output(step, index, self._engine.num_steps)))
-            if request.finish_reason is not None:
-                del self._targets[request.request_id]
-                del self._requests[stream.stream_id, index]
-        return outputs
+    def _send(self, outputs: Sequence[StepOutput], step: int) -> None:
+        """Put what a step brought into the outboxes of its event loops."""
+        items: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
+        urgent = set[asyncio.AbstractEventLoop]()
+        loop, mine = None, list[_Item]()
+        for one in outputs:
+            target = self._targets[one.request.request_id]
+            if target.stream.loop is not loop:
+                loop = target.stream.loop
+                mine = items.setdefault(loop, [])
+            if _says_only_tokens(one):
+                mine.append((target, one.token_ids, step, None))
+                continue
+            output = _request_output(one, target.index, step)
+            mine.append((target, (), step, output))
+            if output.is_first or output.finish_reason is not None:
+                urgent.add(loop)
+            if output.finish_reason is not None:
+                del self._targets[one.request.request_id]
+                del self._requests[target.stream.stream_id, target.index]
+        for loop, mine in items.items():
+            self._put(loop, mine, is_urgent=loop in urgent)
 
-    def _send(self, outputs: list[_Addressed]) -> None:
-        for loop in {stream.loop for stream, _ in outputs}:
-            mine = [(stream, output) for stream, output in outputs if stream.loop is loop]
-            outbox = self._outboxes.get(loop)
-            if outbox is None:
-                outbox = Outbox(loop, self._deliver, interval=self._stream_interval)
-                self._outboxes[loop] = outbox
-            is_urgent = any(output.is_first or output.finish_reason is not None for _, output in mine)
-            if not outbox.put(mine, is_urgent=is_urgent):
-                del self._outboxes[loop]
-                for stream, _ in mine:  # its event loop is gone and will never abort
-                    indices = [index for stream_id, index in self._requests if stream_id == stream.stream_id]
-                    self._abort(_Abort(stream, frozenset(indices)))
+    def _put(self, loop: asyncio.AbstractEventLoop, items: Sequence[_Item], *, is_urgent: bool) -> None:
+        outbox = self._outboxes.get(loop)
+        if outbox is None:
+            outbox = Outbox(loop, self._deliver, interval=self._stream_interval)
+            self._outboxes[loop] = outbox
+        if not outbox.put(items, is_urgent=is_urgent):
+            del self._outboxes[loop]
+            for stream in {target.stream for target, *_ in items}:  # its loop is gone and will never abort
+                indices = [index for stream_id, index in self._requests if stream_id == stream.stream_id]
+                self._abort(_Abort(stream, frozenset(indices)))
+
+
+def _says_only_tokens(step: StepOutput) -> bool:
+    """Tell whether a step brought tokens and nothing else, and not a request's first ones."""
+    request = step.request
+    return (
+        request.finish_reason is None
+        and step.speculation is None
+        and not step.logprobs
+        and request.num_output_tokens > len(step.token_ids)
+    )
 
 
 def _request_output(step: StepOutput, index: int, step_number: int) -> RequestOutput:
@@ -351,7 +317,7 @@ def _request_output(step: StepOutput, index: int, step_number: int) -> RequestOu
         finish_reason=request.finish_reason,
         stop_token_id=last if stopped else None,
         queue_seconds=request.queue_seconds,
-        step=step_number,
+        steps=(step_number,) * len(step.token_ids),
         speculation=step.speculation,
     )
 

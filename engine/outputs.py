@@ -42,7 +42,11 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestOutput:
-    """What one step brought for one request; exactly one output per request has a finish reason."""
+    """What one step, or several that were delivered together, brought for one request.
+
+    Exactly one output per request has a finish reason. Only steps without drafts, logprobs or an end are put
+    together.
+    """
 
     index: int  # place of the request in the list given to AsyncEngine.generate
     new_token_ids: tuple[int, ...]  # an end or stop token that ended the request is the last one
@@ -53,5 +57,5 @@ class RequestOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that caused finish reason `stop`
     queue_seconds: float = 0.0  # from arrival to the first step that ran the request
-    step: int = 0  # number of the engine's step that brought the tokens
+    steps: tuple[int, ...] = ()  # number of the engine's step that brought each token
     speculation: SpeculationOutput | None = None  # with every draft that was verified, and at the end

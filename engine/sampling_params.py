@@ -74,7 +74,7 @@ class SamplingParams:
         """True when the most likely token is taken at every position."""
         return self.temperature < MIN_TEMPERATURE
 
-    @property
+    @cached_property
     def has_penalties(self) -> bool:
         """True when the tokens so far change the logits."""
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0

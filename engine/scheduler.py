@@ -18,6 +18,8 @@ from engine.step_output import StepOutput
 
 logger = logging.getLogger(__name__)
 
+_LONGEST = 2**40  # tokens, more than any context
+
 
 class Scheduler:
     """First come, first served, under a token budget per step.
@@ -37,6 +39,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self._block_size = kv_cache_manager.block_size
         self._requests: dict[int, Request] = {}  # that wait, run or have ended with steps under way
         self._num_steps_in_flight = 0
         self.num_preemptions = 0
@@ -82,7 +85,8 @@ class Scheduler:
                 request.num_in_flight += 1
             request.num_computed_tokens += claim.num_tokens
             request.num_steps_in_flight += 1
-            request.draft_token_ids, request.num_model_drafts = (), 0
+            if claim.draft_token_ids or request.draft_token_ids or request.num_model_drafts:
+                request.draft_token_ids, request.num_model_drafts = (), 0
         self._num_steps_in_flight += 1
         return Batch(chunks, tuple(schedule.block_copies))
 
@@ -95,32 +99,36 @@ class Scheduler:
         """
         self._num_steps_in_flight -= 1
         outputs: list[StepOutput] = []
-        scored: list[Request] = []
         scores = iter(output.prompt_logprobs)
         first_row = first_token = 0
         for chunk in batch.chunks:
             request = self._requests[chunk.request_id]
             request.num_steps_in_flight -= 1
-            logprobs = next(scores) if chunk.scored is not None else ()
+            prompt_logprobs = next(scores) if chunk.scored is not None else ()
+            faults = output.faults and _faults_of(chunk, first_token, output.faults)
             if request.status is RequestStatus.FINISHED:
                 self._release(request)
+            elif faults and min(faults) < len(chunk.token_ids) - chunk.num_drafts:
+                outputs.append(self._fail(request))
             else:
-                faults = output.faults and _faults_of(chunk, first_token, output.faults)
-                if faults and min(faults) < len(chunk.token_ids) - chunk.num_drafts:
-                    outputs.append(self._fail(request))
+                if prompt_logprobs:
+                    request.prompt_logprobs.extend(prompt_logprobs)
+                if chunk.rows:
+                    outputs.append(self._advance(request, chunk, output, first_row, faults))
                 else:
-                    request.prompt_logprobs.extend(logprobs)
-                    if chunk.rows:
-                        outputs.append(self._advance(request, chunk, output, first_row, faults))
-                    else:
-                        self._settle(request, chunk.first_position + len(chunk.token_ids))
-                    if chunk.ends_request:
-                        scored.append(request)
+                    self._settle(request, chunk.first_position + len(chunk.token_ids))
             first_row += len(chunk.rows)
             first_token += len(chunk.token_ids)
-        for request in scored:
-            self.finish(request, FinishReason.LENGTH)
-            outputs.append(StepOutput(request))
+        return outputs + self._finish_scored(batch)
+
+    def _finish_scored(self, batch: Batch) -> list[StepOutput]:
+        """End the requests whose scores are all there and that want nothing else."""
+        outputs = []
+        for request_id in [chunk.request_id for chunk in batch.chunks if chunk.ends_request]:
+            request = self._requests.get(request_id)
+            if request is not None and request.status is RequestStatus.RUNNING:
+                self.finish(request, FinishReason.LENGTH)
+                outputs.append(StepOutput(request))
         return outputs
 
     def _fail(self, request: Request) -> StepOutput:
@@ -137,37 +145,58 @@ class Scheduler:
         faults: frozenset[int],
     ) -> StepOutput:
         """Append the accepted drafts and the target's own token after them; end the request where it ends."""
-        drafts = chunk.draft_token_ids
-        num_known = len(chunk.token_ids) - len(drafts)
         request.num_in_flight -= 1
+        if chunk.num_drafts:
+            num_new, reason = self._append_run(request, chunk, output.token_ids, first_row, faults)
+        else:
+            num_new, token_id = 1, output.token_ids[first_row]
+            request.append(token_id)
+            reason = finish_reason_after(request, token_id)
+        num_known = len(chunk.token_ids) - chunk.num_drafts
+        request.num_computed_tokens += num_new - 1  # the accepted drafts
+        self._settle(request, chunk.first_position + num_known + num_new - 1)
+        if reason is not None:
+            self.finish(request, reason)
+        step = StepOutput(request, output.token_ids[first_row : first_row + num_new])
+        if request.params.logprobs is not None:
+            logprobs = output.logprobs[first_row : first_row + num_new]
+            step.logprobs = tuple([score for score in logprobs if score is not None])
+        if chunk.num_drafts:
+            step.num_draft_tokens = chunk.num_drafts
+            pairs = zip(step.token_ids, chunk.draft_token_ids, strict=False)
+            step.num_accepted_tokens = sum(new == draft for new, draft in pairs)
+        return step
+
+    def _append_run(
+        self,
+        request: Request,
+        chunk: ScheduledChunk,
+        token_ids: Sequence[int],
+        first_row: int,
+        faults: frozenset[int],
+    ) -> tuple[int, FinishReason | None]:
+        """Append tokens as long as they are the drafts, and one more; return how many, and why it ends."""
+        drafts, last_known = chunk.draft_token_ids, len(chunk.token_ids) - chunk.num_drafts - 1
         num_new, reason = 0, None
         for place in range(1 + len(drafts)):
-            if faults and num_known - 1 + place in faults:
+            if faults and last_known + place in faults:
                 break  # a draft without a finite value: as a token of the answer it will fail in its own step
-            token_id = output.token_ids[first_row + place]
+            token_id = token_ids[first_row + place]
             request.append(token_id)
             num_new += 1
             reason = finish_reason_after(request, token_id)
             if reason is not None or place == len(drafts) or token_id != drafts[place]:
                 break
-        new_token_ids = output.token_ids[first_row : first_row + num_new]
-        logprobs = output.logprobs[first_row : first_row + num_new]
-        request.num_computed_tokens += num_new - 1  # the accepted drafts
-        self._settle(request, chunk.first_position + num_known + num_new - 1)
-        if reason is not None:
-            self.finish(request, reason)
-        step = StepOutput(request, new_token_ids, tuple([score for score in logprobs if score is not None]))
-        if drafts:
-            step.num_draft_tokens = len(drafts)
-            step.num_accepted_tokens = sum(a == b for a, b in zip(new_token_ids, drafts, strict=False))
-        return step
+        return num_new, reason
 
     def _settle(self, request: Request, num_tokens: int) -> None:
         """Count tokens whose KV is there and final."""
         request.num_committed_tokens = num_tokens
         if request.num_draft_computed_tokens:
             self.kv_cache_manager.settle_draft_tokens(request)
-        self.kv_cache_manager.publish_computed_blocks(request)
+        is_at_edge = num_tokens // self._block_size != request.num_published_blocks
+        if is_at_edge or num_tokens == request.num_prompt_tokens:
+            self.kv_cache_manager.publish_computed_blocks(request)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in whatever state it is; a finished one stays as it is."""
@@ -194,11 +223,11 @@ class Scheduler:
         for request in list(self.running):
             if budget == 0:
                 break
+            if request.status is not RequestStatus.RUNNING:
+                continue  # preempted just now
+            if request.num_in_flight and not request.wants_token:
+                continue  # its last token is being chosen
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
-            if request.status is not RequestStatus.RUNNING or (
-                request.num_in_flight and not request.wants_token
-            ):
-                continue  # preempted just now, or its last token is being chosen
             while not self.kv_cache_manager.allocate_slots(request, num_tokens):
                 if self._drop_drafts():
                     continue
@@ -277,10 +306,10 @@ class Scheduler:
         self.num_preemptions += 1
 
 
-def _layout_key(claim: Claim) -> tuple[bool, int]:
+def _layout_key(claim: Claim) -> int:
     """Single tokens first, longest context first: their rows are then consecutive for attention."""
-    is_longer = claim.num_tokens + len(claim.draft_token_ids) + claim.num_model_drafts > 1
-    return is_longer, -claim.request.num_computed_tokens
+    is_longer = claim.num_tokens > 1 or claim.draft_token_ids or claim.num_model_drafts
+    return (_LONGEST if is_longer else 0) - claim.request.num_computed_tokens
 
 
 def _needs_its_tokens(request: Request) -> bool:
@@ -290,22 +319,25 @@ def _needs_its_tokens(request: Request) -> bool:
 
 def _chunk_of(claim: Claim) -> ScheduledChunk:
     """Write down what the step computes for a request: nobody asks the request again."""
-    request, first, drafts = claim.request, claim.request.num_computed_tokens, claim.draft_token_ids
-    end = first + claim.num_tokens
+    request, drafts = claim.request, claim.draft_token_ids
+    first = request.num_computed_tokens
+    end, num_tokens = first + claim.num_tokens, request.num_tokens
     token_ids = tuple(request.token_ids[first:end])
     if len(token_ids) < claim.num_tokens:  # the last one is in flight
         token_ids = (*token_ids, PENDING_TOKEN)
-    reaches_end = end == request.num_tokens
-    is_sampled = reaches_end and request.wants_token
+    reaches_end, wants_token = end == num_tokens, num_tokens < request.max_total_tokens
+    scored = None
+    if request.params.prompt_logprobs is not None:
+        scored = _scored_tokens(request, first, end)
     return ScheduledChunk(
         request.request_id,
         first,
         token_ids + drafts if drafts else token_ids,
         request.block_ids,
-        rows_of(request, drafts) if is_sampled else (),
+        rows_of(request, drafts) if reaches_end and wants_token else (),
         len(drafts),
-        _scored_tokens(request, first, end) if request.wants_prompt_logprobs else None,
-        reaches_end and not is_sampled,
+        scored,
+        reaches_end and not wants_token,
     )
 
 

@@ -367,7 +367,7 @@ class FakeEngine:
                     finish_reason=script.finish_reason if is_last else None,
                     stop_token_id=script.stop_token_id if is_last else None,
                     queue_seconds=0.001,
-                    step=self.num_delivered_steps + 1,
+                    steps=(self.num_delivered_steps + 1,) * len(token_ids),
                     speculation=fake_speculation(script, place, len(token_ids)),
                 )
             )

@@ -29,7 +29,7 @@ ENGINE_LAYERS = [
     {"model", "sampling", "speculative", "kernels", "executor", "torch_executor"},
     {"scheduler"},
     {"engine"},
-    {"outbox"},
+    {"outbox", "output_stream"},
     {"async_engine"},
     {"machine", "backend", "draft_loader", "loader"},
 ]

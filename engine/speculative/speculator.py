@@ -106,7 +106,8 @@ class Speculator:
         self._num_model_drafts = 0
         self._num_looked = 0
         self._pause.begin_step(len(running))
-        ready = [request for request in running if _is_ready(request) and self._is_awake(request)]
+        wanted = [request for request in running if request.speculation.mode is not SpeculationMode.OFF]
+        ready = [request for request in wanted if _is_ready(request) and self._is_awake(request)]
         if not ready:
             return
         self._num_looked = len(ready)
@@ -167,7 +168,7 @@ class Speculator:
         `drafting` and `target` are the seconds that proposing and all the rest took, `between` those since
         the step before, 0 if there was nothing to do.
         """
-        num_drafts = sum([bool(chunk.draft_token_ids) for chunk in batch.chunks])
+        num_drafts = sum([chunk.num_drafts > 0 for chunk in batch.chunks])
         self._observe_costs(batch, num_drafts, drafting, target)
         plain = target
         if num_drafts:
@@ -177,12 +178,13 @@ class Speculator:
         self._seconds += drafting + target
         self._plain_seconds += plain
         for output in outputs:
-            request, is_over = output.request, output.request.finish_reason is not None
+            request = output.request
             is_first = request.num_output_tokens == len(output.token_ids)
+            is_over = request.finish_reason is not None
             if is_first or is_over or output.num_draft_tokens:  # else there is nothing to learn of it
                 self._record_request(output, plain, is_first=is_first)
-            if is_over:
-                self.forget(request)
+                if is_over:
+                    self.forget(request)
         if num_drafts:
             num_new = sum([len(output.token_ids) for output in outputs])
             expected = len(outputs) + self._expected_tokens
@@ -344,8 +346,7 @@ class Speculator:
 
 def _is_ready(request: Request) -> bool:
     return (
-        request.speculation.mode is not SpeculationMode.OFF
-        and not (request.draft_token_ids or request.num_model_drafts)
+        not (request.draft_token_ids or request.num_model_drafts)
         and request.num_computed_tokens == request.num_tokens - 1
         and request.num_output_tokens > 0
     )

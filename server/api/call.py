@@ -7,8 +7,8 @@ from typing import Generic, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.async_engine import OutputStream
 from engine.errors import QueueFullError
+from engine.output_stream import OutputStream
 from server.api.body import read_body, run_sized
 from server.api.encoding import json_response, large_json_response
 from server.api.errors import ApiError, queue_full

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
-from engine.async_engine import OutputStream
 from engine.errors import EngineUnavailableError, NonFiniteError
+from engine.output_stream import OutputStream
 from engine.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.preparation import Preparation, TextOptions

@@ -122,4 +122,4 @@ def provenance(output: RequestOutput, num_tokens: int) -> tuple[TokenProvenance,
         if step.num_accepted_tokens == step.num_draft_tokens:
             labels.append("bonus")
     labels += repeat("target", num_tokens)
-    return tuple([TokenProvenance(label, output.step) for label in labels[:num_tokens]])
+    return tuple([TokenProvenance(*pair) for pair in zip(labels, output.steps[:num_tokens], strict=False)])

@@ -62,7 +62,7 @@ class Bridge:
 
 
 async def count(stream):
-    return len([output async for output in stream])
+    return sum([len(output.new_token_ids) async for output in stream])
 
 
 def run(scenario, **settings):

@@ -1,0 +1,129 @@
+"""What a step costs on the host: scheduling, bookkeeping and delivery, with an executor that answers at once.
+
+    python -m loadtest.host_cost [--rounds 7]
+
+Microseconds a step and, of it, a request and step, for greedy requests: the engine alone, and with a
+stream for each on an event loop beside it. Medians over rounds, the cases interleaved; then one JSON line.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Sequence
+
+from engine.async_engine import AsyncEngine
+from engine.batch import Batch
+from engine.engine import Engine
+from engine.executor import DraftJob, DraftOutput, FinishedStep
+from engine.kv_cache.block_pool import BlockPool
+from engine.kv_cache.kv_cache_manager import KVCacheManager
+from engine.outputs import GenerationRequest
+from engine.sampling.sampler import SamplerOutput
+from engine.sampling_params import SamplingParams
+from loadtest.environment import environment
+
+BATCHES = (1, 16, 64, 256)
+_BLOCK_SIZE = 16
+_STREAM_INTERVAL = 0.01  # the server's default
+
+
+class InstantExecutor:
+    """Chooses the same token for every row, in no time."""
+
+    steps_ahead = 0
+    max_draft_positions = 0
+
+    def launch(self, batch: Batch) -> FinishedStep:
+        """Answer."""
+        num_rows = sum([len(chunk.rows) for chunk in batch.chunks])
+        return FinishedStep(SamplerOutput((7,) * num_rows, (None,) * num_rows))
+
+    def draft(self, jobs: Sequence[DraftJob]) -> DraftOutput:
+        """Draft nothing."""
+        return DraftOutput(((),) * len(jobs))
+
+
+def build_engine(num_requests: int, num_steps: int) -> Engine:
+    """Return an engine with room for all of the requests."""
+    num_blocks = num_requests * (num_steps + 64) // _BLOCK_SIZE + num_requests
+    return Engine(
+        InstantExecutor(),
+        KVCacheManager(BlockPool(num_blocks), block_size=_BLOCK_SIZE, enable_prefix_caching=True),
+        max_model_len=num_steps + 64,
+        max_num_seqs=num_requests,
+        max_num_batched_tokens=64 * num_requests,
+        vocab_size=50_000,
+        eos_token_ids=frozenset({2}),
+    )
+
+
+def requests(count: int, num_steps: int) -> list[GenerationRequest]:
+    """Return greedy requests with different prompts of 32 tokens."""
+    params = SamplingParams(temperature=0.0, max_tokens=num_steps)
+    return [GenerationRequest(prompt_token_ids=(9 + i, *range(31)), params=params) for i in range(count)]
+
+
+def step_alone(num_requests: int, num_steps: int) -> float:
+    """Return the seconds of a decode step of the engine alone."""
+    engine = build_engine(num_requests, num_steps + 8)
+    for generation in requests(num_requests, num_steps + 8):
+        engine.add_request(generation)
+    while engine.scheduler.waiting:
+        engine.step()
+    started = time.perf_counter()
+    for _ in range(num_steps):
+        engine.step()
+    return (time.perf_counter() - started) / num_steps
+
+
+def step_with_streams(num_requests: int, num_steps: int) -> float:
+    """Return the seconds of a step whose outputs are read on an event loop, a stream for each request."""
+
+    async def read(bridge: AsyncEngine, generation: GenerationRequest) -> int:
+        stream, count = bridge.generate([generation]), 0
+        async for output in stream:
+            count += sum(len(one.new_token_ids) for one in (output, *stream.get_ready()))
+        return count
+
+    async def main() -> float:
+        engine = build_engine(num_requests, num_steps)
+        bridge = AsyncEngine(engine, max_waiting=num_requests, stream_interval=_STREAM_INTERVAL)
+        started = time.perf_counter()
+        counts = await asyncio.gather(*(read(bridge, one) for one in requests(num_requests, num_steps)))
+        seconds = time.perf_counter() - started
+        await asyncio.to_thread(bridge.close)
+        assert counts == [num_steps] * num_requests
+        return seconds / engine.num_steps
+
+    return asyncio.run(main())
+
+
+def measure(rounds: int) -> dict[str, float]:
+    """Return the median microseconds of each case."""
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for count in BATCHES:
+            num_steps = max(200, 2000 // count)
+            seconds.setdefault(f"alone_{count}", []).append(step_alone(count, num_steps))
+            seconds.setdefault(f"streams_{count}", []).append(step_with_streams(count, num_steps))
+    return {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    medians = measure(arguments.rounds)
+    print("requests   us a step, engine alone (a request)   with streams (a request)")
+    for count in BATCHES:
+        alone, streams = medians[f"alone_{count}"], medians[f"streams_{count}"]
+        print(f"{count:8} {alone:16.1f} ({alone / count:5.1f}) {streams:30.1f} ({streams / count:5.1f})")
+    rounded = {f"{name}_us": round(value, 1) for name, value in medians.items()}
+    print(json.dumps({"benchmark": "host_cost"} | environment() | rounded))
+
+
+if __name__ == "__main__":
+    main()
