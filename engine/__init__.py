@@ -7,15 +7,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.async_engine import AsyncEngine
-    from engine.config import EngineConfig
-    from engine.engine import Engine
-    from engine.info import EngineInfo
-    from engine.loader import build_engine, load_engine
-    from engine.output_stream import OutputStream
-    from engine.outputs import FinishReason, GenerationRequest, RequestOutput
-    from engine.sampling_params import SamplingParams
-    from engine.stats import EngineStats
+    from engine.bridge.async_engine import AsyncEngine
+    from engine.bridge.output_stream import OutputStream
+    from engine.core.engine import Engine
+    from engine.interface.config import EngineConfig
+    from engine.interface.info import EngineInfo
+    from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput
+    from engine.interface.sampling_params import SamplingParams
+    from engine.interface.stats import EngineStats
+    from engine.loading.loader import build_engine, load_engine
 
 __all__ = [
     "AsyncEngine",
@@ -33,18 +33,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncEngine": "async_engine",
-    "Engine": "engine",
-    "EngineConfig": "config",
-    "EngineInfo": "info",
-    "EngineStats": "stats",
-    "FinishReason": "outputs",
-    "GenerationRequest": "outputs",
-    "OutputStream": "output_stream",
-    "RequestOutput": "outputs",
-    "SamplingParams": "sampling_params",
-    "build_engine": "loader",
-    "load_engine": "loader",
+    "AsyncEngine": "bridge.async_engine",
+    "Engine": "core.engine",
+    "EngineConfig": "interface.config",
+    "EngineInfo": "interface.info",
+    "EngineStats": "interface.stats",
+    "FinishReason": "interface.outputs",
+    "GenerationRequest": "interface.outputs",
+    "OutputStream": "bridge.output_stream",
+    "RequestOutput": "interface.outputs",
+    "SamplingParams": "interface.sampling_params",
+    "build_engine": "loading.loader",
+    "load_engine": "loading.loader",
 }
 
 

@@ -13,15 +13,14 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from engine.async_engine import AsyncEngine
-from engine.batch import Batch
-from engine.engine import Engine
-from engine.executor import DraftJob, DraftOutput, FinishedStep
+from engine.bridge.async_engine import AsyncEngine
+from engine.core.engine import Engine
+from engine.core.executor import DraftJob, DraftOutput, FinishedStep
+from engine.interface.batch import Batch, SamplerOutput
+from engine.interface.outputs import GenerationRequest
+from engine.interface.sampling_params import SamplingParams
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.outputs import GenerationRequest
-from engine.sampling.sampler import SamplerOutput
-from engine.sampling_params import SamplingParams
 from loadtest.environment import environment
 
 BATCHES = (1, 16, 64, 256)

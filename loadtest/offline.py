@@ -13,14 +13,14 @@ import time
 import numpy as np
 import torch
 
-from engine.backend import FusedBackend
 from engine.checkpoint import load_checkpoint
-from engine.config import EngineConfig
-from engine.draft_loader import measure_step_costs
-from engine.engine import Engine
-from engine.loader import LoadedEngine, build_engine
-from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
+from engine.core.engine import Engine
+from engine.interface.config import EngineConfig
+from engine.interface.outputs import GenerationRequest
+from engine.interface.sampling_params import SamplingParams
+from engine.loading.backend import FusedBackend
+from engine.loading.loader import LoadedEngine, build_engine
+from engine.loading.speculation import measure_step_costs
 from engine.speculative.step_costs import StepCosts
 from loadtest.environment import environment
 
@@ -88,7 +88,7 @@ def verification_ratios(engine: Engine) -> dict[str, object]:
     costs = StepCosts()
     measure_step_costs(
         engine.executor,
-        num_positions=engine.max_model_len - 1,
+        num_positions=engine.limits.max_model_len - 1,
         block_size=engine.kv_cache_manager.block_size,
         target_costs=costs,
         draft_costs=StepCosts(),
@@ -123,7 +123,7 @@ def python_share(engine: Engine, generations: list[GenerationRequest]) -> float:
 def measure(loaded: LoadedEngine, rounds: int) -> dict[str, object]:
     """Medians over rounds, the cases interleaved."""
     engine = loaded.engine
-    vocab_size, results = engine.vocab_size, {}
+    vocab_size, results = engine.limits.vocab_size, {}
     for number in range(rounds):
         for batch in (1, 4, 16, 32):
             _, decodes = step_times(engine, requests(vocab_size, batch, 128, 64, 1000 * number + batch))

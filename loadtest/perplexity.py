@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import DEFAULT_MODEL, load_checkpoint
-from engine.config import EngineConfig
-from engine.engine import Engine
-from engine.loader import build_engine
-from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
+from engine.core.engine import Engine
+from engine.interface.config import EngineConfig
+from engine.interface.outputs import GenerationRequest
+from engine.interface.sampling_params import SamplingParams
+from engine.loading.loader import build_engine
 from loadtest.environment import environment
 from server.text import Tokenizer
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from engine.stats import EngineStats
+from engine.interface.stats import EngineStats
 from server.api.errors import queue_full
 
 _MAX_RETRY_AFTER = 60.0

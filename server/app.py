@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import DraftlineError
+from engine.interface.errors import DraftlineError
 from server.api import operations
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from engine.errors import DraftlineError
+from engine.interface.errors import DraftlineError
 from server.settings import ChatSettings, ServeSettings, parse_settings, unknown_variables
 
 if TYPE_CHECKING:

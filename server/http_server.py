@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from engine.errors import ConfigError, DraftlineError
+from engine.interface.errors import ConfigError, DraftlineError
 from server.http_protocol import HttpProtocol
 from server.serving import ServedModel, ServerState
 

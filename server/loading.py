@@ -8,10 +8,10 @@ from hashlib import blake2b
 from math import prod
 
 from engine.checkpoint import Checkpoint, TokenizerData, load_checkpoint
-from engine.config import EngineConfig
-from engine.errors import CheckpointError
-from engine.info import EngineInfo
-from engine.loader import load_engine
+from engine.interface.config import EngineConfig
+from engine.interface.errors import CheckpointError
+from engine.interface.info import EngineInfo
+from engine.loading.loader import load_engine
 from server.serving import ServedModel
 from server.settings import ModelSettings, ServeSettings
 from server.text import ChatTemplate, ContentGuard, Tokenizer

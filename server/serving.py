@@ -4,17 +4,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
 
+from engine.interface.engine_client import EngineClient
 from server.admission import Admission
 from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
-from server.api.grammars import GrammarDoor
+from server.api.grammars import GrammarCompilerPool
 from server.api.limits import MAX_CHOICES
 from server.metrics import ServerMetrics
 from server.text import ChatTemplate, ContentGuard, Tokenizer
-
-if TYPE_CHECKING:
-    from engine.async_engine import AsyncEngine
 
 STALL_SECONDS = 60.0
 """A step that runs longer than this is stuck: the slowest prefill chunk on a CPU takes a few seconds."""
@@ -35,7 +32,7 @@ class ServedModel:
     """A loaded model with all that the endpoints need to serve it."""
 
     name: str
-    engine: "AsyncEngine"
+    engine: EngineClient
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     max_token_bytes: int  # bytes of the longest token: a longer text has more tokens than this says
@@ -62,7 +59,7 @@ class ServerState:
         self.admission = admission
         self.metrics = metrics
         self.limits = limits
-        self.grammars = GrammarDoor()
+        self.grammars = GrammarCompilerPool()
         self.model: ServedModel | None = None
         self._is_draining = False
 

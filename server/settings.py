@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
 
-from engine.errors import ConfigError
+from engine.interface.errors import ConfigError
 
 ENV_PREFIX = "DRAFTLINE_"
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the engine's; its registry imports torch, --help must not

@@ -6,7 +6,7 @@ import time
 
 from rich.console import Console
 
-from engine.errors import DraftlineError
+from engine.interface.errors import DraftlineError
 from server.admission import ServiceRate
 from server.api.fields import ChatMessage
 from server.api.generation import Generation

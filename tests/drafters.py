@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 
 from engine.checkpoint.checkpoint import Checkpoint, TokenizerData
+from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.vocabulary import printable_bytes
-from engine.config import EngineConfig, ModelConfig
-from engine.engine import Engine
-from engine.loader import build_engine
-from engine.outputs import GenerationRequest
-from engine.request import Request
-from engine.speculation import DraftSource, SpeculationMode, SpeculationParams
+from engine.core.engine import Engine
+from engine.core.request import Request
+from engine.interface.config import EngineConfig
+from engine.interface.outputs import GenerationRequest
+from engine.interface.speculation import DraftSource, SpeculationMode, SpeculationParams
+from engine.loading.loader import build_engine
 from engine.speculative.drafter import Draft
 from engine.speculative.speculator import Speculator
 from tests.tiny import LLAMA, InMemoryTensor, random_checkpoint

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from engine.bridge.output_stream import OutputStream
 from engine.checkpoint.checkpoint import TokenizerData
-from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
-from engine.grammar_spec import GrammarSpec
-from engine.outputs import FinishReason, GenerationRequest, RequestOutput, TokenLogprobs
-from engine.speculation import DraftSource, SpeculationOutput
-from engine.stats import EngineStats
+from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError
+from engine.interface.grammar_spec import GrammarSpec
+from engine.interface.limits import EngineLimits
+from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput, TokenLogprobs
+from engine.interface.speculation import DraftSource, SpeculationOutput
+from engine.interface.stats import EngineStats
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -121,57 +123,9 @@ def fake_speculation(script: Script, place: int, num_tokens: int) -> Speculation
     )
 
 
-class FakeStream:
-    """An OutputStream fed by a FakeEngine."""
-
-    def __init__(self, engine: "FakeEngine", num_requests: int) -> None:
-        self._engine = engine
-        self.open = set(range(num_requests))
-        self._ready: deque[RequestOutput] = deque()
-        self._error: EngineUnavailableError | None = None
-        self._wake = asyncio.Event()
-        self.loop = asyncio.get_running_loop()
-
-    def __aiter__(self) -> "FakeStream":
-        return self
-
-    async def __anext__(self) -> RequestOutput:
-        while not self._ready:
-            if self._error is not None:
-                raise self._error
-            if not self.open:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        return self._ready.popleft()
-
-    def get_ready(self) -> list[RequestOutput]:
-        ready = list(self._ready)
-        self._ready.clear()
-        return ready
-
-    def abort(self, index: int | None = None) -> None:
-        indices = set(self.open) if index is None else self.open & {index}
-        self.open -= indices
-        self._engine.forget(self, indices)
-        self._wake.set()
-
-    def deliver(self, output: RequestOutput) -> None:
-        if output.index in self.open:
-            self._ready.append(output)
-            if output.finish_reason is not None:
-                self.open.discard(output.index)
-            self._wake.set()
-
-    def fail(self, error: EngineUnavailableError) -> None:
-        self._error = error
-        self.open.clear()
-        self._wake.set()
-
-
 @dataclass
 class _Running:
-    stream: FakeStream
+    stream: OutputStream
     index: int
     steps: deque[tuple[int, ...]]
     script: Script
@@ -208,8 +162,7 @@ class FakeEngine:
     ) -> None:
         self.script = script
         self.compile_grammar = compile_grammar  # called on a worker thread
-        self.max_model_len = max_model_len
-        self.vocab_size = vocab_size
+        self.limits = EngineLimits(max_model_len=max_model_len, vocab_size=vocab_size)
         self.max_open = max_open
         self.seconds_since_step = 0.0
         self.requests: list[GenerationRequest] = []
@@ -232,16 +185,15 @@ class FakeEngine:
     def is_dead(self) -> bool:
         return isinstance(self._error, EngineDeadError)
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> FakeStream:
+    def generate(self, requests: Sequence[GenerationRequest]) -> OutputStream:
         if self._error is not None:
             raise self._error
         for request in requests:
-            if len(request.prompt_token_ids) + request.params.max_tokens > self.max_model_len:
-                raise RequestError("too long for the engine", param="max_tokens")
+            self.limits.check(request)
         if len(self._running) + len(requests) > self.max_open:
             raise QueueFullError(f"the queue is full: {len(self._running)} are open")
         self._loop = asyncio.get_running_loop()
-        stream = FakeStream(self, len(requests))
+        stream = OutputStream(len(self.requests), len(requests), on_abort=self._forget)
         for index, request in enumerate(requests):
             script = self.script(request)
             self._num_prompt_tokens += len(request.prompt_token_ids)
@@ -328,9 +280,10 @@ class FakeEngine:
     def num_open(self) -> int:
         return len(self._running)
 
-    def forget(self, stream: FakeStream, indices: set[int]) -> None:
+    def _forget(self, stream: OutputStream, indices: Iterable[int]) -> None:
         """Drop aborted requests; called by their stream."""
-        gone = [r for r in self._running if r.stream is stream and r.index in indices]
+        aborted = set(indices)
+        gone = [r for r in self._running if r.stream is stream and r.index in aborted]
         self._running = [r for r in self._running if r not in gone]
         self.num_aborted += len(gone)
         self._notify()

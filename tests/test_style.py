@@ -21,17 +21,14 @@ FORBIDDEN_IMPORTS = {
     "server": {"draftline_client", "tests"},
     "clients": {"engine", "server", "torch", "numpy", "pydantic", "fastapi"},
 }
-# Lower layers of the engine never import higher ones; modules not listed are leaves.
+# The engine's packages, lowest first: each imports from lower ones only, so that there is no cycle either.
 ENGINE_LAYERS = [
-    {"errors", "grammar_spec", "outputs", "sampling_params", "stats", "info", "config", "speculation"},
-    {"request", "rows", "sampled_row", "batch", "schedule", "step_output", "kv_cache", "checkpoint"}
-    | {"attention_tiles", "model_input"},
-    {"model", "sampling", "speculative", "kernels", "executor", "torch_executor"},
-    {"scheduler"},
-    {"engine"},
-    {"outbox", "output_stream"},
-    {"async_engine"},
-    {"machine", "backend", "draft_loader", "loader"},
+    {"interface"},
+    {"kv_cache", "sampling", "checkpoint"},
+    {"core", "model"},
+    {"kernels", "speculative"},
+    {"execution", "bridge"},
+    {"loading"},
 ]
 
 
@@ -77,16 +74,53 @@ def test_packages_import_one_way_only(path):
     assert not {module.split(".")[0] for module in imported_modules(path)} & forbidden
 
 
-def test_the_engine_imports_downwards_only():
-    layer_of = {name: number for number, names in enumerate(ENGINE_LAYERS) for name in names}
-    for path in (ROOT / "engine").rglob("*.py"):
-        name = path.relative_to(ROOT / "engine").parts[0].removesuffix(".py")
-        if name == "__init__":
-            continue
-        for module in imported_modules(path):
-            if module.startswith("engine."):
-                target = module.split(".")[1]
-                assert layer_of[target] <= layer_of[name], f"{relative(path)} imports {module}"
+def wrong_imports(root, layers):
+    """Imports of engine packages that lead upwards, sideways or to a package that no layer names."""
+    layer_of = {name: number for number, names in enumerate(layers) for name in names}
+    wrong = []
+    for path in sorted(root.rglob("*.py")):
+        package = path.relative_to(root).parts[0]
+        for module in sorted(imported_modules(path)):
+            parts = module.split(".")
+            if parts[0] != "engine" or len(parts) < 2 or package == "__init__.py" or parts[1] == package:
+                continue
+            if parts[1] not in layer_of or layer_of[parts[1]] >= layer_of.get(package, -1):
+                wrong.append(f"{package} -> {module}")
+    return wrong
+
+
+def test_the_engines_packages_import_downwards_only():
+    assert wrong_imports(ROOT / "engine", ENGINE_LAYERS) == []
+
+
+def test_the_server_knows_the_engines_interface_its_files_and_one_loader():
+    allowed = {"engine", "engine.interface", "engine.checkpoint", "engine.loading"}
+    for path in (ROOT / "server").rglob("*.py"):
+        used = {".".join(m.split(".")[:2]) for m in imported_modules(path) if m.startswith("engine")}
+        assert used <= allowed, relative(path)
+
+
+def test_the_engines_root_has_no_modules():
+    assert [path.name for path in (ROOT / "engine").glob("*.py")] == ["__init__.py"]
+    folders = {path.name for path in (ROOT / "engine").iterdir() if any(path.glob("**/*.py"))}
+    assert folders == set().union(*ENGINE_LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("from engine.core.request import Request", "kv_cache -> engine.core.request"),
+        ("from engine.sampling.noise import noise_key", "kv_cache -> engine.sampling.noise"),
+        ("import engine.elsewhere", "kv_cache -> engine.elsewhere"),
+        ("def f():\n    from engine.loading.loader import build_engine", "kv_cache -> engine.loading.loader"),
+    ],
+)
+def test_a_planted_upward_import_or_cycle_is_seen(line, wrong, tmp_path):
+    (tmp_path / "kv_cache").mkdir()
+    (tmp_path / "kv_cache/block.py").write_text("from engine.interface.errors import ConfigError\n")
+    assert wrong_imports(tmp_path, ENGINE_LAYERS) == []
+    (tmp_path / "kv_cache/planted.py").write_text(line)
+    assert wrong_imports(tmp_path, ENGINE_LAYERS) == [wrong]
 
 
 @pytest.mark.parametrize("package", ["engine", "draftline_client"])

@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.batch import PENDING_TOKEN, Batch, ScheduledChunk
 from engine.checkpoint.checkpoint import Checkpoint, TokenizerData
-from engine.config import Activation, EngineConfig, ModelConfig, RopeConfig
-from engine.engine import Engine, GrammarSource
-from engine.executor import FinishedStep
+from engine.checkpoint.model_config import Activation, ModelConfig, Norm, RopeConfig
+from engine.core.engine import Engine, GrammarSource
+from engine.core.executor import FinishedStep
+from engine.core.request import Request
+from engine.interface.batch import PENDING_TOKEN, Batch, SamplerOutput, ScheduledChunk
+from engine.interface.config import EngineConfig
+from engine.interface.outputs import GenerationRequest
+from engine.interface.sampling_params import SamplingParams
+from engine.interface.speculation import SpeculationParams
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.loader import LoadedEngine, build_engine
-from engine.outputs import GenerationRequest
-from engine.request import Request
-from engine.sampling.sampler import SamplerOutput
-from engine.sampling_params import SamplingParams
-from engine.speculation import SpeculationParams
+from engine.loading.loader import LoadedEngine, build_engine
 from engine.speculative.speculator import Speculator
 
 LLAMA = ModelConfig(
@@ -40,6 +40,9 @@ LLAMA = ModelConfig(
 GPT2 = replace(
     LLAMA,
     architecture="gpt2",
+    norm=Norm.LAYER,
+    is_gated=False,
+    has_qkv_proj=True,
     num_kv_heads=6,
     rope=None,
     activation=Activation.GELU_TANH,

@@ -1,6 +1,6 @@
 """Mutation testing: plant single faults in the code and count those that the tests notice.
 
-    make mutants ARGS="--per-module 20 --module engine/scheduler.py --seed 2"
+    make mutants ARGS="--per-module 20 --module engine/core/scheduler.py --seed 2"
 
 Each mutant runs in a fork of a process that has imported the heavy libraries already, with the module's own
 tests only. Files are never changed: the fork imports the mutated source in place of the file.
@@ -28,14 +28,14 @@ SLOWER = 4  # a mutant whose tests take so many times longer than without it, an
 
 _ENGINE = ("tests/engine/test_engine_bookkeeping.py", "tests/engine/test_promises.py")
 _SAMPLING = ("tests/engine/sampling/test_sampler.py", "tests/engine/sampling/test_row_processors.py")
-_SPECULATION = ("tests/engine/speculative/test_traps.py", "tests/engine/speculative/test_lookups.py")
+_SPECULATION = ("tests/engine/speculative/test_edges.py", "tests/engine/speculative/test_lookups.py")
 TARGETS: dict[str, Sequence[str]] = {
-    "engine/scheduler.py": (
+    "engine/core/scheduler.py": (
         *_ENGINE,
-        "tests/engine/speculative/test_traps.py",
+        "tests/engine/speculative/test_edges.py",
         "tests/engine/test_non_finite.py",
     ),
-    "engine/kv_cache/kv_cache_manager.py": (*_ENGINE, "tests/engine/speculative/test_traps.py"),
+    "engine/kv_cache/kv_cache_manager.py": (*_ENGINE, "tests/engine/speculative/test_edges.py"),
     "engine/kv_cache/block_pool.py": (*_ENGINE, "tests/engine/kv_cache"),
     "engine/sampling/sampler.py": (
         *_SAMPLING,
@@ -51,10 +51,10 @@ TARGETS: dict[str, Sequence[str]] = {
     "engine/speculative/speculator.py": (
         *_SPECULATION,
         "tests/engine/speculative/test_grammars.py",
-        "tests/engine/speculative/test_pauses.py",
+        "tests/engine/speculative/test_backoff.py",
         "tests/engine/speculative/test_never_slower.py",
     ),
-    "engine/sampled_row.py": (*_SPECULATION, *_ENGINE),
+    "engine/interface/sampled_row.py": (*_SPECULATION, *_ENGINE),
     "server/text/stop_strings.py": ("tests/server/text/test_stop_strings.py",),
     "server/text/content_guard.py": ("tests/server/text/test_content_guard.py",),
     "server/api/sse.py": ("tests/server/test_completions.py", "tests/server/test_disconnect.py"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from engine.machine import keep_freed_memory
+from engine.loading.machine import keep_freed_memory
 from tools.pair_distillation import Lessons, Writing, collect
 from tools.pair_model import GPT2, Shape, load_model, save_model
 from tools.pair_text import (

@@ -8,10 +8,10 @@ from pathlib import Path
 from engine.checkpoint.checkpoint import Checkpoint, StoredTensor, TokenizerData
 from engine.checkpoint.fingerprint import compute_fingerprint
 from engine.checkpoint.metadata import shorten
+from engine.checkpoint.model_config import ModelConfig, RopeConfig, RopeScaling
 from engine.checkpoint.names import layer_indices, layer_prefixes
 from engine.checkpoint.stored_tensor import are_equal, describe
-from engine.config import ModelConfig, RopeConfig, RopeScaling
-from engine.errors import CheckpointError, ConfigError
+from engine.interface.errors import CheckpointError, ConfigError
 
 MAX_CONTEXT = 1 << 24
 """Above the longest context of any published model; position tables of a corrupt one would fill memory."""

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from engine.config import ModelConfig
+from engine.checkpoint.model_config import ModelConfig
 
 
 class StoredTensor(Protocol):

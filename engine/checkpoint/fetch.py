@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.checkpoint.pip_download import free_space_advice, pip_download
 from engine.checkpoint.registry import NamedModel
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _CHUNK_BYTES = 1 << 20
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.checkpoint.checkpoint import StoredTensor
-from engine.config import ModelConfig
-from engine.errors import CheckpointError
+from engine.checkpoint.model_config import ModelConfig
+from engine.interface.errors import CheckpointError
 
 _NUM_WINDOWS = 1024
 _WINDOW_BYTES = 1024

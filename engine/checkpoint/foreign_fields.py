@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from engine.checkpoint.huggingface_defaults import known_fields
 from engine.checkpoint.metadata import MAX_INTEGER, Metadata, shorten
-from engine.config import ModelConfig
-from engine.errors import CheckpointError
+from engine.checkpoint.model_config import ModelConfig
+from engine.interface.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

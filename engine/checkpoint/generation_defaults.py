@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.errors import CheckpointError, RequestError
-from engine.sampling_params import SamplingParams
+from engine.interface.errors import CheckpointError, RequestError
+from engine.interface.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from engine.checkpoint.gguf_config import check_foreign_keys, check_supported, r
 from engine.checkpoint.gguf_file import GGUFFile, GGUFTensorInfo, read_gguf
 from engine.checkpoint.gguf_tokenizer import read_stop_token_ids, read_tokenizer
 from engine.checkpoint.metadata import Metadata, shorten
+from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.stored_tensor import GGUF_FORMATS, GGUFTensor
-from engine.config import ModelConfig
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _ROPE_FREQS = "rope_freqs.weight"
 

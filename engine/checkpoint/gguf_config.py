@@ -5,8 +5,8 @@ import math
 
 from engine.checkpoint.gguf_file import GGUFTensorInfo
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.config import Activation, ModelConfig, RopeConfig, RopeScaling
-from engine.errors import CheckpointError
+from engine.checkpoint.model_config import Activation, ModelConfig, Norm, RopeConfig, RopeScaling
+from engine.interface.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,9 @@ def read_config(
         o_bias=is_gpt2 or "blk.0.attn_output.bias" in infos,
         mlp_bias=is_gpt2 or "blk.0.ffn_down.bias" in infos,
         qk_norm=architecture == "qwen3" or "blk.0.attn_q_norm.weight" in infos,
+        norm=Norm.LAYER if is_gpt2 else Norm.RMS,
+        is_gated=not is_gpt2,
+        has_qkv_proj=is_gpt2,
     )
 
 

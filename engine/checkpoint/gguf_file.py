@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from engine.checkpoint.metadata import shorten
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16

@@ -5,7 +5,7 @@ from gguf.constants import TokenType
 from engine.checkpoint import pre_tokenizers
 from engine.checkpoint.checkpoint import TokenizerData
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _SPECIAL_TYPES = (
     TokenType.CONTROL,

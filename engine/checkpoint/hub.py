@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from engine.checkpoint.metadata import shorten
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 PREFIX = "hf:"
 

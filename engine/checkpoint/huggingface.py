@@ -17,7 +17,7 @@ from engine.checkpoint.huggingface_config import read_model_config
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata, read_json, shorten
 from engine.checkpoint.stored_tensor import PLAIN_FORMATS, TorchTensor
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _MAX_JSON_BYTES = 1 << 26
 _SINGLE_FILE = "model.safetensors"

@@ -6,8 +6,8 @@ from engine.checkpoint.foreign_fields import check_foreign_fields
 from engine.checkpoint.huggingface_defaults import MODEL_TYPES, with_family_defaults
 from engine.checkpoint.huggingface_rope import read_rope
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.config import Activation, ModelConfig, RopeScaling
-from engine.errors import CheckpointError
+from engine.checkpoint.model_config import Activation, ModelConfig, Norm, RopeScaling
+from engine.interface.errors import CheckpointError
 
 _ACTIVATIONS = {
     "silu": Activation.SILU,
@@ -55,6 +55,9 @@ def _read_gpt2(metadata: Metadata) -> ModelConfig:
     num_heads = metadata.integer("n_head")
     return ModelConfig(
         architecture="gpt2",
+        norm=Norm.LAYER,
+        is_gated=False,
+        has_qkv_proj=True,
         vocab_size=metadata.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=metadata.integer("n_inner", default=4 * hidden_size),

@@ -3,8 +3,8 @@
 import math
 
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.config import RopeConfig, RopeScaling
-from engine.errors import CheckpointError
+from engine.checkpoint.model_config import RopeConfig, RopeScaling
+from engine.interface.errors import CheckpointError
 
 _MAX_FACTOR = 1 << 20  # of rope scaling
 _ORIGINAL = "original_max_position_embeddings"

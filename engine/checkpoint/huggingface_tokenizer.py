@@ -9,7 +9,7 @@ from engine.checkpoint import pre_tokenizers
 from engine.checkpoint.checkpoint import TokenizerData
 from engine.checkpoint.metadata import MAX_INTEGER, Metadata, read_json, shorten
 from engine.checkpoint.vocabulary import printable_bytes
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _MAX_VOCABULARY_BYTES = 1 << 28
 _MAX_SMALL_BYTES = 1 << 24

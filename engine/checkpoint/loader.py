@@ -11,7 +11,7 @@ from engine.checkpoint.gguf import load_gguf
 from engine.checkpoint.huggingface import load_huggingface
 from engine.checkpoint.nanogpt import load_nanogpt
 from engine.checkpoint.registry import MODELS, default_cache_dir, find_model
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""

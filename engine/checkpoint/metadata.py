@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 MAX_INTEGER = 2**31 - 1
 """No size, count or token id of a model is larger; anything above is a corrupt file."""

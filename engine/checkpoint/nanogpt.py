@@ -15,9 +15,9 @@ from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_err
 from engine.checkpoint.checkpoint import Checkpoint, TokenizerData
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata, shorten
+from engine.checkpoint.model_config import Activation, ModelConfig, Norm
 from engine.checkpoint.stored_tensor import PLAIN_FORMATS, TorchTensor
-from engine.config import Activation, ModelConfig
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _FORMATS = {dtype: name for name, dtype in PLAIN_FORMATS.items()}
 _MAX_META_BYTES = 1 << 24
@@ -72,6 +72,9 @@ def _read_config(arguments: Metadata) -> ModelConfig:
         raise CheckpointError(f"{arguments.path}: n_head {num_heads} does not divide n_embd {hidden_size}")
     return ModelConfig(
         architecture="gpt2",
+        norm=Norm.LAYER,
+        is_gated=False,
+        has_qkv_proj=True,
         vocab_size=arguments.integer("vocab_size", default=50304),
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,

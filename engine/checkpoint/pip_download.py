@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _STDERR = 2
 _DISK_FULL = re.compile(r"\[Errno (28|122)\]|No space left on device|Disk quota exceeded")

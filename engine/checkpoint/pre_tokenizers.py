@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engine.checkpoint.metadata import shorten
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 GGUF_NAMES = {
     "gpt-2": "gpt-2",

@@ -10,7 +10,7 @@ import torch
 from gguf import quants
 
 from engine.checkpoint.checkpoint import StoredTensor
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 PLAIN_FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Formats that are one number after the other."""

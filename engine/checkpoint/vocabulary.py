@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from engine.checkpoint.checkpoint import TokenizerData
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 NUM_BYTES = 256
 

@@ -1,4 +1,4 @@
-"""Block: the unit of KV memory, `block_size` consecutive positions of one sequence; and BlockCopy."""
+"""Block: the unit of KV memory, `block_size` consecutive positions of one sequence."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,3 @@ class Block:
     block_hash: bytes | None = None  # set while the prefix cache may hand it out
     parent_hash: bytes | None = None  # of the prefix that token_ids follow; set while others may copy them
     token_ids: tuple[int, ...] = ()  # that its first positions hold
-    has_draft_kv: bool = False  # the draft model has written all of it too
-
-
-@dataclass(frozen=True, slots=True)
-class BlockCopy:
-    """A whole block, by ids, whose keys and values are copied before a step; copies are made in order."""
-
-    source: int
-    target: int

@@ -38,7 +38,7 @@ class BlockPool:
         """Return the block published under this hash, free or in use."""
         return self._cached.get(block_hash)
 
-    def find_continuation(self, parent_hash: bytes) -> Block | None:
+    def find_partial_block(self, parent_hash: bytes) -> Block | None:
         """Return the block whose token_ids came last after the prefix of this hash."""
         return self._continuations.get(parent_hash)
 
@@ -55,7 +55,6 @@ class BlockPool:
         if block.parent_hash is not None:
             del self._continuations[block.parent_hash]
             block.parent_hash, block.token_ids = None, ()
-        block.has_draft_kv = False
         block.ref_count = 1
         return block
 
@@ -73,13 +72,13 @@ class BlockPool:
                 self._free[block.block_id] = block
                 self._move_forward_if_lost(block)
 
-    def publish(self, block: Block, block_hash: bytes) -> None:
+    def cache_full_block(self, block: Block, block_hash: bytes) -> None:
         """Make a full block findable; the first block published under a hash keeps it."""
         if block.block_hash is None and block_hash not in self._cached:
             block.block_hash = block_hash
             self._cached[block_hash] = block
 
-    def offer(self, block: Block, parent_hash: bytes, token_ids: Sequence[int]) -> None:
+    def register_partial_block(self, block: Block, parent_hash: bytes, token_ids: Sequence[int]) -> None:
         """Let others copy the block's first tokens, which follow the prefix of this hash.
 
         One block is kept for a prefix: the latest, unless the one before begins with the same tokens.

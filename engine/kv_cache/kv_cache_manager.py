@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.kv_cache.block import Block, BlockCopy
+from engine.interface.batch import BlockCopy
+from engine.kv_cache.block import Block
 from engine.kv_cache.block_hash import hash_block
 from engine.kv_cache.block_pool import BlockPool
-from engine.request import Request
+from engine.kv_cache.cached_sequence import BlockListener, CachedSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +33,25 @@ class KVCacheManager:
     computed and when the request leaves.
     """
 
-    def __init__(self, pool: BlockPool, *, block_size: int, enable_prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        enable_prefix_caching: bool,
+        listener: BlockListener | None = None,
+    ) -> None:
         self.pool = pool
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        self._listener = listener
         self._in_flight: dict[bytes, int] = {}  # hash of a block being computed -> request_id
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Return how many blocks hold `num_tokens` positions."""
         return -(-num_tokens // self.block_size)
 
-    def find_cached_prefix(self, request: Request) -> CachedPrefix:
+    def find_cached_prefix(self, request: CachedSequence) -> CachedPrefix:
         """Return the longest prefix of the request that the cache holds, without taking it.
 
         The last token is never covered: its logits are wanted, so it is always recomputed. A request that
@@ -57,7 +66,7 @@ class KVCacheManager:
             if block is None:
                 break
             found.append(block)
-        tail = self.pool.find_continuation(self._prefix_hash(request, len(found)))
+        tail = self.pool.find_partial_block(self._prefix_hash(request, len(found)))
         if tail is not None:
             first = len(found) * self.block_size
             wanted = request.token_ids[first : min(first + self.block_size, request.num_tokens - 1)]
@@ -65,7 +74,7 @@ class KVCacheManager:
                 return CachedPrefix(tuple(found), tail, num_tail_tokens)
         return CachedPrefix(tuple(found))
 
-    def is_prefix_in_flight(self, request: Request, num_cached_blocks: int) -> bool:
+    def is_prefix_in_flight(self, request: CachedSequence, num_cached_blocks: int) -> bool:
         """Tell whether another request is computing the block that this one would compute first."""
         if request.wants_prompt_logprobs:
             return False
@@ -75,29 +84,26 @@ class KVCacheManager:
         owner = self._in_flight.get(hashes[num_cached_blocks])
         return owner is not None and owner != request.request_id
 
-    def can_start(self, request: Request, cached: CachedPrefix) -> bool:
+    def can_start(self, request: CachedSequence, cached: CachedPrefix) -> bool:
         """Tell whether all tokens of a waiting request would fit, the cached blocks taken over."""
         num_free = self.pool.num_free - sum(self.pool.is_free(block) for block in cached.blocks)
         return self.num_blocks_for(request.num_tokens) - len(cached.blocks) <= num_free
 
-    def start(self, request: Request, cached: CachedPrefix) -> BlockCopy | None:
+    def start(self, request: CachedSequence, cached: CachedPrefix) -> BlockCopy | None:
         """Give a waiting request its cached prefix and announce the blocks it will compute.
 
-        Returns what must be copied before any token of the request is computed. The draft model has its own
-        storage and counter: it computes the tail itself.
+        Returns what must be copied before any token of the request is computed.
         """
         for block in cached.blocks:
             self.pool.touch(block)
         self._append(request, cached.blocks)
         request.num_computed_tokens = request.num_committed_tokens = len(cached.blocks) * self.block_size
         request.num_published_blocks = len(cached.blocks)
-        written = itertools.takewhile(lambda block: block.has_draft_kv, cached.blocks)
-        request.num_draft_computed_tokens = self.block_size * sum(1 for _ in written)
         for block_hash in request.block_hashes[len(cached.blocks) :]:
             self._in_flight.setdefault(block_hash, request.request_id)
         return self._take_tail(request, cached)
 
-    def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
+    def allocate_slots(self, request: CachedSequence, num_new_tokens: int) -> bool:
         """Extend the block table by `num_new_tokens` positions; False, changing nothing, if full."""
         num_slots = len(request.block_table) * self.block_size
         if request.num_computed_tokens + num_new_tokens <= num_slots:
@@ -105,36 +111,25 @@ class KVCacheManager:
         num_missing = self.num_blocks_for(request.num_computed_tokens + num_new_tokens - num_slots)
         if num_missing > self.pool.num_free:
             return False
-        self._append(request, [self.pool.allocate() for _ in range(num_missing)])
+        self._append(request, self._allocate(num_missing))
         return True
 
-    def publish_computed_blocks(self, request: Request) -> None:
+    def cache_computed_blocks(self, request: CachedSequence) -> None:
         """Make every full, computed block of the request findable. Call after num_committed_tokens moved."""
         num_full = request.num_committed_tokens // self.block_size
         if self.enable_prefix_caching and num_full != request.num_published_blocks:
             self._extend_hashes(request)
             for number in range(request.num_published_blocks, num_full):
                 block_hash = request.block_hashes[number]
-                self.pool.publish(request.block_table[number], block_hash)
+                self.pool.cache_full_block(request.block_table[number], block_hash)
                 self._offer(request, number)
                 self._forget_in_flight(block_hash, request)
             request.num_published_blocks = num_full
         if request.num_committed_tokens == request.num_prompt_tokens:
             self._offer_tail(request)
 
-    def settle_draft_tokens(self, request: Request) -> None:
-        """Forget what the draft model computed of rejected tokens, and mark the blocks that it has filled.
-
-        Call after num_committed_tokens moved, which counts accepted tokens only.
-        """
-        num_tokens = min(request.num_draft_computed_tokens, request.num_committed_tokens)
-        request.num_draft_computed_tokens = num_tokens
-        for block in request.block_table[: num_tokens // self.block_size]:
-            block.has_draft_kv = True
-
-    def release_draft_slots(self, request: Request) -> bool:
+    def release_draft_slots(self, request: CachedSequence) -> bool:
         """Give back the blocks that hold drafts only; False if there were none."""
-        request.num_draft_computed_tokens = min(request.num_draft_computed_tokens, request.num_tokens)
         num_needed = self.num_blocks_for(request.num_tokens)
         surplus = request.block_table[num_needed:]
         self.pool.free(reversed(surplus))
@@ -142,19 +137,20 @@ class KVCacheManager:
         request.block_ids = request.block_ids[:num_needed]
         return bool(surplus)
 
-    def free(self, request: Request) -> None:
+    def free(self, request: CachedSequence) -> None:
         """Take every block from the request; the tail is evicted first, it is the least shared."""
         for block_hash in request.block_hashes[request.num_published_blocks :]:
             self._forget_in_flight(block_hash, request)
         self._offer_tail(request)
+        if self._listener is not None:
+            self._listener.sequence_released(request)
         self.pool.free(reversed(request.block_table))
         request.block_table.clear()
         request.block_ids = ()
         request.num_computed_tokens = request.num_committed_tokens = request.num_in_flight = 0
-        request.num_draft_computed_tokens = 0
         request.num_published_blocks = 0
 
-    def check_invariants(self, requests: list[Request]) -> None:
+    def check_invariants(self, requests: Sequence[CachedSequence]) -> None:
         """Check the pool and that exactly these requests hold its blocks; raises AssertionError."""
         self.pool.check_invariants()
         held = [block for request in requests for block in request.block_table]
@@ -164,45 +160,53 @@ class KVCacheManager:
             assert request.block_ids == tuple(block.block_id for block in request.block_table)
             num_slots = len(request.block_table) * self.block_size
             assert request.num_committed_tokens <= request.num_computed_tokens <= num_slots
-            assert request.num_draft_computed_tokens <= num_slots
         owners = {request.request_id for request in requests}
         assert set(self._in_flight.values()) <= owners, "a block in flight has no owner"
 
-    def _take_tail(self, request: Request, cached: CachedPrefix) -> BlockCopy | None:
+    def _take_tail(self, request: CachedSequence, cached: CachedPrefix) -> BlockCopy | None:
         """Give the request a block of its own that holds the tail."""
         if cached.tail is None:
             return None
         self.pool.refresh(cached.tail)
-        own = self.pool.allocate()  # the tail itself where nothing else is free: it is there already then
+        [own] = self._allocate(1)  # the tail itself where nothing else is free: it is there already then
         self._append(request, [own])
         request.num_computed_tokens += cached.num_tail_tokens
         request.num_committed_tokens = request.num_computed_tokens
         return None if own is cached.tail else BlockCopy(cached.tail.block_id, own.block_id)
 
-    def _offer(self, request: Request, number: int) -> None:
+    def _offer(self, request: CachedSequence, number: int) -> None:
         """Let others copy what is computed of a block of the request."""
         first = number * self.block_size
         token_ids = request.token_ids[first : min(first + self.block_size, request.num_committed_tokens)]
-        self.pool.offer(request.block_table[number], self._prefix_hash(request, number), token_ids)
+        self.pool.register_partial_block(
+            request.block_table[number], self._prefix_hash(request, number), token_ids
+        )
 
-    def _offer_tail(self, request: Request) -> None:
+    def _offer_tail(self, request: CachedSequence) -> None:
         if self.enable_prefix_caching and request.num_committed_tokens % self.block_size:
             self._extend_hashes(request)
             self._offer(request, request.num_committed_tokens // self.block_size)
 
-    def _prefix_hash(self, request: Request, num_blocks: int) -> bytes:
+    def _prefix_hash(self, request: CachedSequence, num_blocks: int) -> bytes:
         """Return the hash of the request's first blocks."""
         return request.block_hashes[num_blocks - 1] if num_blocks else request.root_hash
 
-    def _append(self, request: Request, blocks: Sequence[Block]) -> None:
+    def _allocate(self, num_blocks: int) -> list[Block]:
+        """Take so many blocks next in eviction order."""
+        blocks = [self.pool.allocate() for _ in range(num_blocks)]
+        if self._listener is not None and blocks:
+            self._listener.blocks_reused([block.block_id for block in blocks])
+        return blocks
+
+    def _append(self, request: CachedSequence, blocks: Sequence[Block]) -> None:
         request.block_table.extend(blocks)
         request.block_ids += tuple([block.block_id for block in blocks])
 
-    def _forget_in_flight(self, block_hash: bytes, request: Request) -> None:
+    def _forget_in_flight(self, block_hash: bytes, request: CachedSequence) -> None:
         if self._in_flight.get(block_hash) == request.request_id:
             del self._in_flight[block_hash]
 
-    def _extend_hashes(self, request: Request) -> None:
+    def _extend_hashes(self, request: CachedSequence) -> None:
         size = self.block_size
         while len(request.block_hashes) < len(request.token_ids) // size:
             number = len(request.block_hashes)

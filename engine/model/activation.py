@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import Activation
+from engine.checkpoint.model_config import Activation
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

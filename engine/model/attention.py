@@ -1,6 +1,6 @@
 """Attention over the paged KV cache: ragged, causal, grouped-query, and independent of the batch.
 
-The work is cut into (tile, chunk) pairs (engine/attention_tiles.py). Each pair yields a partial softmax;
+The work is cut into (tile, chunk) pairs (attention_tiles.py). Each pair yields a partial softmax;
 the partials of a tile are merged in ascending chunk order. A row's bits are therefore the same alone or
 among others, decoded or in a prompt chunk. (Partial softmax and merge: arXiv 2205.14135.)
 """
@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.attention_tiles import CHUNK, TileGroup
-from engine.kv_cache.kv_storage import LayerKV
+from engine.model.attention_tiles import CHUNK, TileGroup
 
 # MKL's float32 kernels for fewer rows than this sum in another order: pad up to it. A single matrix goes
 # through other kernels than a batch of them, which need more. oneDNN's bfloat16 kernels need none.
@@ -22,19 +21,24 @@ _MIN_ROWS_OF_ONE_MATRIX = 16
 _LOWEST = -1e30
 
 
-def paged_attention(query: Tensor, layer_kv: LayerKV, groups: Sequence[TileGroup], *, scale: float) -> Tensor:
+def paged_attention(
+    query: Tensor, keys: Tensor, values: Tensor, groups: Sequence[TileGroup], *, scale: float
+) -> Tensor:
     """Attend each query [num_tokens, num_heads, head_dim] to its request's keys up to its own position.
 
-    Returns [num_tokens, num_heads * head_dim]. Every token must be in one of the groups.
+    keys and values [num_kv_heads, num_blocks, block_size, head_dim]. Returns [num_tokens, num_heads *
+    head_dim]. Every token must be in one of the groups.
     """
     output = torch.empty_like(query)
     for group in groups:
-        _attend(query, layer_kv, group, scale, output)
+        _attend(query, keys, values, group, scale, output)
     return output.flatten(1)
 
 
-def _attend(query: Tensor, layer_kv: LayerKV, group: TileGroup, scale: float, output: Tensor) -> None:
-    num_kv_heads, _, _, head_dim = layer_kv.keys.shape
+def _attend(
+    query: Tensor, all_keys: Tensor, all_values: Tensor, group: TileGroup, scale: float, output: Tensor
+) -> None:
+    num_kv_heads, _, _, head_dim = all_keys.shape
     heads_per_kv = query.shape[1] // num_kv_heads
     num_real_rows = group.tile_width * heads_per_kv
     queries = query[group.rows].view(group.num_tiles, group.tile_width, num_kv_heads, heads_per_kv, head_dim)
@@ -42,8 +46,8 @@ def _attend(query: Tensor, layer_kv: LayerKV, group: TileGroup, scale: float, ou
     queries = _pad_rows(queries * scale, num_kv_heads * group.num_pairs)
     if group.num_pairs > group.num_tiles:
         queries = queries.index_select(1, group.pair_tiles)
-    keys = layer_kv.keys.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
-    values = layer_kv.values.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
+    keys = all_keys.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
+    values = all_values.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
 
     scores = torch.bmm(queries.flatten(0, 1), keys.transpose(1, 2)).float()
     scores = scores.view(num_kv_heads, group.num_pairs, -1, CHUNK)

@@ -8,14 +8,13 @@ logits = lm_head(norm(x))
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import ModelConfig
-from engine.kv_cache.kv_storage import KVStorage, LayerKV
+from engine.checkpoint.model_config import ModelConfig
 from engine.model.activation import activate
-from engine.model.attention import paged_attention
+from engine.model.kv_storage import KVStorage, LayerKV
 from engine.model.linear import Linear, take_linear
+from engine.model.model_input import ModelInput
 from engine.model.norm import LayerNorm
 from engine.model.weights import Weights
-from engine.model_input import ModelInput
 
 
 class GPT2Attention:
@@ -31,8 +30,7 @@ class GPT2Attention:
     def __call__(self, x: Tensor, layer_kv: LayerKV, model_input: ModelInput) -> Tensor:
         """Map [num_tokens, hidden_size] to the same, writing this step's keys and values."""
         q, k, v = self.qkv_proj(x).view(len(x), -1, self.head_dim).chunk(3, dim=1)
-        model_input.faults.logical_or_(layer_kv.write(model_input.slot_mapping, k, v))
-        return self.o_proj(paged_attention(q, layer_kv, model_input.tile_groups, scale=self.scale))
+        return self.o_proj(layer_kv.attend(q, k, v, model_input, scale=self.scale))
 
 
 class GPT2MLP:

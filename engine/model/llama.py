@@ -11,15 +11,14 @@ and v, Qwen3 norms each head's query and key. (arXiv 2302.13971, 2407.21783)
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.config import ModelConfig
-from engine.kv_cache.kv_storage import KVStorage, LayerKV
+from engine.checkpoint.model_config import ModelConfig
 from engine.model.activation import activate
-from engine.model.attention import paged_attention
+from engine.model.kv_storage import KVStorage, LayerKV
 from engine.model.linear import Linear, take_linear
+from engine.model.model_input import ModelInput
 from engine.model.norm import RMSNorm
 from engine.model.rope import Rope, rotate
 from engine.model.weights import Weights
-from engine.model_input import ModelInput
 
 
 class LlamaAttention:
@@ -53,11 +52,10 @@ class LlamaAttention:
             q, k = rotate(self.q_norm(q), cos, signed_sin), rotate(self.k_norm(k), cos, signed_sin)
         else:
             q, k = rotate(q_and_k, cos, signed_sin).tensor_split((self.num_heads,), dim=1)
-        model_input.faults.logical_or_(layer_kv.write(model_input.slot_mapping, k, v))
-        return self.o_proj(paged_attention(q, layer_kv, model_input.tile_groups, scale=self.scale))
+        return self.o_proj(layer_kv.attend(q, k, v, model_input, scale=self.scale))
 
 
-class SwiGLU:
+class GatedMLP:
     """down(silu(gate(x)) * up(x)); gate and up come from one fused matmul (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
@@ -83,7 +81,7 @@ class LlamaLayer:
         self.attn_norm = RMSNorm(weights.take(f"{prefix}.attn_norm.weight", size), eps=eps)
         self.attn = LlamaAttention(config, weights, f"{prefix}.attn")
         self.mlp_norm = RMSNorm(weights.take(f"{prefix}.mlp_norm.weight", size), eps=eps)
-        self.mlp = SwiGLU(config, weights, f"{prefix}.mlp")
+        self.mlp = GatedMLP(config, weights, f"{prefix}.mlp")
 
     def __call__(
         self, x: Tensor, cos: Tensor, signed_sin: Tensor, layer_kv: LayerKV, model_input: ModelInput

@@ -4,13 +4,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.config import ModelConfig
-from engine.errors import CheckpointError
-from engine.kv_cache.kv_storage import KVStorage
+from engine.checkpoint.model_config import ModelConfig
+from engine.interface.errors import CheckpointError
 from engine.model.gpt2 import GPT2
+from engine.model.kv_storage import KVStorage
 from engine.model.llama import Llama
+from engine.model.model_input import ModelInput
 from engine.model.weights import Weights
-from engine.model_input import ModelInput
 
 
 class Model(Protocol):

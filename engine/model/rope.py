@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from engine.config import RopeConfig, RopeScaling
-from engine.errors import CheckpointError
+from engine.checkpoint.model_config import RopeConfig, RopeScaling
+from engine.interface.errors import CheckpointError
 
 
 class Rope:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.checkpoint.checkpoint import StoredTensor
 from engine.checkpoint.stored_tensor import describe
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 
 class Weights:

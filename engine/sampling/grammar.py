@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar_library import (
     DEAD_END,
     build_tokenizer,

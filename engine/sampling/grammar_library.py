@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.json_schema import prepare
 
 if TYPE_CHECKING:

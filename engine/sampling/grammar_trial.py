@@ -15,8 +15,8 @@ import weakref
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
-from engine.errors import EngineUnavailableError, RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import EngineUnavailableError, RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar_library import DEAD_END, build_tokenizer, new_matcher, refusal
 
 if TYPE_CHECKING:

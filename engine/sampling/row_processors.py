@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from engine.sampled_row import RowHistory, SampledRow
+from engine.interface.sampled_row import RowHistory, SampledRow
+from engine.interface.sampling_params import SamplingParams
 from engine.sampling.token_bitmask import ApplyBitmask
-from engine.sampling_params import SamplingParams
 
 _NEVER = float("-inf")
 _NOTHING = RowHistory()

@@ -1,13 +1,15 @@
 """Sampler: one token per row, a pure function of (logits, parameters, seed, choice, position)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from engine.outputs import TokenLogprobs
-from engine.sampled_row import SampledRow
+from engine.interface.batch import SamplerOutput
+from engine.interface.outputs import TokenLogprobs
+from engine.interface.sampled_row import SampledRow
+from engine.interface.sampling_params import SamplingParams
 from engine.sampling.logits_processors import (
     apply_min_p,
     apply_temperature,
@@ -18,18 +20,6 @@ from engine.sampling.logprobs import token_logprobs
 from engine.sampling.noise import NoiseKey, gumbel_noise, noise_key
 from engine.sampling.row_processors import needs_processing, process_row
 from engine.sampling.token_bitmask import ApplyBitmask, apply_token_bitmask
-from engine.sampling_params import SamplingParams
-
-
-class SamplerOutput(NamedTuple):
-    """What a step chose, for each sampled row in batch order."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs | None, ...]
-    faults: frozenset[int] = frozenset()  # tokens of the step whose keys, values or logits are not finite
-    prompt_logprobs: tuple[
-        tuple[TokenLogprobs, ...], ...
-    ] = ()  # of each chunk that is scored, in batch order
 
 
 class TokenChooser(Protocol):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from engine.speculation import DraftSource
+from engine.interface.speculation import DraftSource
 from engine.speculative.drafter import Draft
 
 _MEMORY = 0.98  # weight of all earlier trials at each new one: about the last fifty count
@@ -60,7 +60,7 @@ class AcceptanceTable:
     def __init__(self) -> None:
         self._rates: dict[tuple[DraftSource, int, int], _Rate] = {}
 
-    def survival(
+    def probabilities(
         self, draft: Draft, own: RequestAcceptance, num_tokens: int, *, with_hopeless: bool = False
     ) -> list[float]:
         """Return, for each place of a draft, the chance that it and all before it are accepted.

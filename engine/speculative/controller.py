@@ -36,7 +36,7 @@ _LEAST_BIAS, _MOST_BIAS = 0.5, 1.5
 class Candidate:
     """A draft that could be verified, or made, for one request."""
 
-    survival: Sequence[float]  # chance of each place, in order, never rising
+    probabilities: Sequence[float]  # that each place, and all before it, is accepted: never rising
     is_fixed: bool = False  # the request names its length
     needs_model: bool = False  # the draft model has to make it, one pass for each place
     num_catch_up_tokens: int = 0  # that the draft model has to read first
@@ -93,12 +93,12 @@ class Controller:
 
     def choose(self, candidates: Sequence[Candidate], load: StepLoad) -> list[int]:
         """Return a length for each candidate, 0 for those not worth their price."""
-        lengths = [len(c.survival) if c.is_fixed else 0 for c in candidates]
-        free = [number for number, c in enumerate(candidates) if not c.is_fixed and c.survival]
+        lengths = [len(c.probabilities) if c.is_fixed else 0 for c in candidates]
+        free = [number for number, c in enumerate(candidates) if not c.is_fixed and c.probabilities]
         if free:
             self._extend(lengths, free, candidates, load)
         if self._steps_since_plain >= PLAIN_INTERVAL:
-            lengths = [len(c.survival) if c.is_fixed else 0 for c in candidates]
+            lengths = [len(c.probabilities) if c.is_fixed else 0 for c in candidates]
         elif free and not any(lengths):
             self._probe(lengths, free, candidates, load)
         if any(lengths):
@@ -115,9 +115,9 @@ class Controller:
         plain = self.target_costs.seconds(load.num_tokens)
         if self._steps_since_draft < PROBE_INTERVAL:
             return
-        number = max(free, key=lambda number: candidates[number].survival[0])
+        number = max(free, key=lambda number: candidates[number].probabilities[0])
         drafting = _Drafting(self.draft_costs, self._preparation)
-        for place in range(min(_PROBE_TOKENS, len(candidates[number].survival))):
+        for place in range(min(_PROBE_TOKENS, len(candidates[number].probabilities))):
             drafting.add(replace(candidates[number], num_remaining_steps=1), place)
             seconds = self.target_costs.seconds(load.num_tokens + place + 1, 1) - plain
             seconds += drafting.seconds
@@ -165,13 +165,13 @@ class Controller:
             (
                 (-chance, number, place)
                 for number in free
-                for place, chance in enumerate(candidates[number].survival)
+                for place, chance in enumerate(candidates[number].probabilities)
             ),
         )
         fixed = [c for c in candidates if c.is_fixed]
-        num_tokens = load.num_tokens + sum(len(c.survival) for c in fixed)
+        num_tokens = load.num_tokens + sum(len(c.probabilities) for c in fixed)
         num_drafts = len(fixed)
-        expected = load.num_decodes + sum(sum(c.survival) for c in fixed)
+        expected = load.num_decodes + sum(sum(c.probabilities) for c in fixed)
         best_rate = _MARGIN * expected / (self.target_costs.seconds(num_tokens, num_drafts) + self._between)
         drafting = _Drafting(self.draft_costs, self._preparation)
         best_count, gained, bias = 0, 0.0, min(1.0, self._bias)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.request import Request
-from engine.speculation import DraftSource
+from engine.core.request import Request
+from engine.interface.speculation import DraftSource
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from engine.request import Request
-from engine.speculation import DraftSource
+from engine.core.request import Request
+from engine.interface.speculation import DraftSource
 from engine.speculative.drafter import Draft
 
 NGRAM_SIZES = (5, 3, 2)
@@ -42,7 +42,7 @@ class NgramIndex:
         return None
 
 
-class Trail:
+class CopyCursor:
     """Where the text that is being copied stood last, to go on there after a change that no n-gram spans.
 
     An answer that corrects its prompt replaces, drops or adds a word and goes on as before.
@@ -75,7 +75,7 @@ class NgramDrafter:
     """Prompt lookup over each request's own prompt and answer (the method of arXiv 2304.04487)."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[NgramIndex, Trail]] = {}
+        self._known: dict[int, tuple[NgramIndex, CopyCursor]] = {}
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[Draft]:
         """Guess what followed the longest earlier match."""
@@ -88,7 +88,7 @@ class NgramDrafter:
     def _propose(self, request: Request, limit: int) -> Draft:
         known = self._known.get(request.request_id)
         if known is None:
-            known = self._known[request.request_id] = NgramIndex(), Trail()
+            known = self._known[request.request_id] = NgramIndex(), CopyCursor()
         index, trail = known
         token_ids = request.token_ids
         index.update(token_ids)

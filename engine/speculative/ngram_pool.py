@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.request import Request
-from engine.speculation import DraftSource, SpeculationMode
+from engine.core.request import Request
+from engine.interface.speculation import DraftSource, SpeculationMode
 from engine.speculative.drafter import Draft
 from engine.speculative.ngram import match_length
 

@@ -6,12 +6,14 @@ It gives running requests draft tokens and nothing else. Whatever it does, answe
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.batch import Batch
-from engine.executor import DraftJob, DraftPass, Executor
-from engine.request import Request
-from engine.rows import RowCursor
-from engine.schedule import Claim
-from engine.speculation import (
+from engine.core.executor import DraftJob, DraftPass, Executor
+from engine.core.request import Request
+from engine.core.rows import RowCursor
+from engine.core.schedule import Claim
+from engine.core.speculation_counters import SpeculationCounters
+from engine.core.step_output import StepOutput
+from engine.interface.batch import Batch
+from engine.interface.speculation import (
     MAX_DRAFT_TOKENS,
     DraftSource,
     SpeculationMode,
@@ -19,12 +21,11 @@ from engine.speculation import (
     SpeculationParams,
 )
 from engine.speculative.acceptance import AcceptanceTable, RequestAcceptance
+from engine.speculative.backoff import LookupBackoff, LookupOverhead, ModelBackoff
 from engine.speculative.controller import Candidate, Controller, StepLoad
-from engine.speculative.counters import SpeculationCounters
+from engine.speculative.draft_cache import DraftCache
 from engine.speculative.drafter import Draft, Drafter
-from engine.speculative.pauses import LookupPause, ModelPause, Thought
 from engine.speculative.step_costs import StepCosts
-from engine.step_output import StepOutput
 
 _CATCH_UP_STEPS = 64  # reading a prompt with the draft model should pay off within so many steps
 _LOOKUP_MODES = (SpeculationMode.AUTO, SpeculationMode.NGRAM)
@@ -38,7 +39,7 @@ class _State:
     acceptance: RequestAcceptance = field(default_factory=RequestAcceptance)
     candidate: Candidate | None = None  # of the present step
     draft: Draft | None = None  # proposed for it
-    pause: LookupPause = field(default_factory=LookupPause)
+    pause: LookupBackoff = field(default_factory=LookupBackoff)
     last_step: int = 0  # up to which the acceptance has faded
     start_seconds: float = 0.0  # at its first token
     start_plain_seconds: float = 0.0
@@ -66,6 +67,7 @@ class Speculator:
         self,
         *,
         lookups: Sequence[Drafter] = (),
+        draft_cache: DraftCache | None = None,
         max_draft_positions: int = 0,
         default_mode: SpeculationMode = SpeculationMode.AUTO,
         num_draft_tokens: int = 8,
@@ -81,14 +83,15 @@ class Speculator:
         self.counters = SpeculationCounters()
         self.acceptance = AcceptanceTable()
         self.controller = Controller(self.target_costs, self.draft_costs)
+        self.draft_cache = draft_cache or DraftCache(block_size=1)
         self._lookups = lookups
         self._max_num_batched_tokens = max_num_batched_tokens
         self._states: dict[int, _State] = {}
         self._expected_tokens = self._passes_seconds = 0.0
         self._num_model_drafts = 0
         self._drafted_with_model = False  # in the last step
-        self._pause = ModelPause()
-        self._thought = Thought()
+        self._pause = ModelBackoff()
+        self._overhead = LookupOverhead()
         self._num_looked = 0  # requests in the present step that any source was asked for
         self._num_steps = 0
         self._seconds = 0.0  # of all steps
@@ -131,7 +134,7 @@ class Speculator:
             return
         budget, jobs = self._max_num_batched_tokens, list[DraftJob]()
         for claim in wanted:
-            jobs.append(_draft_job(claim, budget))
+            jobs.append(self._draft_job(claim, budget))
             budget -= len(jobs[-1].token_ids)
         self._expect_passes(wanted)
         output = executor.draft([job for job in jobs if job.token_ids])
@@ -144,15 +147,23 @@ class Speculator:
                 token_ids, request = next(drafts), claim.request
                 claim.draft_token_ids = token_ids
                 num_read = len(job.token_ids) + max(0, len(token_ids) - 1)
-                request.num_draft_computed_tokens = job.first_position + num_read
+                self.draft_cache.set_computed(request, job.first_position + num_read)
                 self._take(request, self._state(request), Draft(token_ids, DraftSource.DRAFT_MODEL))
+
+    def _draft_job(self, claim: Claim, budget: int) -> DraftJob:
+        """Have the model read what it has not, as far as the budget goes, and draft if that is all."""
+        request = claim.request
+        first = min(self.draft_cache.num_computed_tokens(request), request.num_tokens - 1)
+        token_ids = tuple(request.token_ids[first : first + max(0, budget)])
+        length = claim.num_model_drafts if first + len(token_ids) == request.num_tokens else 0
+        return DraftJob(token_ids, first, request.block_ids, length, RowCursor(request))
 
     def _take(self, request: Request, state: _State, draft: Draft) -> None:
         """Keep a draft that may be verified in this step."""
         assert state.candidate is not None
         state.draft = draft if draft.token_ids else None
         request.draft_token_ids = draft.token_ids
-        self._expected_tokens += sum(state.candidate.survival[: len(draft.token_ids)])
+        self._expected_tokens += sum(state.candidate.probabilities[: len(draft.token_ids)])
 
     def record(
         self,
@@ -183,6 +194,7 @@ class Speculator:
             is_over = request.finish_reason is not None
             if is_first or is_over or output.num_draft_tokens:  # else there is nothing to learn of it
                 self._record_request(output, plain, is_first=is_first)
+                self.draft_cache.settle(request)
                 if is_over:
                     self.forget(request)
         if num_drafts:
@@ -193,7 +205,7 @@ class Speculator:
     def _observe_costs(self, batch: Batch, num_drafts: int, drafting: float, target: float) -> None:
         """Learn what this step took; a lone try of the draft model runs cold and says nothing of a second."""
         if self._num_looked and not num_drafts and not self._num_model_drafts:
-            self._thought.record(
+            self._overhead.record(
                 drafting, target, num_looked=self._num_looked, num_requests=len(batch.chunks)
             )
         is_lone_try = self._num_model_drafts > 0 and not self._drafted_with_model
@@ -240,7 +252,7 @@ class Speculator:
         state.last_step = self._num_steps
         draft = self._look_up(request, limit) if looks_up else None
         if draft is None and looks_up:
-            state.pause.refuse(most_rest=self._thought.most_rest)
+            state.pause.refuse(most_rest=self._overhead.most_rest)
         best = None if draft is None else self._lookup_plan(request, state, draft, is_fixed=is_fixed)
         if may_use_model and not _is_forced(draft):
             other = self._model_plan(request, state, limit, is_fixed=is_fixed)
@@ -263,7 +275,7 @@ class Speculator:
             if length:
                 plan.state.pause.reset()
             elif not candidate.needs_model:
-                plan.state.pause.refuse(most_rest=self._thought.most_rest)
+                plan.state.pause.refuse(most_rest=self._overhead.most_rest)
 
     def _look_up(self, request: Request, limit: int) -> Draft | None:
         """Return the draft of the longest match; what the grammar forces goes before any."""
@@ -280,19 +292,19 @@ class Speculator:
         return best if best is not None and best.token_ids else None
 
     def _lookup_plan(self, request: Request, state: _State, draft: Draft, *, is_fixed: bool) -> _Plan:
-        survival = self.acceptance.survival(
+        probabilities = self.acceptance.probabilities(
             draft, state.acceptance, len(draft.token_ids), with_hopeless=is_fixed
         )
-        return _Plan(request, state, draft, Candidate(survival, is_fixed=is_fixed))
+        return _Plan(request, state, draft, Candidate(probabilities, is_fixed=is_fixed))
 
     def _model_plan(self, request: Request, state: _State, limit: int, *, is_fixed: bool) -> _Plan:
         limit = min(limit, self.max_draft_positions - request.num_tokens)
         draft = Draft((), DraftSource.DRAFT_MODEL)
         candidate = Candidate(
-            self.acceptance.survival(draft, state.acceptance, limit, with_hopeless=is_fixed),
+            self.acceptance.probabilities(draft, state.acceptance, limit, with_hopeless=is_fixed),
             is_fixed=is_fixed,
             needs_model=True,
-            num_catch_up_tokens=request.num_tokens - request.num_draft_computed_tokens,
+            num_catch_up_tokens=request.num_tokens - self.draft_cache.num_computed_tokens(request),
             num_remaining_steps=min(_CATCH_UP_STEPS, request.max_total_tokens - request.num_tokens),
         )
         return _Plan(request, state, draft, candidate)
@@ -359,15 +371,6 @@ def _has_fixed_length(request: Request) -> bool:
 
 def _is_forced(draft: Draft | None) -> bool:
     return draft is not None and draft.source is DraftSource.GRAMMAR
-
-
-def _draft_job(claim: Claim, budget: int) -> DraftJob:
-    """Have the model read what it has not, as far as the budget goes, and draft if that is all."""
-    request = claim.request
-    first = min(request.num_draft_computed_tokens, request.num_tokens - 1)
-    token_ids = tuple(request.token_ids[first : first + max(0, budget)])
-    length = claim.num_model_drafts if first + len(token_ids) == request.num_tokens else 0
-    return DraftJob(token_ids, first, request.block_ids, length, RowCursor(request))
 
 
 def _load(running: Sequence[Request], max_num_batched_tokens: int) -> StepLoad:

@@ -7,14 +7,14 @@ from typing import Generic, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import QueueFullError
-from engine.output_stream import OutputStream
+from engine.interface.engine_client import OutputStream
+from engine.interface.errors import QueueFullError
 from server.api.body import read_body, run_sized
 from server.api.encoding import json_response, large_json_response
 from server.api.errors import ApiError, queue_full
 from server.api.generation import Generation
 from server.api.limits import INLINE_BYTES
-from server.api.preparation import Preparation
+from server.api.preparation import PreparedRequest
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import is_strict, parse_request, server_state
 from server.api.schemas import GenerationBody, ParsedBody
@@ -33,7 +33,7 @@ class Prepare(Protocol[_BodyT_contra]):
 
     def __call__(
         self, body: _BodyT_contra, model: ServedModel, *, max_choices: int, salt: bytes
-    ) -> Preparation:
+    ) -> PreparedRequest:
         """Return what the engine is to run; raises RequestError."""
 
 
@@ -42,7 +42,7 @@ class Call(Generic[BodyT]):
     """A request on its way through the engine."""
 
     body: BodyT
-    preparation: Preparation
+    preparation: PreparedRequest
     generation: Generation
     header: ReplyHeader
     tokenizer: Tokenizer
@@ -63,7 +63,7 @@ async def open_call(
     state, context = server_state(request), request_context(request)
     model, strict = state.generating_model(), is_strict(request)
 
-    def read(raw: bytes) -> tuple[ParsedBody[BodyT], Preparation]:
+    def read(raw: bytes) -> tuple[ParsedBody[BodyT], PreparedRequest]:
         parsed = parse_request(raw, schema, model, strict=strict)
         if parsed.body.stream_options is not None and not parsed.body.stream:
             raise ApiError(
@@ -118,7 +118,7 @@ async def _run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoi
     return best_choices(choices, call.preparation, means)
 
 
-def _generate(state: ServerState, preparation: Preparation) -> OutputStream:
+def _generate(state: ServerState, preparation: PreparedRequest) -> OutputStream:
     """Submit the requests; raises ApiError 429 when the engine's queue cannot hold them all."""
     try:
         return state.generating_model().engine.generate(preparation.requests)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.outputs import TokenLogprobs
+from engine.interface.outputs import TokenLogprobs
 from server.api.call import Call, answer_whole, open_call
 from server.api.chunks import CHAT_SHAPE, ChunkWriter, event
 from server.api.logprobs import chat_logprobs, prompt_logprobs

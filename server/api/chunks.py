@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.outputs import FinishReason, TokenLogprobs
+from engine.interface.outputs import FinishReason, TokenLogprobs
 from server.api.encoding import encode_string, to_json, to_json_in_parts
 from server.api.text_delta import TextDelta
 from server.api.token_scores import ScoredToken

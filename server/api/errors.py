@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from engine.errors import (
+from engine.interface.errors import (
     EngineDeadError,
     EngineUnavailableError,
     NonFiniteError,

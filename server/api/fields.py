@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 from server.api.errors import describe, shorten
 from server.api.limits import (
     MAX_ALLOWED_TOKEN_IDS,

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
-from engine.errors import EngineUnavailableError, NonFiniteError
-from engine.output_stream import OutputStream
-from engine.outputs import FinishReason, RequestOutput
+from engine.interface.engine_client import OutputStream
+from engine.interface.errors import EngineUnavailableError, NonFiniteError
+from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
-from server.api.preparation import Preparation, TextOptions
+from server.api.preparation import PreparedRequest, TextOptions
 from server.api.prompt_scores import PromptScores
 from server.api.speculation import SpeculationTally, provenance, total
 from server.api.text_delta import TextDelta
@@ -110,7 +110,7 @@ class Generation:
     def __init__(
         self,
         stream: OutputStream,
-        preparation: Preparation,
+        preparation: PreparedRequest,
         *,
         tokenizer: Tokenizer,
         metrics: ServerMetrics,
@@ -238,7 +238,7 @@ class Generation:
         self._num_new.clear()
 
 
-def _scored_text(preparation: Preparation, index: int, tokenizer: Tokenizer) -> ScoredText | None:
+def _scored_text(preparation: PreparedRequest, index: int, tokenizer: Tokenizer) -> ScoredText | None:
     """Return the scores of one choice, whose text follows the echo of its prompt; None if not asked for."""
     if preparation.logprobs.answer is None:
         return None

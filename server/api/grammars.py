@@ -4,13 +4,10 @@ import asyncio
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarSpec
-
-if TYPE_CHECKING:
-    from engine.async_engine import AsyncEngine
+from engine.interface.engine_client import EngineClient
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +18,7 @@ class RequestedGrammar:
     spec: GrammarSpec
 
 
-class GrammarDoor:
+class GrammarCompilerPool:
     """Lets a grammar through to the engine once it compiles.
 
     At most `max_threads` grammars that were never seen compile at the same time, so that hostile ones wait
@@ -33,7 +30,7 @@ class GrammarDoor:
         self._known: OrderedDict[GrammarSpec, None] = OrderedDict()
         self._max_known = max_known
 
-    async def compile(self, engine: "AsyncEngine", grammar: RequestedGrammar) -> None:
+    async def compile(self, engine: EngineClient, grammar: RequestedGrammar) -> None:
         """Wait until the engine has compiled the grammar; raises RequestError naming the field."""
         executor = None if grammar.spec in self._known else self._executor
         loop = asyncio.get_running_loop()

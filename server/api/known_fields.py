@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 from server.api.errors import describe, shorten
 from server.api.limits import MAX_SHOWN_CHARS, MAX_WARNINGS
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import RequestError
-from engine.outputs import TokenLogprobs
-from engine.sampling_params import MAX_LOGPROBS
+from engine.interface.errors import RequestError
+from engine.interface.outputs import TokenLogprobs
+from engine.interface.sampling_params import MAX_LOGPROBS
 from server.api.limits import MAX_LOGPROB_ENTRIES
 from server.api.token_scores import ScoredToken
 from server.text import Tokenizer

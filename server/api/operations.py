@@ -6,7 +6,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 from server.api.body import run_sized
 from server.api.encoding import json_response
 from server.api.prompts import check_token_ids, encode_chat, encode_text
@@ -70,7 +70,7 @@ async def tokenize(request: Request) -> Response:
     token_ids = await run_sized(size, _tokenize, body, model)
     reply: dict[str, object] = {
         "count": len(token_ids),
-        "max_model_len": model.engine.max_model_len,
+        "max_model_len": model.engine.limits.max_model_len,
         "tokens": token_ids,
     }
     if body.return_token_strs:
@@ -82,7 +82,7 @@ async def detokenize(request: Request) -> Response:
     """Return the text of token ids."""
     parsed = await read_request(request, DetokenizeRequest)
     model, body = server_state(request).loaded_model(), parsed.body
-    check_token_ids(body.tokens, model.engine.vocab_size, param="tokens")
+    check_token_ids(body.tokens, model.engine.limits.vocab_size, param="tokens")
     skip = body.skip_special_tokens
     text = await run_sized(
         len(body.tokens), lambda: model.tokenizer.decode(body.tokens, skip_special_tokens=skip)
@@ -109,5 +109,5 @@ def _model_card(model: ServedModel) -> dict[str, object]:
         "object": "model",
         "created": model.created,
         "owned_by": "draftline",
-        "max_model_len": model.engine.max_model_len,
+        "max_model_len": model.engine.limits.max_model_len,
     }

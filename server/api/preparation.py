@@ -5,10 +5,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from engine.errors import RequestError
-from engine.outputs import GenerationRequest
-from engine.sampling_params import SamplingParams
-from engine.speculation import SpeculationParams
+from engine.interface.errors import RequestError
+from engine.interface.outputs import GenerationRequest
+from engine.interface.sampling_params import SamplingParams
+from engine.interface.speculation import SpeculationParams
 from server.api.errors import describe
 from server.api.grammars import RequestedGrammar
 from server.api.logprobs import LogprobOptions, check_num_logprobs
@@ -45,7 +45,7 @@ class TextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation:
+class PreparedRequest:
     """A request ready for the engine; `requests` holds the n choices of each prompt, prompt by prompt."""
 
     requests: tuple[GenerationRequest, ...]
@@ -59,7 +59,7 @@ class Preparation:
 
 def prepare_completion(
     body: CompletionRequest, model: ServedModel, *, max_choices: int, salt: bytes
-) -> Preparation:
+) -> PreparedRequest:
     """Tokenise the prompts of a completion; raises RequestError."""
     num_prompts = len(body.prompt)
     _check_choices(num_prompts, body.n, max_choices, "n")
@@ -84,7 +84,7 @@ def prepare_completion(
 
 def prepare_chat(
     body: ChatCompletionRequest, model: ServedModel, *, max_choices: int, salt: bytes
-) -> Preparation:
+) -> PreparedRequest:
     """Render and tokenise a conversation; raises RequestError."""
     _check_choices(1, body.n, max_choices, "n")
     check_num_logprobs("top_logprobs", body.top_logprobs)
@@ -130,15 +130,15 @@ def _prepare(
     salt: bytes,
     default: int | None,
     echo: bool,
-) -> Preparation:
+) -> PreparedRequest:
     """Make `n` requests of each prompt."""
     for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
-        check_token_ids(tuple(getattr(body, name) or ()), model.engine.vocab_size, param=name)
+        check_token_ids(tuple(getattr(body, name) or ()), model.engine.limits.vocab_size, param=name)
     check_num_logprobs("prompt_logprobs", body.prompt_logprobs)
     budget = TokenBudget(
         requested=requested_max_tokens(body, may_be_zero=echo or body.prompt_logprobs is not None),
         default=default,
-        max_model_len=model.engine.max_model_len,
+        max_model_len=model.engine.limits.max_model_len,
         max_scored=max_scored_tokens(body, logprobs, [len(prompt.token_ids) for prompt in prompts], n),
     )
     grammar = _grammar(body)
@@ -160,7 +160,7 @@ def _prepare(
             prompt_logprobs=score or 0 if max_tokens == 0 else score,  # the engine must have something to do
         )
         requests += _choices(prompt, params, n, salt, body.speculation.params)
-    return Preparation(
+    return PreparedRequest(
         requests=tuple(requests),
         prompts=tuple(prompts),
         n=n,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.outputs import TokenLogprobs
+from engine.interface.outputs import TokenLogprobs
 from server.api.text_delta import TextDelta
 
 

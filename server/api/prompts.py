@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 from server.api.fields import ChatMessage, Prompt
 from server.api.schemas import CompletionRequest
 from server.serving import ServedModel
@@ -47,7 +47,7 @@ def prepare_prompt(prompt: Prompt, model: ServedModel, body: CompletionRequest) 
 def _prepare_ids(
     token_ids: tuple[int, ...], model: ServedModel, body: CompletionRequest, seed: int
 ) -> PreparedPrompt:
-    check_token_ids(token_ids, model.engine.vocab_size, param="prompt")
+    check_token_ids(token_ids, model.engine.limits.vocab_size, param="prompt")
     skip = body.skip_special_tokens
     echo = model.tokenizer.decode(token_ids, skip_special_tokens=skip) if body.echo else ""
     return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, skip_special_tokens=skip)
@@ -91,7 +91,7 @@ def encode_text(
     stand_ins: Mapping[str, str] | None = None,
 ) -> tuple[int, ...]:
     """Return the token ids of `text`; raises RequestError if it is far too long to be worth encoding."""
-    limit = model.engine.max_model_len
+    limit = model.engine.limits.max_model_len
     num_bytes = len(text) if text.isascii() else len(text.encode())
     if num_bytes > limit * model.max_token_bytes * _MAX_SHRINK:
         raise RequestError(

@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.outputs import FinishReason, TokenLogprobs
+from engine.interface.outputs import FinishReason, TokenLogprobs
 from server.api.generation import Generation
 from server.api.known_fields import FieldWarning
-from server.api.preparation import Preparation
+from server.api.preparation import PreparedRequest
 from server.api.speculation import TokenProvenance
 from server.api.token_scores import ScoredToken
 from server.serving import ServedModel
@@ -95,7 +95,7 @@ async def collect(generation: Generation, num_choices: int) -> Sequence[WholeCho
 
 
 def best_choices(
-    choices: Sequence[WholeChoice], preparation: Preparation, mean_logprobs: Sequence[float]
+    choices: Sequence[WholeChoice], preparation: PreparedRequest, mean_logprobs: Sequence[float]
 ) -> Sequence[WholeChoice]:
     """Return each prompt's choices of the highest mean logprob, best first; all, as they are, if all stay."""
     n, num_returned = preparation.n, preparation.num_returned

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from unicodedata import normalize
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarSpec
-from engine.sampling_params import SamplingParams
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarSpec
+from engine.interface.sampling_params import SamplingParams
 from server.api.errors import describe
 from server.api.schemas import GenerationBody
 from server.serving import ServedModel

@@ -6,7 +6,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 from server.api.errors import ApiError, describe, shorten
 from server.api.fields import (
     ROLES,

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
 
-from engine.errors import RequestError
-from engine.outputs import RequestOutput
-from engine.speculation import MAX_DRAFT_TOKENS, DraftSource, SpeculationMode, SpeculationParams
+from engine.interface.errors import RequestError
+from engine.interface.outputs import RequestOutput
+from engine.interface.speculation import MAX_DRAFT_TOKENS, DraftSource, SpeculationMode, SpeculationParams
 from server.api.errors import describe
 
 _MODES = tuple(mode.value for mode in SpeculationMode)

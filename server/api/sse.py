@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.errors import DraftlineError
+from engine.interface.errors import DraftlineError
 from server.api.body import run_sized
 from server.api.chunks import ChunkWriter
 from server.api.errors import ApiError, to_api_error

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from server.api.body import RoundedFloat, load_json
 from server.api.errors import describe, shorten
 from server.api.limits import MAX_GRAMMAR_CHARS, MAX_GRAMMAR_CHOICES

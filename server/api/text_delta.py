@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.outputs import FinishReason, TokenLogprobs
+from engine.interface.outputs import FinishReason, TokenLogprobs
 from server.api.speculation import TokenProvenance
 from server.api.token_scores import ScoredToken
 

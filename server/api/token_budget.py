@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 from server.api.errors import describe
 from server.api.limits import MAX_LOGPROB_ENTRIES
 from server.api.logprobs import LogprobOptions, check_num_entries

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.outputs import TokenLogprobs
+from engine.interface.outputs import TokenLogprobs
 from server.text import Tokenizer
 
 

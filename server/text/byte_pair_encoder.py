@@ -7,7 +7,7 @@ import tiktoken
 
 from engine.checkpoint import TokenizerData
 from engine.checkpoint.vocabulary import NUM_BYTES, printable_bytes
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 from server.text.merge_table import MergeTable
 from server.text.pre_tokenizer import PreTokenizer
 

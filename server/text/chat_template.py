@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from jinja2.exceptions import TemplateError
 
-from engine.errors import CheckpointError, RequestError
+from engine.interface.errors import CheckpointError, RequestError
 from server.text.template_sandbox import TemplateRefusal, TemplateSandbox
 
 _MAX_SOURCE_CHARACTERS = 1 << 18

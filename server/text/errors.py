@@ -1,6 +1,6 @@
 """TextError: text that no tokenizer can take."""
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 
 
 class TextError(RequestError):

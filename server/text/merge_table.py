@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 _MAX_SHOWN = 60
 

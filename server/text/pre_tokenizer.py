@@ -6,7 +6,7 @@ from typing import Literal
 
 import regex
 
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 from server.text.errors import TextError
 
 _CONTRACTIONS = r"'(?:[sdmt]|ll|ve|re)"

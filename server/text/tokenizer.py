@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.checkpoint import TokenizerData
 from engine.checkpoint.vocabulary import token_bytes
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 from server.text.added_tokens import AddedTokens
 from server.text.byte_pair_encoder import BytePairEncoder
 from server.text.character_encoder import CharacterEncoder

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from engine.kv_cache.kv_storage import kv_bytes_per_block
+from engine.model.kv_storage import kv_bytes_per_block
 from loadtest.environment import ROOT
 from server.settings import ServeSettings
 

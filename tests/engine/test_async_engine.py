@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from engine.async_engine import AsyncEngine
-from engine.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
-from engine.outputs import FinishReason
+from engine.bridge.async_engine import AsyncEngine
+from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
+from engine.interface.outputs import FinishReason
 from tests.tiny import generation, scripted_engine
 
 
@@ -136,7 +136,7 @@ def test_all_or_none_a_bad_request_starts_nothing():
     run(scenario)
 
 
-def test_t53_a_full_queue_refuses_at_once():
+def test_a_full_queue_refuses_at_once():
     async def scenario(b):
         b.gate.open.clear()
         streams = [b.bridge.generate([generation([i], max_tokens=2)]) for i in range(4)]
@@ -150,7 +150,7 @@ def test_t53_a_full_queue_refuses_at_once():
     run(scenario, max_num_seqs=2, max_waiting=2)
 
 
-def test_t38_an_abort_during_a_step_frees_the_request_before_the_next_one():
+def test_an_abort_during_a_step_frees_the_request_before_the_next_one():
     async def scenario(b):
         b.gate.open.clear()
         stream = b.bridge.generate([generation([1], max_tokens=100), generation([2], max_tokens=5)])
@@ -181,15 +181,35 @@ def test_aborting_before_the_engine_saw_the_request_is_fine():
     run(scenario)
 
 
-def test_t39_a_slow_consumer_holds_up_nobody():
+def test_a_slow_consumer_holds_up_nobody():
     async def scenario(b):
         slow = b.bridge.generate([generation([1], max_tokens=50)])
         answers, _ = await b.collect(generation([2], max_tokens=60))
         assert len(answers[0]) == 60
-        assert len(slow.get_ready()) == 50, "everything waits, nothing is lost"
+        tokens = [token for output in slow.get_ready() for token in output.new_token_ids]
+        assert tokens == list(range(2, 52)), "everything waits, nothing is lost"
         assert [o async for o in slow] == []
 
     run(scenario)
+
+
+def test_tokens_that_are_delivered_together_keep_the_numbers_of_their_steps():
+    async def scenario(b):
+        others = b.bridge.generate([generation([i], max_tokens=30) for i in (50, 60)])
+        stream = b.bridge.generate([generation([1], max_tokens=90), generation([7], max_tokens=40)])
+        outputs = [output async for output in stream]
+        assert len(outputs) < 30
+        for index, first, count in ((0, 2, 90), (1, 8, 40)):
+            mine = [output for output in outputs if output.index == index]
+            assert [token for o in mine for token in o.new_token_ids] == list(range(first, first + count))
+            steps = [step for o in mine for step in o.steps]
+            assert steps == list(range(steps[0], steps[0] + count))
+            assert [o.is_first for o in mine] == [True] + [False] * (len(mine) - 1)
+            assert mine[0].new_token_ids == (first,)
+            assert mine[-1].finish_reason is FinishReason.LENGTH
+        assert len([output async for output in others]) < 30
+
+    run(scenario, stream_interval=0.005)
 
 
 def test_a_step_that_raises_reaches_every_open_request_and_every_later_one():

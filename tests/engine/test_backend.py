@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-import engine.backend
-from engine.backend import FusedBackend, TorchBackend
-from engine.errors import ConfigError
+import engine.loading.backend
+from engine.interface.errors import ConfigError
 from engine.kernels.cpu.library import load_library
+from engine.loading.backend import FusedBackend, TorchBackend
 from tests.tiny import LLAMA, generate, generation, tiny_engine
 
 NEEDS_KERNELS = pytest.mark.skipif(load_library() is None, reason="there was no C++ compiler")
@@ -16,7 +16,7 @@ NEEDS_KERNELS = pytest.mark.skipif(load_library() is None, reason="there was no 
 
 @pytest.fixture
 def no_library(monkeypatch):
-    monkeypatch.setattr(engine.backend, "load_library", lambda: None)
+    monkeypatch.setattr(engine.loading.backend, "load_library", lambda: None)
 
 
 @NEEDS_KERNELS

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from engine.errors import RequestError
-from engine.kv_cache.block import BlockCopy
-from engine.outputs import FinishReason
-from engine.request import RequestStatus
+from engine.core.request import RequestStatus
+from engine.interface.batch import BlockCopy
+from engine.interface.errors import RequestError
+from engine.interface.outputs import FinishReason
 from tests.tiny import generate, generation, run_to_end, scripted_engine
 
 
@@ -35,7 +35,7 @@ def test_answers_do_not_depend_on_the_token_budget():
 
 
 @pytest.mark.parametrize(("length", "cached"), [(1, 0), (2, 1), (4, 3), (5, 4), (8, 7), (9, 8), (11, 10)])
-def test_t35_the_last_prompt_token_is_always_recomputed(length, cached):
+def test_the_last_prompt_token_is_always_recomputed(length, cached):
     engine = scripted_engine()
     generate(engine, generation(range(length)))
     again = engine.add_request(generation(range(length)))
@@ -74,7 +74,7 @@ def test_a_waiting_sibling_goes_on_when_the_owner_of_the_prefix_is_aborted():
     engine.check_invariants()
 
 
-def test_t36_other_salts_never_hit_and_the_same_salt_does():
+def test_other_salts_never_hit_and_the_same_salt_does():
     engine = scripted_engine()
     generate(engine, generation(range(12), salt=b"a"))
     other = engine.add_request(generation(range(12), salt=b"b"))
@@ -84,7 +84,7 @@ def test_t36_other_salts_never_hit_and_the_same_salt_does():
     assert same.num_cached_tokens == 11
 
 
-def test_t36_a_block_is_copied_within_a_salt_only():
+def test_a_block_is_copied_within_a_salt_only():
     engine = scripted_engine()
     generate(engine, generation([1, 2, 3], salt=b"a", max_tokens=1))
     others = [engine.add_request(generation([1, 2, 3, 4], salt=salt, max_tokens=1)) for salt in (b"b", b"a")]
@@ -139,7 +139,7 @@ def test_prefix_caching_can_be_switched_off():
     assert engine.stats().prefix_cache_queries == 0
 
 
-def test_t42_under_pressure_the_youngest_is_preempted_and_answers_stay_the_same():
+def test_under_pressure_the_youngest_is_preempted_and_answers_stay_the_same():
     prompts = [range(i, i + 10) for i in (0, 30, 60)]
     roomy = generate(scripted_engine(), *(generation(p, max_tokens=12) for p in prompts))
     tight = scripted_engine(num_blocks=8, max_model_len=32)
@@ -179,7 +179,7 @@ def test_end_tokens_end_unless_ignored():
     assert (ignored.num_output_tokens, ignored.finish_reason) == (4, FinishReason.LENGTH)
 
 
-def test_t38_abort_in_every_state_gives_every_block_back():
+def test_abort_in_every_state_gives_every_block_back():
     engine = scripted_engine(num_blocks=16, max_model_len=64, max_num_batched_tokens=8, max_num_seqs=2)
     decoding = engine.add_request(generation([1, 2, 3], max_tokens=20))
     prefilling = engine.add_request(generation(range(30), max_tokens=20))
@@ -222,7 +222,7 @@ def test_an_abort_after_the_end_changes_nothing():
         ),
     ],
 )
-def test_t45_a_request_that_could_never_run_is_refused_at_the_door(request_, param, message):
+def test_a_request_that_could_never_run_is_refused_at_the_door(request_, param, message):
     engine = scripted_engine()
     with pytest.raises(RequestError, match=message) as caught:
         engine.add_request(request_)
@@ -238,7 +238,7 @@ def test_the_whole_context_can_be_used_to_the_last_token():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_t37_thousands_of_random_operations_keep_every_promise(seed):
+def test_thousands_of_random_operations_keep_every_promise(seed):
     """Random arrivals, aborts and steps on a small pool; each answer is what its prompt alone decides."""
     rng = random.Random(seed)
     engine = scripted_engine(num_blocks=12, max_model_len=40, max_num_seqs=4, max_num_batched_tokens=11)

@@ -8,11 +8,11 @@ import pytest
 
 from engine.checkpoint.checkpoint import TokenizerData
 from engine.checkpoint.vocabulary import printable_bytes
-from engine.config import EngineConfig
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
-from engine.loader import build_engine
-from engine.outputs import FinishReason
+from engine.interface.config import EngineConfig
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.outputs import FinishReason
+from engine.loading.loader import build_engine
 from tests.tiny import (
     LLAMA,
     generate,

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import engine.backend
+import engine.loading.backend
 from engine.checkpoint.checkpoint import Checkpoint
-from engine.config import EngineConfig
-from engine.errors import CheckpointError, ConfigError
-from engine.kv_cache.kv_storage import KVStorage, available_memory, choose_num_blocks
-from engine.loader import build_engine
-from engine.machine import choose_device, choose_dtype, choose_num_threads
+from engine.interface.config import EngineConfig
+from engine.interface.errors import CheckpointError, ConfigError
+from engine.loading.kv_memory import available_memory, choose_num_blocks
+from engine.loading.loader import build_engine
+from engine.loading.machine import choose_device, choose_dtype, choose_num_threads
+from engine.model.kv_storage import KVStorage
 from tests.tiny import GPT2, LLAMA, InMemoryTensor, generate, generation, random_checkpoint, tiny_engine
 
 
@@ -40,7 +41,7 @@ def test_the_engine_says_what_it_chose():
         ({"stream_interval": -0.5}, "stream_interval must be at least 0 seconds, got -0.5"),
     ],
 )
-def test_t42_settings_that_cannot_work_stop_the_start(settings, message):
+def test_settings_that_cannot_work_stop_the_start(settings, message):
     with pytest.raises(ConfigError, match=message):
         tiny_engine(**settings)
 
@@ -125,7 +126,7 @@ def test_weights_that_cannot_be_allocated_name_the_file(error, monkeypatch):
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(engine.backend, "build_model", fail)
+    monkeypatch.setattr(engine.loading.backend, "build_model", fail)
     checkpoint = replace(random_checkpoint(LLAMA), path=Path("folder/model.gguf"))
     with pytest.raises(ConfigError, match=r"folder/model\.gguf: the weights cannot be allocated: "):
         build_engine(checkpoint, EngineConfig(device="cpu", kernels="torch"))
@@ -135,7 +136,7 @@ def test_other_errors_while_loading_stay_what_they_are(monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(engine.backend, "build_model", fail)
+    monkeypatch.setattr(engine.loading.backend, "build_model", fail)
     with pytest.raises(RuntimeError, match="something else"):
         build_engine(random_checkpoint(LLAMA), EngineConfig(device="cpu", kernels="torch"))
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from engine.errors import RequestError
-from engine.outputs import FinishReason
+from engine.interface.errors import RequestError
+from engine.interface.outputs import FinishReason
 from tests.tiny import GPT2, LLAMA, generation, run_to_end, tiny_engine
 
 PROMPT = [(7 * i * i + 3) % 256 for i in range(75)]
@@ -31,7 +31,7 @@ def dense_logprobs(config, token_ids):
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
-def test_t18_the_same_alone_batched_cached_chunked_and_preempted(config):
+def test_the_same_alone_batched_cached_chunked_and_preempted(config):
     wanted = generation(PROMPT, max_tokens=10, logprobs=5, prompt_logprobs=2, temperature=1.0, seed=3)
     others = [generation(PROMPT[i:], max_tokens=12, temperature=1.0, seed=i) for i in (1, 9, 30)]
     [(request, expected)] = scores(tiny_engine(config).engine, wanted)
@@ -63,7 +63,7 @@ def test_answer_logprobs_are_the_models_own_whatever_the_sampling():
         assert answer.top[0][1] >= answer.logprob
 
 
-def test_t23_processed_logprobs_are_after_the_filters_and_finite():
+def test_processed_logprobs_are_after_the_filters_and_finite():
     params = {"max_tokens": 6, "logprobs": 5, "temperature": 0.5, "top_k": 3, "seed": 1}
     [(_, logprobs)] = scores(tiny_engine().engine, generation(PROMPT, processed_logprobs=True, **params))
     for entry in logprobs:
@@ -87,7 +87,7 @@ def test_prompt_logprobs_are_a_log_softmax_of_the_right_rows():
         assert entry.top == ()
 
 
-def test_t19_scoring_alone_generates_nothing():
+def test_scoring_alone_generates_nothing():
     engine = tiny_engine().engine
     request = engine.add_request(generation(PROMPT, max_tokens=0, prompt_logprobs=1))
     run_to_end(engine)
@@ -100,7 +100,7 @@ def test_t19_scoring_alone_generates_nothing():
     assert single.prompt_logprobs == []
 
 
-def test_t21_a_warm_cache_takes_no_score_away():
+def test_a_warm_cache_takes_no_score_away():
     engine = tiny_engine().engine
     scores(engine, generation(PROMPT))
     [(request, _)] = scores(engine, generation(PROMPT, max_tokens=0, prompt_logprobs=1))
@@ -108,7 +108,7 @@ def test_t21_a_warm_cache_takes_no_score_away():
     assert request.num_cached_tokens == 0
 
 
-def test_t22_the_number_of_top_logprobs_is_bounded():
+def test_the_number_of_top_logprobs_is_bounded():
     engine = tiny_engine().engine
     [(_, none), (_, most)] = scores(engine, generation(PROMPT, logprobs=0), generation(PROMPT, logprobs=20))
     assert {len(entry.top) for entry in none} == {0}
@@ -118,7 +118,7 @@ def test_t22_the_number_of_top_logprobs_is_bounded():
             generation(PROMPT, logprobs=bad)
 
 
-def test_t26_penalties_bias_and_bans_keep_the_promise_in_every_batch():
+def test_penalties_bias_and_bans_keep_the_promise_in_every_batch():
     requests = [
         generation(PROMPT[:40], max_tokens=20, seed=i, temperature=1.0, **params)
         for i, params in enumerate(

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.interface.config import EngineConfig
+from engine.interface.outputs import FinishReason
+from engine.interface.speculation import SpeculationMode
 from engine.kernels.cpu.library import available_instruction_sets, load_library
-from engine.loader import build_engine
-from engine.outputs import FinishReason
+from engine.loading.loader import build_engine
 from engine.sampling.sampler import broken_rows
-from engine.speculation import SpeculationMode
 from tests.drafters import asking, scripted_speculator
 from tests.engine.test_same_tokens import EVERY_WAY
 from tests.tiny import GPT2, LLAMA, InMemoryTensor, generate, generation, random_checkpoint, run_to_end

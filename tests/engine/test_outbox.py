@@ -2,7 +2,7 @@
 
 import asyncio
 
-from engine.outbox import Outbox
+from engine.bridge.outbox import Outbox
 
 
 class Recording:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.batch import Batch
 from engine.checkpoint import load_checkpoint
-from engine.config import EngineConfig
-from engine.loader import build_engine
-from engine.model_input import build_model_input
+from engine.interface.batch import Batch
+from engine.interface.config import EngineConfig
+from engine.loading.loader import build_engine
+from engine.model.model_input import build_model_input
 from engine.sampling.noise import gumbel_noise, noise_key
 from server.text.tokenizer import Tokenizer
 from tests.tiny import generation

@@ -7,11 +7,12 @@ import threading
 import pytest
 import torch
 
-from engine.async_engine import AsyncEngine
+from engine.bridge.async_engine import AsyncEngine
+from engine.interface.sampling_params import SamplingParams
 from engine.model.norm import RMSNorm
 from engine.sampling.logits_processors import apply_top_k_top_p, apply_typical_p
 from engine.sampling.sampler import apply_filters
-from engine.sampling_params import SamplingParams
+from engine.speculative.draft_cache import DraftCache
 from tests.drafters import asking, scripted_speculator
 from tests.tiny import generate, generation, run_to_end, scripted_engine, tiny_engine
 
@@ -90,9 +91,10 @@ def test_what_the_draft_model_computed_of_rejected_tokens_is_forgotten():
     engine = scripted_engine()
     request = engine.add_request(generation([1, 2, 3], max_tokens=9))
     engine.step()
-    request.num_draft_computed_tokens = request.num_tokens + 3  # it ran ahead, and was wrong
+    cache = DraftCache(block_size=4)
+    cache.set_computed(request, request.num_tokens + 3)  # it ran ahead, and was wrong
     engine.step()
-    assert request.num_draft_computed_tokens <= request.num_computed_tokens
+    assert cache.num_computed_tokens(request) <= request.num_committed_tokens
     run_to_end(engine)
 
 

@@ -61,7 +61,7 @@ def answers_alone(config, way):
 
 @MODELS
 @EVERY_WAY
-def test_t25_alone_or_among_others_cold_or_warm_whole_or_in_chunks(config, way):
+def test_alone_or_among_others_cold_or_warm_whole_or_in_chunks(config, way):
     alone = answers_alone(config, way)
     assert len({tuple(answer) for answer in alone}) > 6, "the model should not say the same thing always"
 
@@ -80,7 +80,7 @@ def test_t25_alone_or_among_others_cold_or_warm_whole_or_in_chunks(config, way):
 
 @MODELS
 @EVERY_WAY
-def test_t25_prompts_that_part_within_a_block(config, way):
+def test_prompts_that_part_within_a_block(config, way):
     """The tokens that two prompts share in their last common block are copied, not computed."""
     rng = random.Random(5)
     shared = [rng.randrange(256) for _ in range(200)]
@@ -101,7 +101,7 @@ def test_t25_prompts_that_part_within_a_block(config, way):
 
 @MODELS
 @EVERY_WAY
-def test_t42_after_preemption(config, way):
+def test_after_preemption(config, way):
     alone = answers_alone(config, way)
     info = tiny_engine(config, **way).info
     block_bytes = info.kv_cache_bytes // info.num_kv_blocks
@@ -111,7 +111,7 @@ def test_t42_after_preemption(config, way):
 
 
 @EVERY_WAY
-def test_t24_choices_differ_repeat_and_choice_0_is_the_single_answer(way):
+def test_choices_differ_repeat_and_choice_0_is_the_single_answer(way):
     engine = tiny_engine(**way).engine
     prompt = list(range(40))
 

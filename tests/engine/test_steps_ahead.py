@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from engine.outputs import FinishReason
-from engine.request import RequestStatus
+from engine.core.request import RequestStatus
+from engine.interface.outputs import FinishReason
 from tests.drafters import asking, byte_engine
 from tests.engine.speculative.test_identity import differing, requests, run
 from tests.engine.test_same_tokens import mixed_requests

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.config import EngineConfig
-from engine.loader import build_engine
+from engine.interface.config import EngineConfig
+from engine.loading.loader import build_engine
 from loadtest.transformers_model import build_reference
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
@@ -92,7 +92,7 @@ def test_the_answer_makes_sense(default_checkpoint, float32_engine, prompts):
     assert Tokenizer(default_checkpoint.tokenizer).decode(answer) == "The capital of France is Paris."
 
 
-def test_t25_same_seed_same_tokens_alone_or_among_others_in_bfloat16(default_checkpoint, prompts):
+def test_same_seed_same_tokens_alone_or_among_others_in_bfloat16(default_checkpoint, prompts):
     """The dtype that users get: equal to the bit on a CPU, sampled and greedy, cold and warm."""
     settings = {"device": "cpu", "dtype": "bfloat16", "max_model_len": 1024, "kv_cache_memory": 2**28}
     requests = [

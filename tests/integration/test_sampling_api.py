@@ -1,4 +1,4 @@
-"""Traps T1 to T32 on the real default model behind a real socket: every parameter does what it says."""
+"""The real default model behind a real socket: every parameter does what it says."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def golden(api):
 
 @pytest.mark.parametrize("include_stop", [False, True])
 @pytest.mark.parametrize(("start", "length"), [(9, 4), (25, 2), (17, 12)])
-def test_t1_t3_t7_a_stop_string_cuts_text_and_arrays_alike(api, greedy, start, length, include_stop):
+def test_a_stop_string_cuts_text_and_arrays_alike(api, greedy, start, length, include_stop):
     stop = greedy["text"][start : start + length]
     end = greedy["text"].index(stop) + (len(stop) if include_stop else 0)
     body = {"stop": [stop, "no such text"], "include_stop_str_in_output": include_stop}
@@ -86,7 +86,7 @@ def test_t1_t3_t7_a_stop_string_cuts_text_and_arrays_alike(api, greedy, start, l
     assert join(whole["logprobs"]["tokens"][:-1]) in whole["text"]
 
 
-def test_t2_every_token_of_a_stream_comes_in_its_own_chunk(api, greedy):
+def test_every_token_of_a_stream_comes_in_its_own_chunk(api, greedy):
     fields = {"prompt": PROMPT, "temperature": 0, "max_tokens": 8, "stop": ["x" * 200], "stream": True}
     fields["speculation"] = {"mode": "off"}  # else a step may bring several
     *chunks, finish = sse_data(api.post("/v1/completions", json=fields).text)
@@ -94,7 +94,7 @@ def test_t2_every_token_of_a_stream_comes_in_its_own_chunk(api, greedy):
     assert finish["choices"][0]["finish_reason"] == "length"
 
 
-def test_t4_a_stop_inside_the_budget_is_a_stop_and_beyond_it_a_length(api, greedy):
+def test_a_stop_inside_the_budget_is_a_stop_and_beyond_it_a_length(api, greedy):
     end = greedy["logprobs"]["tokens"][5]
     number = greedy["logprobs"]["tokens"].index(end) + 1
     stopped = post(api, prompt=PROMPT, temperature=0, max_tokens=number, stop=end)
@@ -105,7 +105,7 @@ def test_t4_a_stop_inside_the_budget_is_a_stop_and_beyond_it_a_length(api, greed
     assert cut["usage"]["completion_tokens"] == number - 1
 
 
-def test_t5_t6_end_tokens_min_tokens_and_ignore_eos(api, served_model):
+def test_end_tokens_min_tokens_and_ignore_eos(api, served_model):
     end = served_model.tokenizer.eos_token_id
 
     def ask(**body):
@@ -128,7 +128,7 @@ def test_t5_t6_end_tokens_min_tokens_and_ignore_eos(api, served_model):
     assert len(on["token_ids"]) == len(ids) + 2
 
 
-def test_t17_a_stop_token_is_shown_only_on_demand(api, greedy):
+def test_a_stop_token_is_shown_only_on_demand(api, greedy):
     stop_id = greedy["token_ids"][4]
     first = greedy["token_ids"].index(stop_id)
     hidden = complete(api, max_tokens=24, stop_token_ids=[stop_id], logprobs=0)
@@ -139,7 +139,7 @@ def test_t17_a_stop_token_is_shown_only_on_demand(api, greedy):
     assert kept["token_ids"] == hidden["token_ids"] == greedy["token_ids"][: first + 1]
 
 
-def test_t17_special_tokens_are_skipped_or_shown(api, served_model):
+def test_special_tokens_are_skipped_or_shown(api, served_model):
     end = served_model.tokenizer.eos_token_id
     forced = {"logit_bias": {str(end): 100}, "max_tokens": 3, "ignore_eos": True}
     assert complete(api, **forced)["text"] == ""
@@ -151,7 +151,7 @@ def test_t17_special_tokens_are_skipped_or_shown(api, served_model):
 # Text
 
 
-def test_t11_t12_random_bytes_stream_the_same_text(api, served_model):
+def test_random_bytes_stream_the_same_text(api, served_model):
     """Answers made of tokens that are no whole characters, with some that are in between."""
     tokenizer = served_model.tokenizer
     halves = [i for i in range(tokenizer.vocab_size) if not _is_text(tokenizer.token_bytes(i))]
@@ -174,7 +174,7 @@ def _is_text(data):
     return True
 
 
-def test_t13_a_prompt_that_ends_inside_a_character_is_not_repeated(api, served_model):
+def test_a_prompt_that_ends_inside_a_character_is_not_repeated(api, served_model):
     tokenizer = served_model.tokenizer
     half = next(ids for c in "東京都市学習猫犬鳥魚" if len(ids := tokenizer.encode(f"x {c}")) > 2)[:-1]
     assert not _is_text(tokenizer.decode_bytes(half))
@@ -184,7 +184,7 @@ def test_t13_a_prompt_that_ends_inside_a_character_is_not_repeated(api, served_m
     assert echoed["text"] == tokenizer.decode(half) + answer["text"]
 
 
-def test_t15_a_stream_of_words_keeps_its_spaces(api, greedy):
+def test_a_stream_of_words_keeps_its_spaces(api, greedy):
     assert stream(api, max_tokens=24)["text"] == greedy["text"]
     assert " " in greedy["text"]
 
@@ -192,7 +192,7 @@ def test_t15_a_stream_of_words_keeps_its_spaces(api, greedy):
 # Logprobs
 
 
-def test_t18_logprobs_are_equal_however_the_answer_came_about(api):
+def test_logprobs_are_equal_however_the_answer_came_about(api):
     prompt = "A prompt that nobody sent before, long enough for a block or two of the cache: " + PROMPT
     body = {"prompt": prompt, "max_tokens": 6, "logprobs": 3, "temperature": 0.8, "seed": 11}
     cold = post(api, **body)
@@ -210,7 +210,7 @@ def test_t18_logprobs_are_equal_however_the_answer_came_about(api):
     assert shared[0]["logprobs"] == shared[2]["logprobs"] == cold["choices"][0]["logprobs"]
 
 
-def test_t18_chat_and_completion_logprobs_agree(api, served_model):
+def test_chat_and_completion_logprobs_agree(api, served_model):
     answer = post(
         api,
         "/v1/chat/completions",
@@ -230,7 +230,7 @@ def test_t18_chat_and_completion_logprobs_agree(api, served_model):
         assert {t["token"]: t["logprob"] for t in entry["top_logprobs"]}.items() <= top.items()
 
 
-def test_t19_t20_t21_echo_scores_every_token_cold_and_warm(api):
+def test_echo_scores_every_token_cold_and_warm(api):
     text = "Ein Straßencafé in Zürich, 東京も良い, 😀! " * 2
     body = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1}
     cold = post(api, **body)
@@ -251,7 +251,7 @@ def test_t19_t20_t21_echo_scores_every_token_cold_and_warm(api):
     assert answered["text"] == join(answered["logprobs"]["tokens"])
 
 
-def test_t19_scores_of_a_prompt_are_those_of_the_answer_that_it_was(api, greedy):
+def test_scores_of_a_prompt_are_those_of_the_answer_that_it_was(api, greedy):
     ids = greedy["prompt_token_ids"] + greedy["token_ids"]
     scored = complete(api, prompt=ids, max_tokens=0, echo=True, logprobs=5)["logprobs"]
     answer = greedy["logprobs"]["token_logprobs"]
@@ -259,7 +259,7 @@ def test_t19_scores_of_a_prompt_are_those_of_the_answer_that_it_was(api, greedy)
     assert complete(api, prompt=ids, max_tokens=0, prompt_logprobs=5)["prompt_logprobs"][-1] is not None
 
 
-def test_t22_the_chosen_token_is_listed_even_outside_of_the_top(api):
+def test_the_chosen_token_is_listed_even_outside_of_the_top(api):
     for num_top in (0, 1, 20):
         logprobs = complete(api, max_tokens=4, logprobs=num_top, temperature=2.0, seed=5)["logprobs"]
         for token, logprob, top in zip(
@@ -269,7 +269,7 @@ def test_t22_the_chosen_token_is_listed_even_outside_of_the_top(api):
             assert num_top <= len(top) <= num_top + 1
 
 
-def test_t23_bans_leave_no_infinity(api):
+def test_bans_leave_no_infinity(api):
     """parse_constant fails on NaN and Infinity."""
     allowed = [100, 200, 300]
     body = {"allowed_token_ids": allowed, "max_tokens": 4, "logprobs": 20, "temperature": 1.0, "seed": 1}
@@ -296,7 +296,7 @@ def test_t23_bans_leave_no_infinity(api):
 # Sampling
 
 
-def test_t24_choices_differ_are_reproducible_and_do_not_overlap(api):
+def test_choices_differ_are_reproducible_and_do_not_overlap(api):
     body = {"prompt": PROMPT, "max_tokens": 6, "temperature": 1.0, "n": 3}
     seven = [choice["text"] for choice in post(api, **body, seed=7)["choices"]]
     assert len(set(seven)) == 3
@@ -306,7 +306,7 @@ def test_t24_choices_differ_are_reproducible_and_do_not_overlap(api):
     assert not set(seven) & set(eight)
 
 
-def test_t25_t27_a_mixed_batch_changes_nobodys_tokens(api):
+def test_a_mixed_batch_changes_nobodys_tokens(api):
     bodies = [
         {"temperature": 0},
         {"temperature": 1.0, "seed": 1},
@@ -326,7 +326,7 @@ def test_t25_t27_a_mixed_batch_changes_nobodys_tokens(api):
     assert unseeded.result()["usage"]["completion_tokens"] == 6
 
 
-def test_t26_penalties_follow_their_formula(api, greedy):
+def test_penalties_follow_their_formula(api, greedy):
     """Two allowed tokens, greedy: each step is worked out from scores of prompts and the counts so far."""
     first, second = greedy["token_ids"][0], greedy["token_ids"][3]
     assert first != second
@@ -351,7 +351,7 @@ def test_t26_penalties_follow_their_formula(api, greedy):
     }
 
 
-def test_t26_bias_bans_and_bad_words(api, greedy):
+def test_bias_bans_and_bad_words(api, greedy):
     assert complete(api, max_tokens=3, logit_bias={"100": 100})["token_ids"] == [100] * 3
     first = greedy["token_ids"][0]
     assert first not in complete(api, max_tokens=6, logit_bias={str(first): -100})["token_ids"]
@@ -376,11 +376,11 @@ def test_repetition_penalty_makes_a_loop_end(api):
         *({"temperature": 2.0, "min_p": 1.0}, {"temperature": 0, "top_k": 2**40, "top_p": 1.0}),
     ],
 )
-def test_t30_t31_the_ends_of_the_ranges_are_greedy(api, greedy, body):
+def test_the_ends_of_the_ranges_are_greedy(api, greedy, body):
     assert complete(api, max_tokens=4, seed=3, **body)["token_ids"] == greedy["token_ids"][:4]
 
 
-def test_t31_filters_that_are_off_change_nothing(api):
+def test_filters_that_are_off_change_nothing(api):
     body = {"max_tokens": 5, "temperature": 1.0, "seed": 3}
     off = {"top_k": -1, "top_p": 1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1.0}
     off |= {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "bad_words": [], "stop": []}
@@ -389,7 +389,7 @@ def test_t31_filters_that_are_off_change_nothing(api):
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63), 0])
-def test_t50_the_ends_of_the_range_of_seeds(api, seed):
+def test_the_ends_of_the_range_of_seeds(api, seed):
     body = {"max_tokens": 2, "temperature": 1.0, "seed": seed, "logprobs": 0}
     first = complete(api, **body)
     assert first["seed"] == seed
@@ -503,7 +503,7 @@ def test_what_does_not_compile_is_a_400_that_names_the_field(api, body):
         b'"min_tokens": 17',
     ],
 )
-def test_t16_t22_t30_t31_t32_hostile_values_are_refused_and_harm_nobody(api, golden, body):
+def test_hostile_values_are_refused_and_harm_nobody(api, golden, body):
     prompt = b"" if body.startswith(b'"prompt":') else b'"prompt": "x", '
     content = b"{" + prompt + body + b"}"
     response = api.post("/v1/completions", content=content, headers={"content-type": "application/json"})
@@ -548,7 +548,7 @@ FIELDS = {
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_t56_random_parameters_are_never_a_5xx_and_change_nobody_elses_answer(api, golden, data):
+def test_random_parameters_are_never_a_5xx_and_change_nobody_elses_answer(api, golden, data):
     names = data.draw(st.sets(st.sampled_from(sorted(FIELDS)), max_size=8))
     body = {"prompt": "x y", "max_tokens": 2, **{name: data.draw(FIELDS[name]) for name in sorted(names)}}
     with ThreadPoolExecutor(1) as pool:

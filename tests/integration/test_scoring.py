@@ -1,4 +1,4 @@
-"""Trap T19: log-likelihoods through `echo` against a plain loop over `transformers`, both in float32."""
+"""Log-likelihoods through `echo` against a plain loop over `transformers`, both in float32."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def scores(api, prompts, **body):
     return reply.json()["choices"]
 
 
-def test_t19_log_likelihoods_of_200_prompts_equal_a_plain_loop(default_checkpoint, api, prompts):
+def test_log_likelihoods_of_200_prompts_equal_a_plain_loop(default_checkpoint, api, prompts):
     reference = build_reference(default_checkpoint)
     num_prompts = 0
     worst = worst_mean = 0.0

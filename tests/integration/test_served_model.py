@@ -119,7 +119,7 @@ def test_our_client_sync_and_async_streamed_and_not(port, client):
     assert asyncio.run(main()).choices[0].message.content == TOKYO
 
 
-def test_t25_same_seed_same_text_alone_among_eight_streamed_or_not(client):
+def test_same_seed_same_text_alone_among_eight_streamed_or_not(client):
     def ask(seed, *, stream=False):
         call = {
             "prompt": f"A story about the number {seed % 3}:",
@@ -139,7 +139,7 @@ def test_t25_same_seed_same_text_alone_among_eight_streamed_or_not(client):
     assert len(set(among_others)) == 9
 
 
-def test_t35_a_long_shared_prefix_is_computed_once_and_reported(client, port):
+def test_a_long_shared_prefix_is_computed_once_and_reported(client, port):
     prefix = "".join(f"Line {i}: the quick brown fox jumps over dog number {i}.\n" for i in range(60))
     tokens = client.tokenize(text=f"{prefix}Question ").count
     assert 900 < tokens < 1400
@@ -155,7 +155,7 @@ def test_t35_a_long_shared_prefix_is_computed_once_and_reported(client, port):
     assert after[name] - before[name] == sum(hits)
 
 
-def test_t40_leaving_early_frees_the_request(client, port):
+def test_leaving_early_frees_the_request(client, port):
     with client.completions.create(
         prompt="Count: 1", max_tokens=1500, ignore_eos=True, stream=True
     ) as stream:
@@ -173,7 +173,7 @@ def test_t40_leaving_early_frees_the_request(client, port):
     assert state["draftline_kv_cache_usage_perc"] == 0
 
 
-def test_t55_sigterm_lets_a_stream_finish_and_a_second_one_ends_at_once():
+def test_sigterm_lets_a_stream_finish_and_a_second_one_ends_at_once():
     process, port = start("--max-model-len", "512")
     wait_until_ready(process, port)
     with (

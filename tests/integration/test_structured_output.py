@@ -5,10 +5,10 @@ import json
 import jsonschema
 import pytest
 
-from engine.config import EngineConfig
-from engine.grammar_spec import GrammarKind, GrammarSpec
-from engine.loader import build_engine
-from engine.outputs import FinishReason
+from engine.interface.config import EngineConfig
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.outputs import FinishReason
+from engine.loading.loader import build_engine
 from server.text.chat_template import ChatTemplate
 from server.text.tokenizer import Tokenizer
 from tests.tiny import generation, run_to_end

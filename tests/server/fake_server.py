@@ -6,7 +6,7 @@ python tests/server/fake_server.py SHUTDOWN_TIMEOUT {ready|loading|failing}
 import sys
 import threading
 
-from engine.errors import ConfigError
+from engine.interface.errors import ConfigError
 from server.admission import Admission
 from server.app import create_app
 from server.auth import KeyRing

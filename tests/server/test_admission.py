@@ -1,8 +1,8 @@
-"""Trap T53: a full queue is refused quickly, with the time to come back, and hurts nobody."""
+"""A full queue is refused quickly, with the time to come back, and hurts nobody."""
 
 import pytest
 
-from engine.stats import EngineStats
+from engine.interface.stats import EngineStats
 from server.admission import Admission, ServiceRate
 from server.api.errors import ApiError
 from server.serving import RequestLimits
@@ -10,7 +10,7 @@ from tests.fakes import FakeEngine, say
 from tests.server.harness import serving
 
 
-def test_t53_the_engines_refusal_is_a_429_with_its_estimate() -> None:
+def test_the_engines_refusal_is_a_429_with_its_estimate() -> None:
     engine = FakeEngine(max_open=2)
     with serving(engine) as server:
         response = server.client.post("/v1/completions", json={"prompt": "x", "n": 3})
@@ -25,7 +25,7 @@ def test_t53_the_engines_refusal_is_a_429_with_its_estimate() -> None:
         assert server.client.post("/v1/completions", json={"prompt": "x", "n": 2}).status_code == 200
 
 
-def test_t53_a_full_queue_refuses_before_the_body_and_running_streams_go_on() -> None:
+def test_a_full_queue_refuses_before_the_body_and_running_streams_go_on() -> None:
     engine = FakeEngine(lambda _: say("hello"))
     engine.hold()
     with serving(engine, max_open=1) as server:
@@ -40,7 +40,7 @@ def test_t53_a_full_queue_refuses_before_the_body_and_running_streams_go_on() ->
         assert server.client.post(url, json={"prompt": "x"}).status_code == 200
 
 
-def test_t48_the_number_of_choices_is_bounded_by_what_could_ever_be_queued() -> None:
+def test_the_number_of_choices_is_bounded_by_what_could_ever_be_queued() -> None:
     with serving(FakeEngine(), limits=RequestLimits(max_choices=4)) as server:
         refused = server.client.post("/v1/completions", json={"prompt": ["x"] * 3, "n": 2})
         assert refused.status_code == 400

@@ -1,4 +1,4 @@
-"""Trap T52: every path but the probes' needs a key, and keys are seen nowhere. T36: salts."""
+"""Every path but the probes' needs a key, and keys are seen nowhere; salts."""
 
 import logging
 
@@ -15,7 +15,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def test_t52_every_path_but_the_probes_needs_a_key(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_path_but_the_probes_needs_a_key(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with serving(FakeEngine(), keys=KEYS) as server:
         paths = [route.path for route in server.server.config.app.routes]
@@ -57,7 +57,7 @@ def test_the_scheme_has_no_case_and_bytes_are_bytes() -> None:
     assert ring.find_tenant(b"Bearer \xff\xfe") is None
 
 
-def test_t36_tenants_have_salts_of_their_own_that_do_not_tell_the_key() -> None:
+def test_tenants_have_salts_of_their_own_that_do_not_tell_the_key() -> None:
     ring = KeyRing(KEYS, secret=b"s" * 32)
     alice, bob = (ring.find_tenant(b"Bearer " + key.encode()) for key in KEYS)
     assert alice is not None
@@ -68,14 +68,14 @@ def test_t36_tenants_have_salts_of_their_own_that_do_not_tell_the_key() -> None:
     assert KeyRing(KEYS, secret=b"s" * 32).find_tenant(b"Bearer key-of-alice") == alice
 
 
-def test_t36_a_clients_salt_refines_its_tenants_and_reaches_no_other() -> None:
+def test_a_clients_salt_refines_its_tenants_and_reaches_no_other() -> None:
     alice, bob = b"a" * 16, b"b" * 16
     assert cache_salt(alice, None) == alice
     assert cache_salt(alice, "x") == cache_salt(alice, "x") != cache_salt(alice, "y")
     assert len({cache_salt(tenant, salt) for tenant in (alice, bob, b"") for salt in ("x", "", None)}) == 9
 
 
-def test_t36_the_salt_reaches_the_engine() -> None:
+def test_the_salt_reaches_the_engine() -> None:
     with serving(FakeEngine(), keys=KEYS) as server:
         for key in (*KEYS, KEYS[0]):
             for salt in (None, "mine"):

@@ -1,4 +1,4 @@
-"""Trap T46: bodies that are no JSON, the wrong type, too big, or cut short; raw sockets where needed."""
+"""Bodies that are no JSON, the wrong type, too big, or cut short; raw sockets where needed."""
 
 import json
 import socket

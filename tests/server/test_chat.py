@@ -63,7 +63,7 @@ def test_a_template_that_knows_no_developer_gets_system(server: RunningServer) -
 def test_max_tokens_defaults_to_what_fits(server: RunningServer) -> None:
     post(server, messages=HELLO)
     request = server.engine.requests[-1]
-    assert request.params.max_tokens == server.engine.max_model_len - len(request.prompt_token_ids)
+    assert request.params.max_tokens == server.engine.limits.max_model_len - len(request.prompt_token_ids)
 
 
 def test_both_names_of_max_tokens_may_agree_but_not_differ(server: RunningServer) -> None:
@@ -73,7 +73,7 @@ def test_both_names_of_max_tokens_may_agree_but_not_differ(server: RunningServer
     assert refused.json()["error"]["param"] == "max_completion_tokens"
 
 
-def test_t8_t9_a_stream_begins_with_roles_and_ends_with_empty_deltas(server: RunningServer) -> None:
+def test_a_stream_begins_with_roles_and_ends_with_empty_deltas(server: RunningServer) -> None:
     response = post(
         server,
         messages=HELLO,

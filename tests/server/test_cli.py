@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from engine.info import EngineInfo
+from engine.interface.info import EngineInfo
 from server.cli import main, print_banner
 from tests.fakes import FakeEngine
 from tests.server.harness import served_model

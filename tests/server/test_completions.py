@@ -106,7 +106,7 @@ def test_a_stream_says_what_the_whole_answer_says(server: RunningServer) -> None
     assert stream_text(streamed) == {choice["index"]: choice["text"] for choice in whole["choices"]}
 
 
-def test_t8_t9_the_finish_reason_comes_alone_and_usage_last(server: RunningServer) -> None:
+def test_the_finish_reason_comes_alone_and_usage_last(server: RunningServer) -> None:
     response = post(
         server, prompt="ab", seed=1, max_tokens=4, stream=True, stream_options={"include_usage": True}
     )
@@ -150,7 +150,7 @@ def test_return_token_ids(server: RunningServer) -> None:
     assert list(streamed.values()) == [choice["token_ids"] for choice in choices]
 
 
-def test_t1_t4_a_stop_string_ends_one_choice_and_frees_it() -> None:
+def test_a_stop_string_ends_one_choice_and_frees_it() -> None:
     engine = FakeEngine(lambda request: say("one STOP two" if request.choice == 0 else "three four"))
     with serving(engine) as server:
         body = {"prompt": "x", "n": 2, "stop": "STOP", "max_tokens": 50}
@@ -165,7 +165,7 @@ def test_t1_t4_a_stop_string_ends_one_choice_and_frees_it() -> None:
         assert engine.num_open == 0
 
 
-def test_t5_the_end_token_is_counted_and_not_shown() -> None:
+def test_the_end_token_is_counted_and_not_shown() -> None:
     with serving(FakeEngine(lambda _: say("hi", eos=True, cached=2))) as server:
         reply = post(server, prompt="abcd").json()
         assert reply["choices"][0]["text"] == "hi"
@@ -179,7 +179,7 @@ def test_t5_the_end_token_is_counted_and_not_shown() -> None:
         assert hidden.json()["choices"][0]["token_ids"] == [*b"hi", EOS]
 
 
-def test_t35_cached_tokens_are_those_of_each_prompts_first_choice() -> None:
+def test_cached_tokens_are_those_of_each_prompts_first_choice() -> None:
     def script(request: object) -> object:
         return cut(say("abcdef", cached=2 if request.choice == 0 else 3), 2)
 
@@ -188,7 +188,7 @@ def test_t35_cached_tokens_are_those_of_each_prompts_first_choice() -> None:
     assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
 
 
-def test_t11_t12_text_is_whole_characters_and_flushed_at_the_end() -> None:
+def test_text_is_whole_characters_and_flushed_at_the_end() -> None:
     with serving(FakeEngine(lambda request: cut(say("é😀é"), request.params.max_tokens))) as server:
         chunks = sse_data(post(server, prompt="x", max_tokens=8, stream=True).text)
         assert [chunk["choices"][0]["text"] for chunk in chunks] == ["é", "😀", "é", ""]

@@ -1,4 +1,4 @@
-"""Traps T38 to T40 and T51: clients that leave, engines that die under an open stream."""
+"""Clients that leave, engines that die under an open stream."""
 
 import socket
 import struct
@@ -24,7 +24,7 @@ def send_completion(connection: socket.socket, *, stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_t40_a_client_that_leaves_frees_its_request_without_another_step(stream: bool, steps: int) -> None:
+def test_a_client_that_leaves_frees_its_request_without_another_step(stream: bool, steps: int) -> None:
     engine = FakeEngine(lambda _: say("x" * 1000))
     engine.hold()
     with serving(engine) as server:
@@ -106,7 +106,7 @@ def test_where_nothing_can_be_asked_the_end_of_sending_is_the_end(sent: bytes) -
         engine.wait_until(lambda: engine.num_open == 0)
 
 
-def test_t39_others_go_on_when_one_leaves() -> None:
+def test_others_go_on_when_one_leaves() -> None:
     engine = FakeEngine(lambda _: say("hello"))
     engine.hold()
     with serving(engine) as server, connect(server) as stays:
@@ -124,7 +124,7 @@ def test_t39_others_go_on_when_one_leaves() -> None:
         assert answer.count(b'"text":"') == len("hello") + 1
 
 
-def test_t41_after_many_disconnects_nothing_is_left() -> None:
+def test_after_many_disconnects_nothing_is_left() -> None:
     engine = FakeEngine(lambda _: say("x" * 1000))
     engine.hold()
     with serving(engine) as server:
@@ -159,7 +159,7 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_loses_nothing() -> None
     assert received.count(b"x" * per_step) == num_bytes // per_step
 
 
-def test_t51_an_error_after_the_stream_began_is_an_event() -> None:
+def test_an_error_after_the_stream_began_is_an_event() -> None:
     engine = FakeEngine(lambda _: say("hello"))
     engine.hold()
     with serving(engine) as server:
@@ -175,7 +175,7 @@ def test_t51_an_error_after_the_stream_began_is_an_event() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_t51_an_error_before_the_first_byte_has_a_status(stream: bool) -> None:
+def test_an_error_before_the_first_byte_has_a_status(stream: bool) -> None:
     engine = FakeEngine(lambda _: say("hello"))
     engine.hold()
 

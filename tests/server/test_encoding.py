@@ -31,7 +31,7 @@ def test_long_lists_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_t23_no_nan_and_no_infinity(number: float) -> None:
+def test_no_nan_and_no_infinity(number: float) -> None:
     for encode in (to_json, to_json_in_parts):
         with pytest.raises(ValueError, match="not JSON compliant"):
             encode({"a": [number]})

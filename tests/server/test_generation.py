@@ -1,10 +1,10 @@
-"""Traps T1 to T7 and T11, T12 without a server: engine outputs to text."""
+"""Engine outputs to text, without a server."""
 
 import itertools
 
 import pytest
 
-from engine.outputs import FinishReason, RequestOutput
+from engine.interface.outputs import FinishReason, RequestOutput
 from server.api.generation import ChoiceText
 from server.api.preparation import TextOptions
 from server.text import Tokenizer
@@ -41,7 +41,7 @@ def split(data: bytes, *cuts: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("include_stop", [False, True])
-def test_t1_t3_t7_a_stop_string_is_found_whatever_the_steps(include_stop: bool) -> None:
+def test_a_stop_string_is_found_whatever_the_steps(include_stop: bool) -> None:
     expected = "one STOP" if include_stop else "one "
     for cuts in itertools.combinations(range(1, len(TEXT)), 2):
         choice = ChoiceText(TOKENIZER, TextOptions(stop=("STOP", "two"), include_stop=include_stop))
@@ -50,33 +50,33 @@ def test_t1_t3_t7_a_stop_string_is_found_whatever_the_steps(include_stop: bool) 
         assert choice.num_tokens == len("one STOP")
 
 
-def test_t2_only_what_may_be_a_stop_string_is_held_back() -> None:
+def test_only_what_may_be_a_stop_string_is_held_back() -> None:
     choice = ChoiceText(TOKENIZER, TextOptions(stop=("STOP" * 20,)))
     texts = push_all(choice, [(byte,) for byte in b"abcSTxy"])
     assert texts == ["a", "b", "c", "", "", "STx", "y"]
 
 
-def test_t2_what_was_held_back_comes_at_the_end() -> None:
+def test_what_was_held_back_comes_at_the_end() -> None:
     choice = ChoiceText(TOKENIZER, TextOptions(stop=("STOP",)))
     assert push_all(choice, [(byte,) for byte in b"abST"]) == ["a", "b", "", "ST"]
     assert choice.finish_reason is FinishReason.LENGTH
 
 
-def test_t4_a_stop_string_and_the_limit_in_one_step() -> None:
+def test_a_stop_string_and_the_limit_in_one_step() -> None:
     choice = ChoiceText(TOKENIZER, TextOptions(stop=("STOP",)))
     assert push_all(choice, [tuple(b"a STOP b")]) == ["a "]
     assert choice.finish_reason is FinishReason.STOP
     assert choice.num_tokens == 6
 
 
-def test_t4_a_delta_holds_the_tokens_up_to_the_stop_only() -> None:
+def test_a_delta_holds_the_tokens_up_to_the_stop_only() -> None:
     choice = ChoiceText(TOKENIZER, TextOptions(stop=("b",)))
     output = RequestOutput(index=3, new_token_ids=tuple(b"abc"), num_cached_tokens=0)
     delta = choice.push(output)
     assert (delta.index, delta.text, bytes(delta.token_ids)) == (3, "a", b"ab")
 
 
-def test_t5_t17_the_end_token_is_counted_and_shown_only_on_demand() -> None:
+def test_the_end_token_is_counted_and_shown_only_on_demand() -> None:
     steps = [tuple(b"ab"), (*b"c", EOS)]
     hidden = ChoiceText(TOKENIZER, TextOptions(skip_special_tokens=False))
     assert "".join(push_all(hidden, steps, stop_token_id=EOS)) == "abc"
@@ -102,7 +102,7 @@ def test_a_stop_token_id_that_is_plain_text_is_hidden_too() -> None:
     assert choice.num_tokens == 3
 
 
-def test_t6_stop_strings_wait_for_min_tokens() -> None:
+def test_stop_strings_wait_for_min_tokens() -> None:
     for min_tokens, expected, num_tokens in (
         (0, "", 1),
         (1, "", 1),
@@ -115,7 +115,7 @@ def test_t6_stop_strings_wait_for_min_tokens() -> None:
         assert choice.num_tokens == num_tokens
 
 
-def test_t11_t12_characters_come_whole_and_half_ones_are_flushed() -> None:
+def test_characters_come_whole_and_half_ones_are_flushed() -> None:
     data = "é😀".encode()
     choice = ChoiceText(TOKENIZER, TextOptions())
     assert push_all(choice, [(byte,) for byte in data]) == ["", "é", "", "", "", "😀"]

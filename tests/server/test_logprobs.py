@@ -1,4 +1,4 @@
-"""Traps T7, T18 to T23 in the shapes of the API: logprobs over a real socket, against a scripted engine."""
+"""Logprobs in the shapes of the API, over a real socket, against a scripted engine."""
 
 import json
 import re
@@ -79,9 +79,7 @@ def test_a_completions_logprobs_have_openais_shape(server: RunningServer) -> Non
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 20])
-def test_t22_the_chosen_token_is_among_the_top_even_outside_of_them(
-    server: RunningServer, num_top: int
-) -> None:
+def test_the_chosen_token_is_among_the_top_even_outside_of_them(server: RunningServer, num_top: int) -> None:
     logprobs = complete(server, logprobs=num_top)["choices"][0]["logprobs"]
     for token, logprob, top in zip(
         logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True
@@ -111,7 +109,7 @@ def test_a_chats_logprobs_have_openais_shape(server: RunningServer) -> None:
 
 @pytest.mark.parametrize("stop", [None, "STOP", ["STOP x", "zz"], "é"])
 @pytest.mark.parametrize("include_stop", [False, True])
-def test_t7_t18_streamed_or_not_the_same_cut_at_the_same_token(
+def test_streamed_or_not_the_same_cut_at_the_same_token(
     server: RunningServer, stop: object, include_stop: bool
 ) -> None:
     body = {
@@ -138,7 +136,7 @@ def test_t7_t18_streamed_or_not_the_same_cut_at_the_same_token(
         assert again["text"] == answer["message"]["content"] == spelt
 
 
-def test_t7_a_token_that_the_cut_runs_through_is_listed() -> None:
+def test_a_token_that_the_cut_runs_through_is_listed() -> None:
     data = TokenizerData(tokens=("ab", "cd"), merges=(), special_token_ids=frozenset(), kind="char")
     engine = FakeEngine(lambda _: Script(steps=((0, 1),)), vocab_size=2)
     with serving(engine, tokenizer=Tokenizer(data)) as server:
@@ -162,7 +160,7 @@ def test_the_end_token_has_a_logprob_when_it_is_kept() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["aé😀b", list("aé😀b".encode()), "a"])
-def test_t19_t20_echo_scores_the_prompt_first(server: RunningServer, prompt: str | list[int]) -> None:
+def test_echo_scores_the_prompt_first(server: RunningServer, prompt: str | list[int]) -> None:
     text = prompt if isinstance(prompt, str) else bytes(prompt).decode()
     choice = complete(server, prompt=prompt, echo=True, logprobs=1, max_tokens=0)["choices"][0]
     logprobs = choice["logprobs"]
@@ -182,7 +180,7 @@ def test_t19_t20_echo_scores_the_prompt_first(server: RunningServer, prompt: str
 
 
 @pytest.mark.parametrize("max_tokens", [0, 6, 20])
-def test_t20_a_streamed_echo_says_the_same(server: RunningServer, max_tokens: int) -> None:
+def test_a_streamed_echo_says_the_same(server: RunningServer, max_tokens: int) -> None:
     body = {
         "prompt": ["aé", [0xF0, 0x9F], "c"],
         "n": 2,
@@ -202,7 +200,7 @@ def test_t20_a_streamed_echo_says_the_same(server: RunningServer, max_tokens: in
             assert again[name] == choice[name]
 
 
-def test_t13_half_a_character_at_the_end_of_the_prompt_stays_apart(server: RunningServer) -> None:
+def test_half_a_character_at_the_end_of_the_prompt_stays_apart(server: RunningServer) -> None:
     choice = complete(server, prompt=[0xC3], echo=True, logprobs=0, max_tokens=2)["choices"][0]
     assert choice["text"] == "\N{REPLACEMENT CHARACTER}é"
     assert choice["logprobs"]["text_offset"] == [0, 1, 1]

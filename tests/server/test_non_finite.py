@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.outputs import FinishReason
+from engine.interface.outputs import FinishReason
 from tests.fakes import FakeEngine, echo_seed, say
 from tests.server.harness import serving
 

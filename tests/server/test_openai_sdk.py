@@ -126,7 +126,7 @@ def test_errors_are_the_sdks_own(server: RunningServer, client: openai.OpenAI) -
         server.engine.max_open = 1000
 
 
-def test_t51_a_stream_that_breaks_raises(server: RunningServer) -> None:
+def test_a_stream_that_breaks_raises(server: RunningServer) -> None:
     engine = FakeEngine()
     engine.hold()
     with serving(engine) as broken, openai.OpenAI(base_url=f"{broken.url}/v1", api_key="x") as client:

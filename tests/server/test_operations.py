@@ -1,4 +1,4 @@
-"""Health, readiness, metrics, models, tokens: traps T54 and T57."""
+"""Health, readiness, metrics, models, tokens."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ def sample(metrics: str, name: str) -> float:
     return float(line.rpartition(" ")[2])
 
 
-def test_t54_ready_only_once_the_model_is_there() -> None:
+def test_ready_only_once_the_model_is_there() -> None:
     engine = FakeEngine()
     with serving(engine, is_loading=True) as server:
         refused = server.client.get("/ready")
@@ -47,7 +47,7 @@ def test_t54_ready_only_once_the_model_is_there() -> None:
         assert server.client.post("/v1/completions", json={"prompt": "x"}).status_code == 200
 
 
-def test_t54_stalled_is_alive_but_not_ready(server: RunningServer) -> None:
+def test_stalled_is_alive_but_not_ready(server: RunningServer) -> None:
     server.engine.seconds_since_step = 61.0
     try:
         assert server.client.get("/ready").json()["error"]["code"] == "stalled"
@@ -72,7 +72,7 @@ class BlockedTokenizer(Tokenizer):
         return super().encode(text, **options)
 
 
-def test_t54_everything_answers_while_a_large_prompt_is_tokenised() -> None:
+def test_everything_answers_while_a_large_prompt_is_tokenised() -> None:
     engine, tokenizer = FakeEngine(max_model_len=20_000), BlockedTokenizer()
     with serving(engine) as server:
         server.state.publish(replace(served_model(engine), tokenizer=tokenizer))
@@ -141,7 +141,7 @@ def test_the_routers_errors_have_openais_shape(
     assert "x-request-id" in response.headers
 
 
-def test_t57_histograms_count_every_choice_and_resolve_milliseconds() -> None:
+def test_histograms_count_every_choice_and_resolve_milliseconds() -> None:
     with serving(FakeEngine(lambda _: say("hello", cached=1))) as server:
         for stream in (True, False):
             server.client.post("/v1/completions", json={"prompt": "ab", "n": 3, "stream": stream})

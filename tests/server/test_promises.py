@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 from prometheus_client import generate_latest
 
-from engine.errors import CheckpointError
-from engine.outputs import FinishReason, RequestOutput
+from engine.interface.errors import CheckpointError
+from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.generation import Generation
 from server.api.preparation import TextOptions

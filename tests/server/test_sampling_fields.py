@@ -28,7 +28,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(autouse=True)
 def still_answers(server: RunningServer) -> Iterator[None]:
-    """T56: after every request the golden one gets its answer."""
+    """After every request the golden one gets its answer."""
     yield
     golden = server.client.post(COMPLETIONS, json={"prompt": "x", "seed": 5, "max_tokens": 5})
     assert golden.json()["choices"][0]["text"] == "c0s5."
@@ -99,7 +99,7 @@ def test_the_models_own_defaults_hold_where_the_request_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_t49_null_is_the_default_of_every_field(server: RunningServer, path: str) -> None:
+def test_null_is_the_default_of_every_field(server: RunningServer, path: str) -> None:
     names = SCHEMAS[path].model_fields.keys() - BASES[path].keys()
     assert "warnings" not in post(server, path, **dict.fromkeys(names))
 
@@ -113,7 +113,7 @@ def test_t49_null_is_the_default_of_every_field(server: RunningServer, path: str
         ("repetition_penalty", 0.01, 10),
     ],
 )
-def test_t31_reals_have_the_ends_of_their_range(
+def test_reals_have_the_ends_of_their_range(
     server: RunningServer, field: str, low: float, high: float
 ) -> None:
     for good in (low, high):
@@ -131,7 +131,7 @@ def test_t31_reals_have_the_ends_of_their_range(
         assert response.json()["error"]["param"] == (field if literal == "1e400" else None)
 
 
-def test_t31_no_field_is_anothers_off_switch(server: RunningServer) -> None:
+def test_no_field_is_anothers_off_switch(server: RunningServer) -> None:
     post(server, frequency_penalty=-2)
     params = server.engine.requests[-1].params
     assert (params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (-2.0, 0.0, 1.0)
@@ -145,12 +145,12 @@ def test_t31_no_field_is_anothers_off_switch(server: RunningServer) -> None:
         *({"5": 10**400}, {"5": [1]}, {str(i): 0 for i in range(1025)}),
     ],
 )
-def test_t32_bad_logit_biases(server: RunningServer, value: object) -> None:
+def test_bad_logit_biases(server: RunningServer, value: object) -> None:
     assert refusal(server, logit_bias=value)["param"] == "logit_bias"
 
 
 @pytest.mark.parametrize("value", [[], "5", 5, {}, ["5"], [True], [1.0], [-1], [259], [2**63], [1] * 1025])
-def test_t32_bad_allowed_token_ids(server: RunningServer, value: object) -> None:
+def test_bad_allowed_token_ids(server: RunningServer, value: object) -> None:
     assert refusal(server, allowed_token_ids=value)["param"].startswith("allowed_token_ids")
 
 
@@ -179,7 +179,7 @@ def test_the_largest_lists_that_are_allowed(server: RunningServer) -> None:
         (CHAT, "top_logprobs", {"logprobs": True}),
     ],
 )
-def test_t22_numbers_of_logprobs(
+def test_numbers_of_logprobs(
     server: RunningServer, path: str, field: str, others: dict[str, object], value: object
 ) -> None:
     error = refusal(server, path, **others, **{field: value})
@@ -223,7 +223,7 @@ def test_max_tokens_0_needs_something_to_do(
 
 
 @pytest.mark.parametrize(("path", "field"), FIELDS)
-def test_t49_whatever_a_field_holds_the_answer_is_200_or_a_400_that_names_it(
+def test_whatever_a_field_holds_the_answer_is_200_or_a_400_that_names_it(
     server: RunningServer, path: str, field: str
 ) -> None:
     values = [-1, 0, 1, 21, 2.5, 1e-45, 2**63, 10**400, "x", "", True, False, [], {}, [1], ["a"], [-1], [[1]]]
@@ -248,7 +248,7 @@ json_values = st.recursive(
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(path=st.sampled_from([COMPLETIONS, CHAT]), data=st.data())
-def test_t56_random_bodies_are_never_a_5xx(server: RunningServer, path: str, data: st.DataObject) -> None:
+def test_random_bodies_are_never_a_5xx(server: RunningServer, path: str, data: st.DataObject) -> None:
     names = st.sampled_from(sorted(SCHEMAS[path].model_fields.keys()))
     fields = data.draw(st.dictionaries(names, json_values, max_size=4))
     body = json.dumps({**BASES[path], "max_tokens": 3, **fields}).encode("utf-8", "surrogatepass")
@@ -304,7 +304,7 @@ def test_best_of_as_many_as_n_changes_nothing(server: RunningServer) -> None:
         ({"n": 129, "best_of": 129}, "n"),
     ],
 )
-def test_t48_best_of_is_bounded(server: RunningServer, body: dict[str, object], param: str) -> None:
+def test_best_of_is_bounded(server: RunningServer, body: dict[str, object], param: str) -> None:
     num_requests = len(server.engine.requests)
     assert refusal(server, **body)["param"] == param
     assert len(server.engine.requests) == num_requests

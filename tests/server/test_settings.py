@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.registry import DEFAULT_MODEL as ENGINE_DEFAULT_MODEL
-from engine.errors import ConfigError
+from engine.interface.errors import ConfigError
 from server.settings import (
     CACHE_VARIABLE,
     DEFAULT_MODEL,
@@ -94,7 +94,7 @@ def test_a_bad_value_names_flag_variable_value_and_limit(flag: str, value: str, 
     assert all(part in message for part in parts)
 
 
-def test_t52_keys_are_in_no_error_and_no_repr() -> None:
+def test_keys_are_in_no_error_and_no_repr() -> None:
     with pytest.raises(ConfigError) as raised:
         parse("--api-key", "a secret with spaces")
     assert "secret" not in str(raised.value)

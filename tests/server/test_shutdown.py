@@ -1,4 +1,4 @@
-"""Trap T55: signals to a real process; no new work, streams finish, exit code 0, a second signal at once."""
+"""Signals to a real process; no new work, streams finish, exit code 0, a second signal at once."""
 
 import contextlib
 import os

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from engine.config import EngineConfig
-from engine.loader import load_engine
-from engine.speculation import SpeculationMode, SpeculationParams
+from engine.interface.config import EngineConfig
+from engine.interface.speculation import SpeculationMode, SpeculationParams
+from engine.loading.loader import load_engine
 from server.serving import ServedModel
 from server.text import Tokenizer
 from tests.drafters import byte_checkpoint, noisy_copy
@@ -130,9 +130,7 @@ def test_a_draft_that_is_right_to_its_end_brings_a_bonus() -> None:
 
 @pytest.mark.parametrize("tokens_per_step", [1, 2, 3, 5, 8, 18])
 @pytest.mark.parametrize("include", [False, True])
-def test_t3_t7_a_stop_string_inside_an_accepted_run_cuts_exactly_there(
-    tokens_per_step: int, include: bool
-) -> None:
+def test_a_stop_string_inside_an_accepted_run_cuts_exactly_there(tokens_per_step: int, include: bool) -> None:
     script = say(TEXT, tokens_per_step=tokens_per_step, num_drafted=tokens_per_step)
     with serving(FakeEngine(lambda _: script)) as server:
         body = {
@@ -160,7 +158,7 @@ def test_t3_t7_a_stop_string_inside_an_accepted_run_cuts_exactly_there(
 
 
 @pytest.mark.parametrize("include", [False, True])
-def test_t7_a_stop_token_at_the_end_of_a_run_is_counted_and_shown_only_if_asked_for(include: bool) -> None:
+def test_a_stop_token_at_the_end_of_a_run_is_counted_and_shown_only_if_asked_for(include: bool) -> None:
     with serving(FakeEngine(lambda _: say("abc", tokens_per_step=4, eos=True, num_drafted=3))) as server:
         reply = post(
             server, include_stop_str_in_output=include, skip_special_tokens=False, return_provenance=True
@@ -225,7 +223,7 @@ def test_the_answer_is_the_same_in_every_mode(real: Any) -> None:
     assert sum(details.values()) == draft["draftline"]["speculation"]["drafted"]
 
 
-def test_t34_provenance_of_a_sampled_answer_from_a_draft_model(real: Any) -> None:
+def test_provenance_of_a_sampled_answer_from_a_draft_model(real: Any) -> None:
     reply = complete(real, return_provenance=True, speculation={"mode": "draft", "k": 4}, temperature=0.9)
     tokens = reply["choices"][0]["provenance"]
     assert len(tokens) == 40

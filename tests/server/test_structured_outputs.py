@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from tests.fakes import FakeEngine
 from tests.server.harness import RunningServer, serving
 

@@ -6,7 +6,7 @@ import signal
 
 from rich.console import Console
 
-from engine.outputs import GenerationRequest
+from engine.interface.outputs import GenerationRequest
 from server.settings import ChatSettings, parse_settings
 from server.terminal_chat import TerminalChat
 from tests.fakes import FakeEngine, Script, say

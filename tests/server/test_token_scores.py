@@ -1,10 +1,10 @@
-"""Traps T7, T11, T12, T20: which character a token begins in, and when its score may go out."""
+"""Which character a token begins in, and when its score may go out."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.outputs import FinishReason, RequestOutput, TokenLogprobs
+from engine.interface.outputs import FinishReason, RequestOutput, TokenLogprobs
 from server.api.generation import ChoiceText
 from server.api.preparation import TextOptions
 from server.api.token_scores import ScoredText, TokenPlaces, score_prompt
@@ -65,7 +65,7 @@ pieces = st.lists(
 
 
 @given(pieces)
-def test_t20_an_offset_is_the_character_of_the_tokens_first_byte(parts: list[bytes]) -> None:
+def test_an_offset_is_the_character_of_the_tokens_first_byte(parts: list[bytes]) -> None:
     data = b"".join(parts)
     characters = character_of_each_byte(data)
     assert (characters[-1] + 1 if characters else 0) == len(data.decode(errors="replace"))
@@ -128,7 +128,7 @@ def run(
 
 
 @given(pieces, st.lists(st.text(alphabet="ab€é ", min_size=1, max_size=3), max_size=2), st.booleans())
-def test_t7_scores_are_cut_where_the_text_is_and_however_it_came(
+def test_scores_are_cut_where_the_text_is_and_however_it_came(
     parts: list[bytes], stop: list[str], include_stop: bool
 ) -> None:
     if not parts:
@@ -149,14 +149,14 @@ def test_t7_scores_are_cut_where_the_text_is_and_however_it_came(
         assert all(offset < num_chars for _, offset in tokens[:num_tokens])
 
 
-def test_t2_held_back_text_holds_back_its_scores() -> None:
+def test_held_back_text_holds_back_its_scores() -> None:
     options = TextOptions(stop=("STOP",))
     _, tokens, progress = run([[byte] for byte in b"abSTx"], TOKENIZER, options)
     assert progress == [(1, 1), (2, 2), (2, 2), (2, 2), (5, 5)]
     assert [offset for _, offset in tokens] == [0, 1, 2, 3, 4]
 
 
-def test_t12_half_a_character_waits_for_its_rest() -> None:
+def test_half_a_character_waits_for_its_rest() -> None:
     _, _, progress = run([[byte] for byte in "é😀".encode()], TOKENIZER, TextOptions())
     assert progress == [(0, 0), (1, 2), (1, 2), (1, 2), (1, 2), (2, 6)]
     text, tokens, _ = run([[byte] for byte in "é😀".encode()[:4]], TOKENIZER, TextOptions())
@@ -164,7 +164,7 @@ def test_t12_half_a_character_waits_for_its_rest() -> None:
 
 
 @pytest.mark.parametrize(("include_stop", "num_scored"), [(False, 2), (True, 3)])
-def test_t7_the_end_token_has_a_score_only_if_it_is_kept(include_stop: bool, num_scored: int) -> None:
+def test_the_end_token_has_a_score_only_if_it_is_kept(include_stop: bool, num_scored: int) -> None:
     options = TextOptions(include_stop=include_stop)
     text, tokens, _ = run([[97], [98, EOS]], TOKENIZER, options, stop_token=True)
     assert text == "ab"

@@ -3,12 +3,12 @@
 import ctypes
 from collections.abc import Sequence
 
+from engine.interface.sampled_row import SampledRow
 from engine.kernels.cpu.fused_decoder import FusedDecoder
 from engine.kernels.cpu.library import KernelContext
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
 from engine.kernels.cpu.token_chooser import row_sampling
-from engine.model_input import ModelInput
-from engine.sampled_row import SampledRow
+from engine.model.model_input import ModelInput
 
 
 class FusedDraftChain:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.config import Activation, ModelConfig
+from engine.checkpoint.model_config import Activation, ModelConfig, Norm
 from engine.kernels.cpu.library import ActivationKind, KernelContext, Layer, Model, NormKind, RowsFormat
 from engine.kernels.cpu.packing import (
     BLOCK,
@@ -26,9 +26,9 @@ from engine.kernels.cpu.packing import (
     tiles_in_turn,
 )
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
+from engine.model.model_input import ModelInput
 from engine.model.rope import Rope
 from engine.model.weights import Weights
-from engine.model_input import ModelInput
 
 MAX_HEAD_DIM = 256
 
@@ -153,16 +153,16 @@ class FusedDecoder:
                 device=torch.device("cpu"),
             )
         half = config.head_dim // 2
-        is_gpt2 = config.architecture == "gpt2"
+        has_bias = config.norm is Norm.LAYER
         return Model(
             layers=layers,
             embed=embed.struct,
             head=head.struct,
-            embed_positions=self._positions(max_positions) if is_gpt2 else None,
+            embed_positions=self._positions(max_positions) if config.rope is None else None,
             rope_cos=None if rope is None else self._keep(rope.cos[:, :half]),
             rope_sin=None if rope is None else self._keep(rope.signed_sin[:, half:]),
             norm_weight=self._norm("norm.weight"),
-            norm_bias=self._norm("norm.bias") if is_gpt2 else None,
+            norm_bias=self._norm("norm.bias") if has_bias else None,
             num_layers=config.num_layers,
             hidden_size=config.hidden_size,
             inner_size=config.intermediate_size,
@@ -170,25 +170,25 @@ class FusedDecoder:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             vocab_size=config.vocab_size,
-            norm_kind=NormKind.LAYER_NORM if is_gpt2 else NormKind.RMS_NORM,
+            norm_kind=NormKind.LAYER_NORM if has_bias else NormKind.RMS_NORM,
             activation=_ACTIVATIONS[config.activation],
-            is_gated=not is_gpt2,
+            is_gated=config.is_gated,
             norm_eps=config.norm_eps,
             attention_scale=config.head_dim**-0.5,
         )
 
     def _layer(self, number: int) -> Layer:
         config, prefix = self.config, f"layers.{number}"
-        is_gpt2 = config.architecture == "gpt2"
+        has_bias = config.norm is Norm.LAYER
         return Layer(
             qkv=self._qkv(f"{prefix}.attn").struct,
             o=self._linear(f"{prefix}.attn.o_proj", config.num_heads * config.head_dim, bias=config.o_bias),
             gate_up=self._gate_up(f"{prefix}.mlp").struct,
             down=self._linear(f"{prefix}.mlp.down_proj", config.intermediate_size, bias=config.mlp_bias),
             attn_norm_weight=self._norm(f"{prefix}.attn_norm.weight"),
-            attn_norm_bias=self._norm(f"{prefix}.attn_norm.bias") if is_gpt2 else None,
+            attn_norm_bias=self._norm(f"{prefix}.attn_norm.bias") if has_bias else None,
             mlp_norm_weight=self._norm(f"{prefix}.mlp_norm.weight"),
-            mlp_norm_bias=self._norm(f"{prefix}.mlp_norm.bias") if is_gpt2 else None,
+            mlp_norm_bias=self._norm(f"{prefix}.mlp_norm.bias") if has_bias else None,
             q_norm_weight=self._head_norm(f"{prefix}.attn.q_norm.weight"),
             k_norm_weight=self._head_norm(f"{prefix}.attn.k_norm.weight"),
         )
@@ -200,14 +200,14 @@ class FusedDecoder:
         names: tuple[str, ...] = (f"{prefix}.q_proj", f"{prefix}.k_proj", f"{prefix}.v_proj")
         kv_rows = config.num_kv_heads * config.head_dim
         sizes: tuple[int, ...] = (config.num_heads * config.head_dim, kv_rows, kv_rows)
-        if config.architecture == "gpt2":
+        if config.has_qkv_proj:
             names, sizes = (f"{prefix}.qkv_proj",), (num_rows,)
         return self._join(names, sizes, order, has_bias=config.qkv_bias)
 
     def _gate_up(self, prefix: str) -> PackedMatrix:
         config = self.config
         size = config.intermediate_size
-        if config.architecture == "gpt2":
+        if not config.is_gated:
             return self._join((f"{prefix}.up_proj",), (size,), in_order(size), has_bias=config.mlp_bias)
         names = (f"{prefix}.gate_proj", f"{prefix}.up_proj")
         return self._join(names, (size, size), tiles_in_turn(size), has_bias=config.mlp_bias)

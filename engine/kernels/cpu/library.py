@@ -9,7 +9,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_voi
 from enum import IntEnum
 from pathlib import Path
 
-from engine.errors import ConfigError
+from engine.interface.errors import ConfigError
 
 ABI_VERSION = 10
 MAX_THREADS = 255

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from engine.interface.sampled_row import SampledRow
 from engine.kernels.cpu.library import ROW_SAMPLING, KernelContext
-from engine.sampled_row import SampledRow
 from engine.sampling.noise import noise_key
 
 _GREEDY = ROW_SAMPLING.pack(0.0, 1.0, 0.0, 0, 0, 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.checkpoint import load_checkpoint
-from engine.config import Activation, RopeScaling
+from engine.checkpoint.model_config import Activation, RopeScaling
 
 
 @pytest.fixture(scope="module")

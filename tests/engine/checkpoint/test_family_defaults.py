@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from engine.checkpoint.huggingface_config import read_model_config
 from engine.checkpoint.metadata import Metadata
-from engine.config import Activation, ModelConfig, RopeConfig
-from engine.errors import CheckpointError, ConfigError
+from engine.checkpoint.model_config import Activation, ModelConfig, Norm, RopeConfig
+from engine.interface.errors import CheckpointError, ConfigError
 
 CLASSES = {
     "gpt2": transformers.GPT2Config,
@@ -95,6 +95,9 @@ def as_transformers_reads(values):
         o_bias=has_bias,
         mlp_bias=is_gpt2 or (family == "llama" and config.mlp_bias),
         qk_norm=family == "qwen3",
+        norm=Norm.LAYER if is_gpt2 else Norm.RMS,
+        is_gated=not is_gpt2,
+        has_qkv_proj=is_gpt2,
     )
 
 

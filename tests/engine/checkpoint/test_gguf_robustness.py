@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.checkpoint.gguf import load_gguf
 from engine.checkpoint.gguf_file import read_gguf
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 COUNTS = 8  # after magic and version: tensors, then metadata keys
 FIRST_KEY = 24

@@ -8,10 +8,11 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from engine.checkpoint.huggingface import load_huggingface
+from engine.checkpoint.model_config import Activation, RopeScaling
 from engine.checkpoint.stored_tensor import TorchTensor
-from engine.config import Activation, EngineConfig, RopeScaling
-from engine.errors import CheckpointError
-from engine.loader import build_engine
+from engine.interface.config import EngineConfig
+from engine.interface.errors import CheckpointError
+from engine.loading.loader import build_engine
 
 LLAMA = {
     "vocab_size": 300,

@@ -6,7 +6,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from engine.checkpoint import load_checkpoint
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 
 VOCABULARY = {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}
 
@@ -101,7 +101,7 @@ def test_the_hub_extra_may_be_missing(monkeypatch):
 
 OFFLINE = """
 from engine.checkpoint import load_checkpoint
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 checkpoint = load_checkpoint("hf:org/tiny@main")
 print(checkpoint.name, checkpoint.config.vocab_size)
 try:

@@ -5,10 +5,11 @@ import struct
 import pytest
 import torch
 
+from engine.checkpoint.model_config import Activation
 from engine.checkpoint.nanogpt import load_nanogpt
-from engine.config import Activation, EngineConfig
-from engine.errors import CheckpointError
-from engine.loader import build_engine
+from engine.interface.config import EngineConfig
+from engine.interface.errors import CheckpointError
+from engine.loading.loader import build_engine
 
 CHARACTERS = "\n abcdefgh"
 LINEARS = {"attn.c_attn": (24, 8), "attn.c_proj": (8, 8), "mlp.c_fc": (32, 8), "mlp.c_proj": (8, 32)}

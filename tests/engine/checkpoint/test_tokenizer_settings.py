@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from engine.checkpoint.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 from server.text import Tokenizer
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

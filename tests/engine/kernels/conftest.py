@@ -7,8 +7,6 @@ import pytest
 import torch
 from gguf import quants
 
-from engine.attention_tiles import QuerySpan
-from engine.backend import ExecutorShape, ModelSource, TorchBackend
 from engine.kernels.cpu.fused_decoder import FusedDecoder
 from engine.kernels.cpu.library import (
     KernelContext,
@@ -18,8 +16,10 @@ from engine.kernels.cpu.library import (
     load_library,
 )
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
+from engine.loading.backend import ExecutorShape, ModelSource, TorchBackend
+from engine.model.attention_tiles import QuerySpan
+from engine.model.model_input import ModelInput
 from engine.model.weights import Weights
-from engine.model_input import ModelInput
 from tests.tiny import random_checkpoint
 
 CPU = torch.device("cpu")

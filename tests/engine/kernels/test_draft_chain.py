@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import load_checkpoint
-from engine.config import EngineConfig
-from engine.loader import build_engine
+from engine.interface.config import EngineConfig
+from engine.loading.loader import build_engine
 from tests.drafters import asking
 from tests.tiny import generation
 

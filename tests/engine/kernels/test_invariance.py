@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.errors import ConfigError
+from engine.interface.errors import ConfigError
 from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat
 from tests.engine.kernels.conftest import Fused, blocks, instruction_sets, random_tokens
 from tests.tiny import GPT2, LLAMA

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ConfigError
+from engine.interface.errors import ConfigError
 from engine.kernels.cpu import library as border
 from engine.kernels.cpu.library import KernelContext, check_layout, load_library
 

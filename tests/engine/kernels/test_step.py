@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import Activation, RopeConfig
+from engine.checkpoint.model_config import Activation, RopeConfig
 from engine.kernels.cpu.library import KVKind, RowsFormat
 from tests.engine.kernels.conftest import Fused, InTorch, blocks, instruction_sets, quantized, random_tokens
 from tests.tiny import GPT2, LLAMA, InMemoryTensor, random_checkpoint

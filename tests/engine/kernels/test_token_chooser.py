@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core.rows import rows_of
 from engine.kernels.cpu.library import KernelContext
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
-from engine.rows import rows_of
 from engine.sampling.noise import gumbel_noise, noise_key
 from engine.sampling.sampler import Sampler, apply_filters
 from tests.engine.kernels.conftest import instruction_sets

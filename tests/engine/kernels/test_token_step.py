@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint
-from engine.config import EngineConfig
-from engine.executor import FinishedStep
-from engine.loader import build_engine
-from engine.model_input import build_model_input
-from engine.torch_executor import run_in_torch
+from engine.core.executor import FinishedStep
+from engine.execution.torch_executor import run_in_torch
+from engine.interface.config import EngineConfig
+from engine.loading.loader import build_engine
+from engine.model.model_input import build_model_input
 from tests.drafters import asking
 from tests.tiny import generation
 

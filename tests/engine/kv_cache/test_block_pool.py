@@ -20,8 +20,8 @@ def test_fresh_blocks_come_in_order():
 def test_unhashed_blocks_are_reused_before_cached_ones():
     pool = BlockPool(4)
     blocks = [pool.allocate() for _ in range(4)]
-    pool.publish(blocks[0], b"a")
-    pool.publish(blocks[1], b"b")
+    pool.cache_full_block(blocks[0], b"a")
+    pool.cache_full_block(blocks[1], b"b")
     pool.free(reversed(blocks))
     # 3 and 2 hold nothing; of the cached ones the tail (1) goes before the head (0)
     assert ids(pool.allocate() for _ in range(4)) == [2, 3, 1, 0]
@@ -33,7 +33,7 @@ def test_a_touched_block_leaves_the_free_queue_and_comes_back_last():
     pool = BlockPool(3)
     a, b, c = (pool.allocate() for _ in range(3))
     for block, name in ((a, b"a"), (b, b"b"), (c, b"c")):
-        pool.publish(block, name)
+        pool.cache_full_block(block, name)
     pool.free([a, b, c])
     found = pool.find(b"a")
     assert found is a
@@ -46,8 +46,8 @@ def test_a_touched_block_leaves_the_free_queue_and_comes_back_last():
 def test_the_first_block_published_under_a_hash_keeps_it():
     pool = BlockPool(2)
     a, b = pool.allocate(), pool.allocate()
-    pool.publish(a, b"x")
-    pool.publish(b, b"x")
+    pool.cache_full_block(a, b"x")
+    pool.cache_full_block(b, b"x")
     assert pool.find(b"x") is a
     assert b.block_hash is None
     pool.check_invariants()
@@ -56,7 +56,7 @@ def test_the_first_block_published_under_a_hash_keeps_it():
 def test_a_shared_block_is_free_only_after_its_last_holder():
     pool = BlockPool(1)
     block = pool.allocate()
-    pool.publish(block, b"x")
+    pool.cache_full_block(block, b"x")
     pool.touch(block)
     pool.free([block])
     assert not pool.is_free(block)
@@ -67,27 +67,27 @@ def test_a_shared_block_is_free_only_after_its_last_holder():
 def test_a_continuation_is_found_until_its_block_is_used_again():
     pool = BlockPool(2)
     block = pool.allocate()
-    pool.offer(block, b"p", [1, 2])
-    assert pool.find_continuation(b"p") is block
+    pool.register_partial_block(block, b"p", [1, 2])
+    assert pool.find_partial_block(b"p") is block
     pool.free([block])
     assert ids([pool.allocate()]) == [1]  # the block that nobody can find goes first
-    assert pool.find_continuation(b"p") is block
+    assert pool.find_partial_block(b"p") is block
     assert ids([pool.allocate()]) == [0]
-    assert pool.find_continuation(b"p") is None
+    assert pool.find_partial_block(b"p") is None
     assert (block.parent_hash, block.token_ids) == (None, ())
 
 
 def test_the_latest_continuation_is_kept_unless_the_earlier_one_says_more():
     pool = BlockPool(4)
     short, longer, other, _ = (pool.allocate() for _ in range(4))
-    pool.offer(short, b"p", [1, 2])
-    pool.offer(longer, b"p", [1, 2, 3])
-    assert pool.find_continuation(b"p") is longer
-    pool.offer(short, b"p", [1, 2])
-    assert pool.find_continuation(b"p") is longer
+    pool.register_partial_block(short, b"p", [1, 2])
+    pool.register_partial_block(longer, b"p", [1, 2, 3])
+    assert pool.find_partial_block(b"p") is longer
+    pool.register_partial_block(short, b"p", [1, 2])
+    assert pool.find_partial_block(b"p") is longer
     pool.free([longer])
-    pool.offer(other, b"p", [1, 9])
-    assert pool.find_continuation(b"p") is other
+    pool.register_partial_block(other, b"p", [1, 9])
+    assert pool.find_partial_block(b"p") is other
     pool.check_invariants()
     assert pool.allocate() is longer
 
@@ -95,9 +95,9 @@ def test_the_latest_continuation_is_kept_unless_the_earlier_one_says_more():
 def test_a_block_that_was_copied_from_is_evicted_later():
     pool = BlockPool(3)
     a, b, held = (pool.allocate() for _ in range(3))
-    pool.offer(a, b"a", [1])
-    pool.offer(b, b"b", [1])
-    pool.offer(held, b"c", [1])
+    pool.register_partial_block(a, b"a", [1])
+    pool.register_partial_block(b, b"b", [1])
+    pool.register_partial_block(held, b"c", [1])
     pool.free([a, b])
     pool.refresh(a)
     pool.refresh(held)
@@ -118,10 +118,12 @@ def test_invariants_hold_after_every_random_operation():
             held.append(pool.allocate())
         elif action < 0.6 and held:
             hashes += 1
-            pool.publish(rng.choice(held), b"%d" % (hashes % 12))
+            pool.cache_full_block(rng.choice(held), b"%d" % (hashes % 12))
             block = rng.choice(held)
             if block.parent_hash is None:
-                pool.offer(block, b"%d" % rng.randrange(12), rng.choices(range(3), k=rng.randrange(1, 4)))
+                pool.register_partial_block(
+                    block, b"%d" % rng.randrange(12), rng.choices(range(3), k=rng.randrange(1, 4))
+                )
         elif action < 0.7 and (block := pool.find(b"%d" % rng.randrange(12))):
             pool.touch(block)
             held.append(block)

@@ -7,7 +7,7 @@ import torch
 
 from engine.kernels.cpu.library import KVKind, load_library
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
-from engine.kv_cache.kv_storage import KVStorage
+from engine.model.kv_storage import KVStorage
 
 SHAPE = {"num_layers": 3, "num_blocks": 5, "num_kv_heads": 2, "head_dim": 8}
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention_tiles import QuerySpan, build_tile_groups
-from engine.kv_cache.kv_storage import LayerKV
 from engine.model.attention import paged_attention
+from engine.model.attention_tiles import QuerySpan, build_tile_groups
+from engine.model.kv_storage import LayerKV
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,9 @@ class Sequences:
             built.append(QuerySpan(start, count, first, self.tables[sequence]))
             start += count
         groups = build_tile_groups(built, block_size=self.block_size, device=CPU)
-        out = paged_attention(torch.cat(query), self.layer_kv, groups, scale=self.head_dim**-0.5)
+        out = paged_attention(
+            torch.cat(query), self.layer_kv.keys, self.layer_kv.values, groups, scale=self.head_dim**-0.5
+        )
         return list(out.split([count for _, _, count in spans]))
 
     def dense(self, sequence, first, count):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine.config import Activation, RopeConfig
+from engine.checkpoint.model_config import Activation, RopeConfig
 from engine.model.activation import activate
 from engine.model.norm import LayerNorm, RMSNorm
 from engine.model.rope import Rope, rotate

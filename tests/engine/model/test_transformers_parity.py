@@ -16,11 +16,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from engine.batch import Batch, ScheduledChunk
 from engine.checkpoint import load_checkpoint
-from engine.config import EngineConfig
-from engine.loader import build_engine
-from engine.model_input import build_model_input
+from engine.interface.batch import Batch, ScheduledChunk
+from engine.interface.config import EngineConfig
+from engine.loading.loader import build_engine
+from engine.model.model_input import build_model_input
 
 VOCAB = 300
 LLAMA = {

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLParserLimits
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar import Grammar, GrammarCompiler
 from engine.sampling.grammar_library import library_grammar, new_matcher
 from engine.sampling.token_bitmask import apply_token_bitmask

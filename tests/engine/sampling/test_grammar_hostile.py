@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-from engine.errors import EngineUnavailableError, RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import EngineUnavailableError, RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling import grammar as grammar_module
 from engine.sampling.grammar import GrammarCompiler
 from engine.sampling.grammar_library import MAX_SOURCE_BYTES
@@ -316,8 +316,8 @@ def test_no_process_is_not_the_request_s_fault(monkeypatch, executable):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("engine.grammar_spec", "torch"),
-        ("engine.grammar_spec", "llguidance"),
+        ("engine.interface.grammar_spec", "torch"),
+        ("engine.interface.grammar_spec", "llguidance"),
         ("engine.sampling.grammar", "llguidance"),
     ],
 )

@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar import GrammarCompiler
 from engine.sampling.token_bitmask import apply_token_bitmask
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import RequestError
-from engine.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar import GrammarCompiler
 from engine.sampling.json_schema import prepare
 from engine.sampling.number_bound import DigitTokens, NumberPlace

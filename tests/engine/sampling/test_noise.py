@@ -52,7 +52,7 @@ def test_neighbouring_seeds_choices_and_positions_never_overlap(seed):
 
 
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
-def test_t29_the_noise_is_finite_and_precise_at_both_ends(bits):
+def test_the_noise_is_finite_and_precise_at_both_ends(bits):
     bits += [0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
     signed = [b - 2**32 if b >= 2**31 else b for b in bits]
     got = gumbel_from_bits(torch.tensor(signed, dtype=torch.int32)).tolist()

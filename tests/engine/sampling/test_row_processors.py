@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.request import Request
-from engine.rows import rows_of
+from engine.core.request import Request
+from engine.core.rows import rows_of
+from engine.interface.sampling_params import SamplingParams
 from engine.sampling.logits_processors import apply_typical_p
 from engine.sampling.row_processors import needs_processing, process_row
 from engine.sampling.token_bitmask import apply_token_bitmask
-from engine.sampling_params import SamplingParams
 
 VOCAB = 12
 
@@ -58,7 +58,7 @@ tokens = st.lists(st.integers(0, VOCAB - 1), max_size=8)
     presence=st.sampled_from([0.0, 2.0, -0.3]),
     bias=st.dictionaries(st.integers(0, VOCAB - 1), st.sampled_from([-100.0, -1.0, 3.0])),
 )
-def test_t31_penalties_and_bias_are_what_their_definitions_say(
+def test_penalties_and_bias_are_what_their_definitions_say(
     prompt, answer, logits, repetition, frequency, presence, bias
 ):
     expected = []

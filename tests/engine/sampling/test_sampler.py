@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.request import Request
-from engine.rows import rows_of
+from engine.core.request import Request
+from engine.core.rows import rows_of
+from engine.interface.sampling_params import SamplingParams
 from engine.sampling.logits_processors import apply_min_p, apply_temperature, apply_top_k_top_p
 from engine.sampling.noise import gumbel_noise, noise_key
 from engine.sampling.row_processors import needs_processing, process_row
 from engine.sampling.sampler import Sampler, apply_filters
 from engine.sampling.token_bitmask import apply_token_bitmask
-from engine.sampling_params import SamplingParams
 
 
 def request(*, seed=1, choice=0, num_tokens=3, stop=(), **params):
@@ -172,7 +172,7 @@ def test_draws_follow_the_exact_distribution(params, seed):
 
 
 @pytest.mark.parametrize("vocab_size", [500, 49_152])
-def test_t27_a_row_depends_on_itself_alone(vocab_size):
+def test_a_row_depends_on_itself_alone(vocab_size):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, vocab_size, generator=generator) * 3
     rows = [
@@ -190,14 +190,14 @@ def test_t27_a_row_depends_on_itself_alone(vocab_size):
     assert list(together) == alone == list(backwards)
 
 
-def test_t28_padding_rows_of_the_head_never_win():
+def test_padding_rows_of_the_head_never_win():
     logits = torch.zeros(2, 10)
     logits[:, 8:] = 100.0
     assert all(t < 8 for t in Sampler(vocab_size=8)(logits, [row(temperature=0.0), row()]).token_ids)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6, -0.0, 1e-45])
-def test_t30_a_vanishing_temperature_is_greedy(temperature):
+def test_a_vanishing_temperature_is_greedy(temperature):
     logits = torch.tensor([[1.0, 1.001, 0.0]])
     assert Sampler(vocab_size=3)(logits, [row(temperature=temperature)]).token_ids == (1,)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.speculation import DraftSource
+from engine.interface.speculation import DraftSource
 from engine.speculative.acceptance import AcceptanceTable, RequestAcceptance, match_bucket
 from engine.speculative.controller import PLAIN_INTERVAL, PROBE_INTERVAL, Candidate, Controller, StepLoad
 from engine.speculative.drafter import Draft
@@ -20,7 +20,7 @@ def costs(free=4.0, level=0.01):
     return made
 
 
-def survival(rate, length=8):
+def probabilities(rate, length=8):
     return [rate ** (place + 1) for place in range(length)]
 
 
@@ -35,14 +35,14 @@ def controller(**settings):
 
 @pytest.mark.parametrize(("rate", "longest"), [(0.95, 8), (0.8, 3), (0.5, 3), (0.01, 0)])
 def test_alone_the_length_grows_with_the_chances(rate, longest):
-    [length] = controller().choose([Candidate(survival(rate))], StepLoad(1, 1))
+    [length] = controller().choose([Candidate(probabilities(rate))], StepLoad(1, 1))
     assert length <= longest
     assert (length > 0) == (longest > 0)
 
 
 def test_large_batches_turn_it_off_by_arithmetic():
     lengths = [
-        sum(controller(free=8.0).choose([Candidate(survival(0.7))] * n, StepLoad(n, n)))
+        sum(controller(free=8.0).choose([Candidate(probabilities(0.7))] * n, StepLoad(n, n)))
         for n in (1, 2, 4, 16, 32)
     ]
     assert lengths[0] >= 4
@@ -65,7 +65,7 @@ def test_large_batches_cost_no_thought():
 def test_the_draft_models_own_time_counts():
     cheap, dear = (
         Controller(costs(), costs(free=64.0, level=level)).choose(
-            [Candidate(survival(0.8), needs_model=True)], StepLoad(1, 1)
+            [Candidate(probabilities(0.8), needs_model=True)], StepLoad(1, 1)
         )
         for level in (0.0005, 0.02)
     )
@@ -76,7 +76,7 @@ def test_the_draft_models_own_time_counts():
 def test_reading_a_long_prompt_must_pay_off():
     def chosen(num_remaining_steps):
         candidate = Candidate(
-            survival(0.8),
+            probabilities(0.8),
             needs_model=True,
             num_catch_up_tokens=4000,
             num_remaining_steps=num_remaining_steps,
@@ -88,23 +88,23 @@ def test_reading_a_long_prompt_must_pay_off():
 
 
 def test_a_length_that_the_request_names_is_kept():
-    fixed = Candidate(survival(0.01, 5), is_fixed=True)
-    assert controller().choose([fixed, Candidate(survival(0.01))], StepLoad(2, 2)) == [5, 0]
+    fixed = Candidate(probabilities(0.01, 5), is_fixed=True)
+    assert controller().choose([fixed, Candidate(probabilities(0.01))], StepLoad(2, 2)) == [5, 0]
 
 
 def test_probes_come_at_a_low_rate():
     made = controller()
-    lengths = [choose(made, Candidate(survival(0.001))) for _ in range(4 * PROBE_INTERVAL)]
+    lengths = [choose(made, Candidate(probabilities(0.001))) for _ in range(4 * PROBE_INTERVAL)]
     assert sum(length > 0 for length in lengths) == 4
     assert max(lengths) <= 3
-    reading = Candidate(survival(0.001), needs_model=True, num_catch_up_tokens=9000)
+    reading = Candidate(probabilities(0.001), needs_model=True, num_catch_up_tokens=9000)
     lengths = [choose(made, reading) for _ in range(4 * PROBE_INTERVAL)]
     assert max(lengths) == 0, "reading so much would cost as much as hundreds of steps"
 
 
 def test_promises_that_are_not_kept_turn_it_off():
     made = controller()
-    candidate, load = Candidate(survival(0.35)), StepLoad(1, 1)
+    candidate, load = Candidate(probabilities(0.35)), StepLoad(1, 1)
     assert made.choose([candidate], load)[0] > 0
     promised = made.rate(candidate, load)
     for _ in range(60):
@@ -123,11 +123,11 @@ def test_promises_that_are_not_kept_turn_it_off():
 )
 def test_no_other_lengths_promise_more(rates, free, others):
     made, price = controller(free=free), costs(free=free)
-    candidates = [Candidate(survival(rate, 4)) for rate in rates]
+    candidates = [Candidate(probabilities(rate, 4)) for rate in rates]
     n = len(rates) + others
 
     def rate(lengths):
-        expected = n + sum(sum(c.survival[:k]) for c, k in zip(candidates, lengths, strict=True))
+        expected = n + sum(sum(c.probabilities[:k]) for c, k in zip(candidates, lengths, strict=True))
         return expected / price.seconds(n + sum(lengths))
 
     chosen = rate(made.choose(candidates, StepLoad(n, n)))
@@ -170,15 +170,15 @@ def test_a_fee_for_each_draft_is_learned_apart():
         made.observe(16, 0.04)
     assert made.seconds(16) == pytest.approx(0.04, rel=0.05)
     assert made.seconds(20, 3) == pytest.approx(made.seconds(20) + 0.012, rel=0.05)
-    dear = Controller(made, costs()).choose([Candidate(survival(0.6))] * 4, StepLoad(4, 4))
-    cheap = Controller(costs(free=4.0), costs()).choose([Candidate(survival(0.9))], StepLoad(1, 1))
+    dear = Controller(made, costs()).choose([Candidate(probabilities(0.6))] * 4, StepLoad(4, 4))
+    cheap = Controller(costs(free=4.0), costs()).choose([Candidate(probabilities(0.9))], StepLoad(1, 1))
     assert dear == [0] * 4
     assert cheap[0] > 0
 
 
 def test_a_step_without_drafts_keeps_the_price_of_doing_nothing_known():
     made = controller()
-    lengths = [choose(made, Candidate(survival(0.9))) for _ in range(3 * PLAIN_INTERVAL)]
+    lengths = [choose(made, Candidate(probabilities(0.9))) for _ in range(3 * PLAIN_INTERVAL)]
     assert lengths.count(0) == 2
 
 
@@ -199,7 +199,7 @@ def test_acceptance_is_learned_for_each_length_of_match():
     for _ in range(80):
         table.record(ngram(4, match=20), RequestAcceptance(), 4)
         table.record(ngram(4, match=2), RequestAcceptance(), 0)
-    long, short = (table.survival(ngram(4, match=m), RequestAcceptance(), 4) for m in (20, 2))
+    long, short = (table.probabilities(ngram(4, match=m), RequestAcceptance(), 4) for m in (20, 2))
     assert long[3] > 0.9
     assert short[0] < 0.1
     assert [match_bucket(n) for n in (1, 2, 3, 5, 9, 19, 32)] == [0, 1, 2, 3, 4, 5, 6]
@@ -207,25 +207,25 @@ def test_acceptance_is_learned_for_each_length_of_match():
 
 def test_a_requests_own_trials_bend_the_shared_estimate_and_fade():
     table, own = AcceptanceTable(), RequestAcceptance()
-    shared = table.survival(ngram(1), RequestAcceptance(), 1)[0]
+    shared = table.probabilities(ngram(1), RequestAcceptance(), 1)[0]
     rate = own.rate(ngram(1))
     for _ in range(6):
         rate.record(False, 0.9)
-    unlucky = table.survival(ngram(1), own, 1)[0]
+    unlucky = table.probabilities(ngram(1), own, 1)[0]
     assert unlucky < 0.6 * shared
     own.fade(200)
-    assert table.survival(ngram(1), own, 1)[0] > 0.95 * shared
+    assert table.probabilities(ngram(1), own, 1)[0] > 0.95 * shared
 
 
 def test_failures_behind_a_changed_word_do_not_shorten_drafts_behind_a_match():
     table, own = AcceptanceTable(), RequestAcceptance()
-    before = table.survival(ngram(1), own, 1)
+    before = table.probabilities(ngram(1), own, 1)
     for _ in range(20):
         own.rate(ngram(1, match=1)).record(False, 0.9)
-    assert table.survival(ngram(1), own, 1) == before
+    assert table.probabilities(ngram(1), own, 1) == before
     assert (
-        table.survival(ngram(1, match=1), own, 1)[0]
-        < table.survival(ngram(1, match=1), RequestAcceptance(), 1)[0]
+        table.probabilities(ngram(1, match=1), own, 1)[0]
+        < table.probabilities(ngram(1, match=1), RequestAcceptance(), 1)[0]
     )
 
 
@@ -241,12 +241,12 @@ def test_what_a_grammar_forces_is_as_good_as_certain():
     table = AcceptanceTable()
     forced = Draft((1, 2), DraftSource.GRAMMAR)
     table.record(forced, RequestAcceptance(), 0)
-    assert min(table.survival(forced, RequestAcceptance(), 2)) > 0.97
+    assert min(table.probabilities(forced, RequestAcceptance(), 2)) > 0.97
 
 
 def test_places_that_are_hardly_ever_reached_are_left_out_unless_wanted():
     table, own = AcceptanceTable(), RequestAcceptance()
     for _ in range(60):
         table.record(ngram(1), own, 0)
-    assert len(table.survival(ngram(8), own, 8)) == 1
-    assert len(table.survival(ngram(8), own, 8, with_hopeless=True)) == 8
+    assert len(table.probabilities(ngram(8), own, 8)) == 1
+    assert len(table.probabilities(ngram(8), own, 8, with_hopeless=True)) == 8

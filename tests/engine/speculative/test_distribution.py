@@ -6,12 +6,12 @@ import random
 import pytest
 import torch
 
-from engine.engine import Engine
+from engine.core.engine import Engine
+from engine.execution.torch_executor import TorchExecutor
+from engine.interface.speculation import SpeculationMode
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.sampling.sampler import Sampler
-from engine.speculation import SpeculationMode
-from engine.torch_executor import TorchExecutor
 from tests.drafters import asking, scripted_speculator
 from tests.tiny import generation, run_to_end
 
@@ -55,7 +55,7 @@ def chain_engine(guess):
     "params", [{"temperature": 1.0}, {"temperature": 0.7, "logit_bias": {0: 1.0}}], ids=str
 )
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_t26_transitions_follow_the_exact_distribution(k, params):
+def test_transitions_follow_the_exact_distribution(k, params):
     rng = random.Random(k)
     engine = chain_engine(lambda _request, limit: [rng.choice([1, 2, 2, 3]) for _ in range(limit)])
     added = [

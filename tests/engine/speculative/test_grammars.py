@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from engine.grammar_spec import GrammarKind, GrammarSpec
-from engine.speculation import DraftSource
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.speculation import DraftSource
 from tests.drafters import END, asking, byte_checkpoint, byte_engine, noisy_copy, scripted_speculator
 from tests.tiny import generate, generation, run_to_end
 

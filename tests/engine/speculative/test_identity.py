@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint import load_checkpoint
-from engine.config import EngineConfig
-from engine.grammar_spec import GrammarKind, GrammarSpec
-from engine.loader import build_engine
-from engine.speculation import SpeculationMode
+from engine.interface.config import EngineConfig
+from engine.interface.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.speculation import SpeculationMode
+from engine.loading.loader import build_engine
 from tests.drafters import asking, byte_checkpoint, byte_engine, known, noisy_copy, scripted_speculator
 from tests.tiny import GPT2, LLAMA, generation
 
@@ -112,7 +112,7 @@ def scripted_run(model, kind, **settings):
 
 @pytest.mark.parametrize("kind", SCRIPTED)
 @pytest.mark.parametrize("model", MODELS)
-def test_t26_scripted_drafters_change_nothing(model, kind):
+def test_scripted_drafters_change_nothing(model, kind):
     results, stats = scripted_run(model, kind)
     assert differing(results, plain(model)) == []
     assert stats.num_draft_tokens > 100
@@ -122,7 +122,7 @@ def test_t26_scripted_drafters_change_nothing(model, kind):
 
 @pytest.mark.parametrize("max_num_seqs", [1, 4])
 @pytest.mark.parametrize("kind", ["random", "right"])
-def test_t27_alone_and_in_small_batches(kind, max_num_seqs):
+def test_alone_and_in_small_batches(kind, max_num_seqs):
     results, _ = scripted_run("llama-float32", kind, max_num_seqs=max_num_seqs)
     assert differing(results, plain("llama-float32")) == []
 
@@ -136,7 +136,7 @@ def test_a_small_token_budget_cuts_drafts_and_changes_nothing(budget):
 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 3.0])
 @pytest.mark.parametrize("model", MODELS)
-def test_t26_draft_models_change_nothing(model, noise):
+def test_draft_models_change_nothing(model, noise):
     config, dtype = MODELS[model]
     draft = noisy_copy(byte_checkpoint(config), noise)
     engine = byte_engine(config, dtype=dtype, draft=draft)
@@ -153,7 +153,7 @@ def test_t26_draft_models_change_nothing(model, noise):
 
 @pytest.mark.parametrize("mode", ["ngram", "auto", "off"])
 @pytest.mark.parametrize("model", ["llama-float32", "gpt2-bfloat16"])
-def test_t27_every_mode_and_both_at_once(model, mode):
+def test_every_mode_and_both_at_once(model, mode):
     config, dtype = MODELS[model]
     engine = byte_engine(
         config, dtype=dtype, draft=noisy_copy(byte_checkpoint(config), 0.02), speculation="auto"

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.request import Request
-from engine.sampling_params import SamplingParams
-from engine.speculation import DraftSource, SpeculationMode, SpeculationParams
+from engine.core.request import Request
+from engine.interface.sampling_params import SamplingParams
+from engine.interface.speculation import DraftSource, SpeculationMode, SpeculationParams
 from engine.speculative.ngram import NGRAM_SIZES, NgramDrafter, NgramIndex, continuation, match_length
 from engine.speculative.ngram_pool import NgramPool
 
@@ -128,7 +128,7 @@ def test_the_same_question_gets_the_same_answer_as_draft():
     assert later.token_ids == (14, 15)
 
 
-def test_t36_other_tenants_learn_nothing():
+def test_other_tenants_learn_nothing():
     pool = pool_with(scope=b"a")
     [draft] = pool.propose([request(PROMPT, request_id=1, scope=b"b")], [4])
     assert draft.token_ids == ()

@@ -27,7 +27,7 @@ def price(num_tokens, free):
 def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, change_at=None, fee=0.0, gap=0.0):
     """Run some streams to their end; each draft token is right with chance `rate`, later with another."""
     clock, rng = Clock(), random.Random(4)
-    monkeypatch.setattr("engine.engine.time", clock)
+    monkeypatch.setattr("engine.core.engine.time", clock)
 
     def guess(request, limit):
         late = change_at is not None and request.num_output_tokens > change_at

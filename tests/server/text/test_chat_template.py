@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as ReferenceTokenizer
 from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
-from engine.errors import CheckpointError, RequestError
+from engine.interface.errors import CheckpointError, RequestError
 from server.text import ChatTemplate
 
 SYSTEM = {"role": "system", "content": "You are terse."}

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as ReferenceTokenizer
 from tokenizers import models
 
 from engine.checkpoint import TokenizerData
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 from server.text import Tokenizer
 from server.text.merge_table import MergeTable
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.errors import RequestError
+from engine.interface.errors import RequestError
 from server.text import ChatTemplate
 
 

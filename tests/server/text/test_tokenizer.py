@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.checkpoint import TokenizerData
-from engine.errors import CheckpointError
+from engine.interface.errors import CheckpointError
 from server.text import TextError, Tokenizer
 
 

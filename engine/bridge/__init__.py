@@ -1,0 +1,1 @@
+"""From an event loop to the engine and back."""

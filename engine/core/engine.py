@@ -1,0 +1,246 @@
+"""Engine: the synchronous heart. Token ids in, token ids out; no thread, no text, no HTTP."""
+
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from engine.core.executor import Executor, PendingStep
+from engine.core.request import GrammarState, Request
+from engine.core.scheduler import Scheduler
+from engine.core.speculation import NoSpeculation, Speculation
+from engine.core.step_output import StepOutput
+from engine.interface.batch import Batch
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarSpec
+from engine.interface.limits import EngineLimits
+from engine.interface.outputs import FinishReason, GenerationRequest
+from engine.interface.sampling_params import SamplingParams
+from engine.interface.stats import EngineStats
+from engine.kv_cache.block_hash import hash_root
+from engine.kv_cache.kv_cache_manager import KVCacheManager
+
+
+class CompiledGrammar(Protocol):
+    """A grammar that answers can be started in."""
+
+    def start(self) -> GrammarState:
+        """Return the state before the first token."""
+
+
+class GrammarSource(Protocol):
+    """What the engine needs of a grammar compiler (engine/sampling/grammar.py)."""
+
+    def close(self) -> None:
+        """Release what compiling holds."""
+
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Return the grammar, from a cache if it was compiled before; raises RequestError."""
+
+
+class _StepInFlight(NamedTuple):
+    """A step that was launched, and the seconds that count as its own so far."""
+
+    batch: Batch
+    pending: PendingStep
+    between: float  # since the step before, 0 if there was nothing to do
+    drafting: float
+    scheduling: float
+    launching: float
+
+
+class Engine:
+    """Requests over one model: add, abort, step until nothing is left."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        kv_cache_manager: KVCacheManager,
+        *,
+        max_model_len: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        fingerprint: bytes = b"",
+        kv_dtype: str = "",
+        grammar_source: GrammarSource | None = None,
+        speculator: Speculation | None = None,
+    ) -> None:
+        self.executor = executor
+        self.kv_cache_manager = kv_cache_manager
+        self.scheduler = Scheduler(
+            kv_cache_manager, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+        )
+        self.limits = EngineLimits(
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            has_draft_model=executor.max_draft_positions > 0,
+        )
+        self.eos_token_ids = eos_token_ids
+        self._fingerprint = fingerprint
+        self._kv_dtype = kv_dtype
+        self._grammar_source = grammar_source
+        self.speculator: Speculation = speculator or NoSpeculation()
+        self._secret = secrets.token_bytes(32)
+        self._next_request_id = 0
+        self._finished: Counter[FinishReason] = Counter()
+        self._prompt_tokens = self._generation_tokens = self.num_steps = 0
+        self._execute_seconds = 0.0
+        self._step_started: float | None = None
+        self._last_ended: float | None = None
+        self._in_flight: deque[_StepInFlight] = deque()
+
+    def add_request(
+        self, generation: GenerationRequest, *, grammar: CompiledGrammar | None = None
+    ) -> Request:
+        """Put a request into the queue; raises RequestError as limits.check() does.
+
+        `grammar` is the compiled form of params.grammar; without it this compiles, which takes a while.
+        """
+        self.limits.check(generation)
+        params = generation.params
+        state = None
+        if params.grammar is not None:
+            state = (grammar or self.compile_grammar(params.grammar)).start()
+        request = Request(
+            request_id=self._next_request_id,
+            prompt_token_ids=generation.prompt_token_ids,
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            choice=generation.choice,
+            root_hash=hash_root(
+                secret=self._secret,
+                fingerprint=self._fingerprint,
+                kv_dtype=self._kv_dtype,
+                cache_salt=generation.cache_salt,
+            ),
+            stop_token_ids=self._stop_token_ids(params),
+            max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
+            speculation=self.speculator.resolve(generation.speculation),
+            grammar_state=state,
+        )
+        self._next_request_id += 1
+        self.scheduler.add(request)
+        return request
+
+    def compile_grammar(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Compile a grammar or find it compiled, which any thread may do; raises RequestError."""
+        if self._grammar_source is None:
+            raise RequestError("this model cannot constrain its answers", param="response_format")
+        return self._grammar_source.compile(spec)
+
+    def abort(self, request: Request) -> None:
+        """End a request in whatever state it is and free its blocks; finished ones stay as they are."""
+        if request.finish_reason is None:
+            self.scheduler.finish(request, FinishReason.ABORT)
+            self.speculator.forget(request)
+            self._finished[FinishReason.ABORT] += 1
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request waits or runs, or a step is under way."""
+        return bool(self.scheduler.waiting or self.scheduler.running or self._in_flight)
+
+    def step(self) -> list[StepOutput]:
+        """Launch what may run, up to the executor's steps ahead, and take in the oldest step under way."""
+        while len(self._in_flight) <= self.executor.steps_ahead and self._may_launch():
+            if not self._launch():
+                break
+        return self._commit() if self._in_flight else []
+
+    def _may_launch(self) -> bool:
+        return not self._in_flight or self.scheduler.can_run_ahead
+
+    def _launch(self) -> bool:
+        """Propose, schedule, draft, dispatch; False where steps under way must be over first."""
+        begun = time.monotonic()
+        between = 0.0 if self._last_ended is None or self._in_flight else begun - self._last_ended
+        self._step_started = self._step_started or begun
+        if not self._in_flight:
+            self.speculator.propose(self.scheduler.running)
+        proposed = time.monotonic()
+        schedule = self.scheduler.schedule()
+        if not schedule.claims:
+            return False
+        scheduled = time.monotonic()
+        self.speculator.make_drafts(schedule.claims, self.executor)
+        drafted = time.monotonic()
+        batch = self.scheduler.dispatch(schedule)
+        dispatched = time.monotonic()
+        pending = self.executor.launch(batch)
+        launched = time.monotonic()
+        drafting = proposed - begun + drafted - scheduled
+        scheduling = scheduled - proposed + dispatched - drafted
+        self._in_flight.append(
+            _StepInFlight(batch, pending, between, drafting, scheduling, launched - dispatched)
+        )
+        return True
+
+    def _commit(self) -> list[StepOutput]:
+        """Wait for the oldest step under way and take in its result."""
+        begun = time.monotonic()
+        step = self._in_flight.popleft()
+        output = step.pending.result()
+        executed = time.monotonic()
+        outputs = self.scheduler.commit(step.batch, output)
+        ended = time.monotonic()
+        self._execute_seconds += step.drafting + step.launching + executed - begun
+        target = step.scheduling + step.launching + ended - begun
+        self.speculator.record(
+            step.batch, outputs, between=step.between, drafting=step.drafting, target=target
+        )
+        self._count(outputs)
+        self._step_started = ended if self._in_flight else None
+        self._last_ended = ended if self.has_work else None  # what follows is no work then
+        return outputs
+
+    def close(self) -> None:
+        """Release what is not memory of this process."""
+        if self._grammar_source is not None:
+            self._grammar_source.close()
+
+    def stats(self) -> EngineStats:
+        """Return a snapshot; safe to call from any thread, also during a step."""
+        started, counters = self._step_started, self.speculator.counters
+        return EngineStats(
+            num_requests_running=len(self.scheduler.running),
+            num_requests_waiting=len(self.scheduler.waiting),
+            num_kv_blocks=self.kv_cache_manager.pool.num_blocks,
+            num_free_kv_blocks=self.kv_cache_manager.pool.num_free,
+            prefix_cache_queries=self.scheduler.prefix_cache_queries,
+            prefix_cache_hits=self.scheduler.prefix_cache_hits,
+            num_preemptions=self.scheduler.num_preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            requests_finished=dict(self._finished),
+            num_steps=self.num_steps,
+            num_drafts=counters.num_drafts,
+            num_draft_tokens=counters.num_draft_tokens,
+            num_accepted_tokens=counters.num_accepted_tokens,
+            drafted_by_position=tuple(counters.drafted_at),
+            accepted_by_position=tuple(counters.accepted_at),
+            execute_seconds=self._execute_seconds,
+            seconds_since_step=0.0 if started is None else time.monotonic() - started,
+        )
+
+    def check_invariants(self) -> None:
+        """Check the bookkeeping of blocks; raises AssertionError."""
+        self.kv_cache_manager.check_invariants(self.scheduler.requests)
+
+    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        # A grammar allows an end token only where the answer is whole: then it must end.
+        if params.ignore_eos and params.grammar is None:
+            return params.stop_token_ids
+        return params.stop_token_ids | self.eos_token_ids
+
+    def _count(self, outputs: Sequence[StepOutput]) -> None:
+        self.num_steps += 1
+        for output in outputs:
+            request, num_new = output.request, len(output.token_ids)
+            self._generation_tokens += num_new
+            if request.num_output_tokens == num_new:  # its first tokens
+                self._prompt_tokens += request.num_prompt_tokens
+            if request.finish_reason is not None:
+                self._finished[request.finish_reason] += 1

@@ -1,0 +1,27 @@
+"""Schedule: the next step while it is being put together."""
+
+from dataclasses import dataclass, field
+
+from engine.core.request import Request
+from engine.interface.batch import BlockCopy
+
+
+@dataclass(slots=True)
+class Claim:
+    """A request's part in the step: its next `num_tokens` tokens, and drafts behind them.
+
+    Of the drafts, the last `num_model_drafts` have their slots but are still to be made by the draft model.
+    """
+
+    request: Request
+    num_tokens: int
+    draft_token_ids: tuple[int, ...] = ()
+    num_model_drafts: int = 0
+
+
+@dataclass(slots=True)
+class Schedule:
+    """Who takes part in the next step, and what must be copied first."""
+
+    claims: list[Claim] = field(default_factory=list)
+    block_copies: list[BlockCopy] = field(default_factory=list)

@@ -1,0 +1,374 @@
+"""Scheduler: which tokens of which requests run in the next step, and what its result means."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from engine.core.request import Request, RequestStatus
+from engine.core.rows import rows_of
+from engine.core.schedule import Claim, Schedule
+from engine.core.step_output import StepOutput
+from engine.interface.batch import (
+    PENDING_TOKEN,
+    Batch,
+    BlockCopy,
+    SamplerOutput,
+    ScheduledChunk,
+    ScoredTokens,
+)
+from engine.interface.outputs import FinishReason
+from engine.interface.speculation import SpeculationMode
+from engine.kv_cache.kv_cache_manager import KVCacheManager
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 2**40  # tokens, more than any context
+
+
+class Scheduler:
+    """First come, first served, under a token budget per step.
+
+    Every running request is either catching up on its prompt (a chunk) or one token behind (a decode);
+    both are the same arithmetic. Drafts come after every running request has its own tokens: they take
+    what is left of the budget and of the free blocks. When blocks run out, all drafts give theirs back;
+    if that is not enough, the youngest running request gives all of its blocks back and waits at the front
+    of the queue; its tokens are recomputed later, mostly from the cache.
+    """
+
+    def __init__(
+        self, kv_cache_manager: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
+        self.kv_cache_manager = kv_cache_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._block_size = kv_cache_manager.block_size
+        self._requests: dict[int, Request] = {}  # that wait, run or have ended with steps under way
+        self._num_steps_in_flight = 0
+        self.num_preemptions = 0
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+
+    def add(self, request: Request) -> None:
+        """Put a new request at the end of the queue."""
+        self._requests[request.request_id] = request
+        self.waiting.append(request)
+
+    @property
+    def requests(self) -> list[Request]:
+        """Requests that wait, run or have ended while steps under way still use their blocks."""
+        return list(self._requests.values())
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Tell whether a step may be scheduled before the tokens of those under way are known."""
+        return not any(map(_needs_its_tokens, self.running))
+
+    def schedule(self) -> Schedule:
+        """Choose the next step's tokens and give them their slots.
+
+        Nothing is chosen where steps under way must be over first: only then may a request be preempted.
+        """
+        schedule = Schedule()
+        budget, is_short = self._schedule_running(schedule.claims, self.max_num_batched_tokens)
+        if is_short and self._num_steps_in_flight:
+            return Schedule()
+        if not is_short:
+            budget = self._schedule_drafts(schedule.claims, budget)
+            schedule.block_copies = self._schedule_waiting(schedule.claims, budget)
+        schedule.claims.sort(key=_layout_key)
+        return schedule
+
+    def dispatch(self, schedule: Schedule) -> Batch:
+        """Turn a schedule into the batch to launch, and count its tokens as computed."""
+        chunks = tuple([_chunk_of(claim) for claim in schedule.claims])
+        for claim, chunk in zip(schedule.claims, chunks, strict=True):
+            request = claim.request
+            if chunk.rows:
+                request.num_in_flight += 1
+            request.num_computed_tokens += claim.num_tokens
+            request.num_steps_in_flight += 1
+            if claim.draft_token_ids or request.draft_token_ids or request.num_model_drafts:
+                request.draft_token_ids, request.num_model_drafts = (), 0
+        self._num_steps_in_flight += 1
+        return Batch(chunks, tuple(schedule.block_copies))
+
+    def commit(self, batch: Batch, output: SamplerOutput) -> list[StepOutput]:
+        """Take in the result of the oldest step under way, a token per sampled row, in order.
+
+        Returns what it brought the requests that advanced or ended: the sampled ones, then those that only
+        wanted scores. A draft token stays if it is what the target chose in its place; the tokens chosen
+        after the first that does not are dropped. Requests that ended meanwhile give their blocks back.
+        """
+        self._num_steps_in_flight -= 1
+        outputs: list[StepOutput] = []
+        scores = iter(output.prompt_logprobs)
+        first_row = first_token = 0
+        for chunk in batch.chunks:
+            request = self._requests[chunk.request_id]
+            request.num_steps_in_flight -= 1
+            prompt_logprobs = next(scores) if chunk.scored is not None else ()
+            faults = output.faults and _faults_of(chunk, first_token, output.faults)
+            if request.status is RequestStatus.FINISHED:
+                self._release(request)
+            elif faults and min(faults) < len(chunk.token_ids) - chunk.num_drafts:
+                outputs.append(self._fail(request))
+            else:
+                if prompt_logprobs:
+                    request.prompt_logprobs.extend(prompt_logprobs)
+                if chunk.rows:
+                    outputs.append(self._advance(request, chunk, output, first_row, faults))
+                else:
+                    self._settle(request, chunk.first_position + len(chunk.token_ids))
+            first_row += len(chunk.rows)
+            first_token += len(chunk.token_ids)
+        return outputs + self._finish_scored(batch)
+
+    def _finish_scored(self, batch: Batch) -> list[StepOutput]:
+        """End the requests whose scores are all there and that want nothing else."""
+        outputs = []
+        for request_id in [chunk.request_id for chunk in batch.chunks if chunk.ends_request]:
+            request = self._requests.get(request_id)
+            if request is not None and request.status is RequestStatus.RUNNING:
+                self.finish(request, FinishReason.LENGTH)
+                outputs.append(StepOutput(request))
+        return outputs
+
+    def _fail(self, request: Request) -> StepOutput:
+        """End a request whose values are not finite; nothing of the step is published."""
+        self.finish(request, FinishReason.ERROR)
+        return StepOutput(request)
+
+    def _advance(
+        self,
+        request: Request,
+        chunk: ScheduledChunk,
+        output: SamplerOutput,
+        first_row: int,
+        faults: frozenset[int],
+    ) -> StepOutput:
+        """Append the accepted drafts and the target's own token after them; end the request where it ends."""
+        request.num_in_flight -= 1
+        if chunk.num_drafts:
+            num_new, reason = self._append_run(request, chunk, output.token_ids, first_row, faults)
+        else:
+            num_new, token_id = 1, output.token_ids[first_row]
+            request.append(token_id)
+            reason = finish_reason_after(request, token_id)
+        num_known = len(chunk.token_ids) - chunk.num_drafts
+        request.num_computed_tokens += num_new - 1  # the accepted drafts
+        self._settle(request, chunk.first_position + num_known + num_new - 1)
+        if reason is not None:
+            self.finish(request, reason)
+        step = StepOutput(request, output.token_ids[first_row : first_row + num_new])
+        if request.params.logprobs is not None:
+            logprobs = output.logprobs[first_row : first_row + num_new]
+            step.logprobs = tuple([score for score in logprobs if score is not None])
+        if chunk.num_drafts:
+            step.num_draft_tokens = chunk.num_drafts
+            pairs = zip(step.token_ids, chunk.draft_token_ids, strict=False)
+            step.num_accepted_tokens = sum(new == draft for new, draft in pairs)
+        return step
+
+    def _append_run(
+        self,
+        request: Request,
+        chunk: ScheduledChunk,
+        token_ids: Sequence[int],
+        first_row: int,
+        faults: frozenset[int],
+    ) -> tuple[int, FinishReason | None]:
+        """Append tokens as long as they are the drafts, and one more; return how many, and why it ends."""
+        drafts, last_known = chunk.draft_token_ids, len(chunk.token_ids) - chunk.num_drafts - 1
+        num_new, reason = 0, None
+        for place in range(1 + len(drafts)):
+            if faults and last_known + place in faults:
+                break  # a draft without a finite value: as a token of the answer it will fail in its own step
+            token_id = token_ids[first_row + place]
+            request.append(token_id)
+            num_new += 1
+            reason = finish_reason_after(request, token_id)
+            if reason is not None or place == len(drafts) or token_id != drafts[place]:
+                break
+        return num_new, reason
+
+    def _settle(self, request: Request, num_tokens: int) -> None:
+        """Count tokens whose KV is there and final."""
+        request.num_committed_tokens = num_tokens
+        is_at_edge = num_tokens // self._block_size != request.num_published_blocks
+        if is_at_edge or num_tokens == request.num_prompt_tokens:
+            self.kv_cache_manager.cache_computed_blocks(request)
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End a request in whatever state it is; a finished one stays as it is."""
+        if request.status is RequestStatus.FINISHED:
+            return
+        if request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        request.draft_token_ids, request.num_model_drafts = (), 0
+        self._release(request)
+
+    def _release(self, request: Request) -> None:
+        """Free the blocks of a request that ended, once no step under way uses them."""
+        if request.num_steps_in_flight == 0:
+            self.kv_cache_manager.free(request)
+            del self._requests[request.request_id]
+
+    def _schedule_running(self, claims: list[Claim], budget: int) -> tuple[int, bool]:
+        """Return what is left of the budget, and whether blocks ran out."""
+        is_short = False
+        for request in list(self.running):
+            if budget == 0:
+                break
+            if request.status is not RequestStatus.RUNNING:
+                continue  # preempted just now
+            if request.num_in_flight and not request.wants_token:
+                continue  # its last token is being chosen
+            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            while not self.kv_cache_manager.allocate_slots(request, num_tokens):
+                if self._drop_drafts():
+                    continue
+                is_short = True
+                if self._num_steps_in_flight:
+                    return budget, is_short
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is request:
+                    break
+            if request.status is RequestStatus.RUNNING:
+                claims.append(Claim(request, num_tokens))
+                budget -= num_tokens
+        return budget, is_short
+
+    def _schedule_drafts(self, claims: Sequence[Claim], budget: int) -> int:
+        """Let drafts ride along as far as budget and free blocks go; return what is left of the budget."""
+        for claim in claims:
+            request = claim.request
+            num_drafts = min(budget, len(request.draft_token_ids) or request.num_model_drafts)
+            if num_drafts and self.kv_cache_manager.allocate_slots(request, claim.num_tokens + num_drafts):
+                claim.draft_token_ids = request.draft_token_ids[:num_drafts]
+                claim.num_model_drafts = num_drafts - len(claim.draft_token_ids)
+                budget -= num_drafts
+        return budget
+
+    def _drop_drafts(self) -> bool:
+        """Forget all drafts and give their blocks back; False if there were none to give."""
+        released = False
+        for request in self.running:
+            request.draft_token_ids, request.num_model_drafts = (), 0
+            released |= self.kv_cache_manager.release_draft_slots(request)
+        return released
+
+    def _schedule_waiting(self, claims: list[Claim], budget: int) -> list[BlockCopy]:
+        """Start waiting requests as long as budget and blocks allow; return what must be copied for them."""
+        copies: list[BlockCopy] = []
+        postponed: list[Request] = []
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            request = self.waiting[0]
+            cached = self.kv_cache_manager.find_cached_prefix(request)
+            if self.kv_cache_manager.is_prefix_in_flight(request, len(cached.blocks)):
+                # Somebody computes this very prefix: wait for its blocks, let the others pass.
+                postponed.append(self.waiting.popleft())
+                continue
+            if not self.kv_cache_manager.can_start(request, cached):
+                break
+            self.waiting.popleft()
+            if copy := self.kv_cache_manager.start(request, cached):
+                copies.append(copy)
+            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            self.kv_cache_manager.allocate_slots(request, num_tokens)
+            self._record_start(request)
+            claims.append(Claim(request, num_tokens))
+            budget -= num_tokens
+        self.waiting.extendleft(reversed(postponed))
+        return copies
+
+    def _record_start(self, request: Request) -> None:
+        request.status = RequestStatus.RUNNING
+        self.running.append(request)
+        if request.first_run_time is not None:
+            return  # resumed: what it finds now it computed itself
+        request.first_run_time = time.monotonic()
+        request.num_cached_tokens = request.num_computed_tokens
+        if self.kv_cache_manager.enable_prefix_caching:
+            self.prefix_cache_queries += request.num_prompt_tokens
+            self.prefix_cache_hits += request.num_cached_tokens
+
+    def _preempt(self, request: Request) -> None:
+        self.kv_cache_manager.free(request)
+        self.running.remove(request)
+        request.draft_token_ids, request.num_model_drafts = (), 0
+        request.status = RequestStatus.WAITING
+        self.waiting.appendleft(request)
+        self.num_preemptions += 1
+
+
+def _layout_key(claim: Claim) -> int:
+    """Single tokens first, longest context first: their rows are then consecutive for attention."""
+    is_longer = claim.num_tokens > 1 or claim.draft_token_ids or claim.num_model_drafts
+    return (_LONGEST if is_longer else 0) - claim.request.num_computed_tokens
+
+
+def _needs_its_tokens(request: Request) -> bool:
+    """Tell whether a request's next step is made of tokens that must be known on the host."""
+    return request.looks_back or request.speculation.mode is not SpeculationMode.OFF
+
+
+def _chunk_of(claim: Claim) -> ScheduledChunk:
+    """Write down what the step computes for a request: nobody asks the request again."""
+    request, drafts = claim.request, claim.draft_token_ids
+    first = request.num_computed_tokens
+    end, num_tokens = first + claim.num_tokens, request.num_tokens
+    token_ids = tuple(request.token_ids[first:end])
+    if len(token_ids) < claim.num_tokens:  # the last one is in flight
+        token_ids = (*token_ids, PENDING_TOKEN)
+    reaches_end, wants_token = end == num_tokens, num_tokens < request.max_total_tokens
+    scored = None
+    if request.params.prompt_logprobs is not None:
+        scored = _scored_tokens(request, first, end)
+    return ScheduledChunk(
+        request.request_id,
+        first,
+        token_ids + drafts if drafts else token_ids,
+        request.block_ids,
+        rows_of(request, drafts) if reaches_end and wants_token else (),
+        len(drafts),
+        scored,
+        reaches_end and not wants_token,
+    )
+
+
+def _scored_tokens(request: Request, first: int, end: int) -> ScoredTokens | None:
+    """Return the prompt tokens whose logprobs a chunk brings: after a preemption some are known."""
+    start = max(first, len(request.prompt_logprobs))
+    targets = request.prompt_token_ids[start + 1 : end + 1]
+    if not targets:
+        return None
+    return ScoredTokens(start - first, targets, request.params.prompt_logprobs or 0)
+
+
+def _faults_of(chunk: ScheduledChunk, first_token: int, faults: frozenset[int]) -> frozenset[int]:
+    """Return the faults among the tokens of a chunk that begins at `first_token`, counted from there."""
+    mine = range(first_token, first_token + len(chunk.token_ids))
+    return frozenset(token - first_token for token in faults if token in mine)
+
+
+def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:
+    """Tell whether the request ends with the token just appended; a stop wins over the length."""
+    state = request.grammar_state
+    if state is not None and state.is_complete:
+        if state.error is None:
+            return FinishReason.STOP
+        logger.warning("an answer was cut short: %s", state.error)
+        return FinishReason.LENGTH
+    if token_id in request.stop_token_ids and request.num_output_tokens > request.params.min_tokens:
+        return FinishReason.STOP
+    if len(request.token_ids) >= request.max_total_tokens:
+        return FinishReason.LENGTH
+    return None

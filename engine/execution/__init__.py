@@ -1,0 +1,1 @@
+"""Executors: batches over models, keys and values on a device."""

@@ -1,0 +1,1 @@
+"""Frozen records that cross the borders of the engine, and its errors."""

@@ -1,0 +1,85 @@
+"""Batch: what one step computes, by value, whatever becomes of the requests; and what came of it."""
+
+from typing import NamedTuple
+
+from engine.interface.outputs import TokenLogprobs
+from engine.interface.sampled_row import SampledRow
+
+PENDING_TOKEN = -1
+"""Stands for a token that a step under way is still choosing: the executor knows it first."""
+
+
+class BlockCopy(NamedTuple):
+    """A whole block, by ids, whose keys and values are copied before a step; copies are made in order."""
+
+    source: int
+    target: int
+
+
+class ScoredTokens(NamedTuple):
+    """Prompt tokens whose logprobs a chunk gives, in order."""
+
+    first_row: int  # token of the chunk whose logits score the first of them
+    token_ids: tuple[int, ...]
+    num_top: int  # likeliest tokens wanted beside each
+
+
+class ScheduledChunk(NamedTuple):
+    """Consecutive tokens of one request that run in a step; drafts are the last of them."""
+
+    request_id: int
+    first_position: int
+    token_ids: tuple[int, ...]
+    block_ids: tuple[int, ...]  # of the request, from its first position on
+    rows: tuple[SampledRow, ...] = ()  # of the last tokens: 1 + number of drafts if the step chooses any
+    num_drafts: int = 0
+    scored: ScoredTokens | None = None
+    ends_request: bool = False  # it only wants scores, and these are the last
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that run in the step, drafts included."""
+        return len(self.token_ids)
+
+    @property
+    def draft_token_ids(self) -> tuple[int, ...]:
+        """The drafts."""
+        return self.token_ids[len(self.token_ids) - self.num_drafts :]
+
+
+class Batch(NamedTuple):
+    """What one step computes; at most one chunk per request."""
+
+    chunks: tuple[ScheduledChunk, ...]
+    block_copies: tuple[BlockCopy, ...] = ()  # to be made first, in order
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that run in the step, drafts included."""
+        return sum([len(chunk.token_ids) for chunk in self.chunks])
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Drafts among them."""
+        return sum([chunk.num_drafts for chunk in self.chunks])
+
+    @property
+    def is_scored(self) -> bool:
+        """True if any prompt token is scored."""
+        return any(chunk.scored is not None for chunk in self.chunks)
+
+    @property
+    def rows(self) -> list[SampledRow]:
+        """The places whose token this step chooses, in batch order."""
+        return [row for chunk in self.chunks for row in chunk.rows]
+
+
+class SamplerOutput(NamedTuple):
+    """What a step chose, for each sampled row in batch order."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...]
+    faults: frozenset[int] = frozenset()  # tokens of the step whose keys, values or logits are not finite
+    prompt_logprobs: tuple[
+        tuple[TokenLogprobs, ...], ...
+    ] = ()  # of each chunk that is scored, in batch order

@@ -1,0 +1,61 @@
+"""Frozen records that cross the border of the engine."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from engine.interface.sampling_params import SamplingParams
+from engine.interface.speculation import SpeculationOutput, SpeculationParams
+
+
+class FinishReason(str, Enum):
+    """Why a request ended; the values are OpenAI's, `abort` and `error` are ours."""
+
+    STOP = "stop"  # an end token or a stop token
+    LENGTH = "length"  # max_tokens or max_model_len reached
+    ABORT = "abort"  # the caller left
+    ERROR = "error"  # the model computed values that are not finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One choice to generate.
+
+    Equal prompts with the same seed and different `choice` numbers draw independent noise. Requests
+    with different `cache_salt` never share a cached block.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    choice: int = 0
+    cache_salt: bytes = b""
+    speculation: SpeculationParams = SpeculationParams()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural-log probability of a token that stands in the text, and of the likeliest in its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first, as many as asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOutput:
+    """What one step, or several that were delivered together, brought for one request.
+
+    Exactly one output per request has a finish reason. Only steps without drafts, logprobs or an end are put
+    together.
+    """
+
+    index: int  # place of the request in the list given to AsyncEngine.generate
+    new_token_ids: tuple[int, ...]  # an end or stop token that ended the request is the last one
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token, if asked for
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # once, on the first output, from the 2nd token
+    num_cached_tokens: int  # prompt tokens taken from the prefix cache when the request first ran
+    is_first: bool = False
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the token that caused finish reason `stop`
+    queue_seconds: float = 0.0  # from arrival to the first step that ran the request
+    steps: tuple[int, ...] = ()  # number of the engine's step that brought each token
+    speculation: SpeculationOutput | None = None  # with every draft that was verified, and at the end

@@ -1,0 +1,279 @@
+"""Backend: which kernels run a model, and the executor that they make."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine.checkpoint.model_config import ModelConfig
+from engine.core.executor import Executor
+from engine.execution.draft_model import DraftModel
+from engine.execution.fused_executor import FusedExecutor, FusedModel
+from engine.execution.torch_executor import TorchExecutor, TorchModel
+from engine.interface.config import EngineConfig
+from engine.interface.errors import ConfigError
+from engine.kernels.cpu.draft_chain import FusedDraftChain
+from engine.kernels.cpu.fused_decoder import FusedDecoder, why_not_fused
+from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat, load_library
+from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, tiled_kv_bytes_per_block
+from engine.kernels.cpu.token_bitmask import apply_token_bitmask
+from engine.kernels.cpu.token_chooser import FusedTokenChooser
+from engine.loading.machine import choose_dtype, memory_errors
+from engine.model.kv_storage import KVStorage, kv_bytes_per_block
+from engine.model.registry import Model, build_model
+from engine.model.weights import Weights
+from engine.sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
+_WEIGHTS_ADVICE = "free memory, take a smaller model, or set dtype or quantization"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model to be loaded: its configuration, its weights, and how many positions it is to know."""
+
+    name: str  # for errors
+    config: ModelConfig
+    weights: Weights
+    max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorShape:
+    """What an executor must know beside its models."""
+
+    vocab_size: int  # tokens that may be chosen
+    num_blocks: int
+    block_size: int
+
+
+class LoadedModels(Protocol):
+    """A model, and a draft model if there is one, that still lack room for keys and values."""
+
+    def build_executor(self, shape: ExecutorShape) -> Executor:
+        """Make that room, and return what runs batches."""
+
+
+class Backend(Protocol):
+    """One way to run models; a draft model runs as its target does."""
+
+    name: str  # "torch", or the kernels' instruction set
+    dtype_name: str  # of the weights, for people
+    kv_dtype_name: str
+
+    def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
+        """Return the bytes that one block takes over all layers."""
+
+    def load(self, target: ModelSource, draft: ModelSource | None) -> LoadedModels:
+        """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
+
+
+class TorchBackend:
+    """Plain torch on any device: the reference."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, steps_ahead: int = 0) -> None:
+        self.name = "torch"
+        self.device, self.dtype, self.steps_ahead = device, dtype, steps_ahead
+        self.dtype_name = self.kv_dtype_name = str(dtype).removeprefix("torch.")
+
+    def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
+        """Return the bytes that one block takes over all layers."""
+        return kv_bytes_per_block(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+            dtype=self.dtype,
+        )
+
+    def load(self, target: ModelSource, draft: ModelSource | None) -> "TorchModels":
+        """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
+        return TorchModels(self, self._load(target), None if draft is None else self._load(draft))
+
+    def _load(self, source: ModelSource) -> Model:
+        with _weight_errors(source, self.device), torch.inference_mode():
+            return build_model(source.config, source.weights, max_positions=source.max_positions)
+
+
+@dataclass(frozen=True)
+class TorchModels:
+    """Models in plain torch."""
+
+    backend: TorchBackend
+    target: Model
+    draft: Model | None
+
+    def build_executor(self, shape: ExecutorShape) -> TorchExecutor:
+        """Make room for keys and values, and return what runs batches."""
+        sampler, draft_model = Sampler(vocab_size=shape.vocab_size), None
+        if self.draft is not None:
+            draft_model = DraftModel(
+                self._bind(self.draft, shape),
+                sampler,
+                max_positions=self.draft.max_positions,
+                block_size=shape.block_size,
+                device=self.backend.device,
+            )
+        return TorchExecutor(
+            self._bind(self.target, shape),
+            sampler,
+            block_size=shape.block_size,
+            device=self.backend.device,
+            draft_model=draft_model,
+            steps_ahead=self.backend.steps_ahead,
+        )
+
+    def _bind(self, model: Model, shape: ExecutorShape) -> TorchModel:
+        kv_storage = KVStorage(
+            num_layers=model.config.num_layers,
+            num_blocks=shape.num_blocks,
+            block_size=shape.block_size,
+            num_kv_heads=model.config.num_kv_heads,
+            head_dim=model.config.head_dim,
+            dtype=self.backend.dtype,
+            device=self.backend.device,
+        )
+        return TorchModel(model, kv_storage)
+
+
+class FusedBackend:
+    """The CPU kernels: one call a step.
+
+    With dtype "auto" weights stay as the checkpoint holds them, which for blocks of 4 and 8 bits means
+    activations in 8 bits too; "float32" and "bfloat16" turn everything into that.
+    """
+
+    def __init__(
+        self, context: KernelContext, *, dtype: str, kv_cache_dtype: str, quantization: str | None
+    ) -> None:
+        self.context = context
+        self.name = context.instruction_set
+        self._plain = RowsFormat.F32 if dtype == "float32" else RowsFormat.BF16
+        self._keeps_blocks = dtype == "auto"
+        self._quantization = quantization
+        self.dtype_name = quantization or ("as stored" if dtype == "auto" else dtype)
+        kinds = {"int8": KVKind.INT8, "float32": KVKind.F32, "bfloat16": KVKind.BF16}
+        self.kv_dtype_name = kv_cache_dtype
+        if kv_cache_dtype == "auto":
+            self.kv_dtype_name = "float32" if dtype == "float32" else "bfloat16"
+        self.kv_kind = kinds[self.kv_dtype_name]
+
+    def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
+        """Return the bytes that one block takes over all layers."""
+        return tiled_kv_bytes_per_block(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+            kind=self.kv_kind,
+        )
+
+    def load(self, target: ModelSource, draft: ModelSource | None) -> "FusedModels":
+        """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
+        return FusedModels(self, self._load(target), None if draft is None else self._load(draft))
+
+    def _load(self, source: ModelSource) -> FusedDecoder:
+        with _weight_errors(source, _CPU):
+            decoder = FusedDecoder(
+                source.config,
+                source.weights,
+                context=self.context,
+                max_positions=source.max_positions,
+                plain=self._plain,
+                keeps_blocks=self._keeps_blocks,
+                quantization=self._quantization,
+            )
+        source.weights.finish()
+        return decoder
+
+
+@dataclass(frozen=True)
+class FusedModels:
+    """Models in the CPU kernels."""
+
+    backend: FusedBackend
+    target: FusedDecoder
+    draft: FusedDecoder | None
+
+    def build_executor(self, shape: ExecutorShape) -> FusedExecutor:
+        """Make room for keys and values, and return what runs batches."""
+        context, draft_model = self.backend.context, None
+        sampler = Sampler(
+            vocab_size=shape.vocab_size,
+            chooser=FusedTokenChooser(context),
+            apply_bitmask=apply_token_bitmask,
+        )
+        if self.draft is not None:
+            model = self._bind(self.draft, shape)
+            draft_model = DraftModel(
+                model,
+                sampler,
+                max_positions=self.draft.max_positions,
+                block_size=shape.block_size,
+                device=_CPU,
+                chain=FusedDraftChain(context, model.decoder, model.kv_storage, vocab_size=shape.vocab_size),
+            )
+        return FusedExecutor(
+            context,
+            self._bind(self.target, shape),
+            sampler,
+            block_size=shape.block_size,
+            draft_model=draft_model,
+        )
+
+    def _bind(self, decoder: FusedDecoder, shape: ExecutorShape) -> FusedModel:
+        kv_storage = TiledKVStorage(
+            num_layers=decoder.config.num_layers,
+            num_blocks=shape.num_blocks,
+            block_size=shape.block_size,
+            num_kv_heads=decoder.config.num_kv_heads,
+            head_dim=decoder.config.head_dim,
+            kind=self.backend.kv_kind,
+        )
+        return FusedModel(decoder, kv_storage)
+
+
+def _weight_errors(source: ModelSource, device: torch.device) -> AbstractContextManager[None]:
+    return memory_errors(f"{source.name}: the weights", _WEIGHTS_ADVICE, device)
+
+
+def choose_backend(
+    config: EngineConfig, models: Sequence[ModelConfig], *, device: torch.device, num_threads: int
+) -> Backend:
+    """Return the fused kernels where they can run all models, unless told otherwise; raises ConfigError."""
+    reason = _why_not_fused(config, models, device)
+    if reason is None:
+        return FusedBackend(
+            KernelContext(num_threads=num_threads),
+            dtype=config.dtype,
+            kv_cache_dtype=config.kv_cache_dtype,
+            quantization=config.quantization,
+        )
+    if config.kernels == "fused":
+        raise ConfigError(f"kernels 'fused' cannot run this model here: {reason}")
+    for name, default in (("kv_cache_dtype", "auto"), ("quantization", None)):
+        if getattr(config, name) != default:
+            raise ConfigError(f"{name} {getattr(config, name)!r} needs the CPU kernels: {reason}")
+    if config.kernels == "auto" and device.type == "cpu":
+        logger.warning("the CPU kernels are not used, plain torch is several times slower: %s", reason)
+    dtype = choose_dtype(config.dtype, device)
+    return TorchBackend(device, dtype, steps_ahead=config.steps_ahead)
+
+
+def _why_not_fused(config: EngineConfig, models: Sequence[ModelConfig], device: torch.device) -> str | None:
+    if config.kernels == "torch":
+        return "kernels 'torch' was asked for"
+    if device.type != "cpu":
+        return f"the device is {device.type}"
+    if load_library() is None:
+        return "they were not built; install a C++ compiler and then draftline again"
+    if config.dtype == "float16":
+        return "they have no float16; use bfloat16"
+    if config.block_size % TILE_POSITIONS:
+        return f"block_size must be a multiple of {TILE_POSITIONS}, got {config.block_size}"
+    return next(filter(None, map(why_not_fused, models)), None)

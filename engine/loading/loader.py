@@ -1,0 +1,200 @@
+"""From a checkpoint and a configuration to a running engine: every automatic choice is made here."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.bridge.async_engine import AsyncEngine
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.vocabulary import token_bytes
+from engine.core.engine import Engine
+from engine.core.executor import Executor
+from engine.interface.config import EngineConfig
+from engine.interface.errors import ConfigError
+from engine.interface.info import EngineInfo
+from engine.kv_cache.block_pool import BlockPool
+from engine.kv_cache.kv_cache_manager import KVCacheManager
+from engine.loading.backend import Backend, ExecutorShape, ModelSource, choose_backend
+from engine.loading.kv_memory import available_memory, choose_num_blocks, default_kv_cache_memory
+from engine.loading.machine import (
+    choose_device,
+    choose_dtype,
+    choose_num_threads,
+    device_name,
+    keep_freed_memory,
+    memory_errors,
+)
+from engine.loading.speculation import build_speculator, check_draft
+from engine.model.attention_tiles import CHUNK
+from engine.model.weights import Weights
+from engine.sampling.grammar import GrammarCompiler
+
+logger = logging.getLogger(__name__)
+
+_KV_ADVICE = "lower kv_cache_memory, max_num_seqs or max_model_len"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedEngine:
+    """An engine ready to step, and what was chosen for it."""
+
+    engine: Engine
+    info: EngineInfo
+    backend: Backend
+
+
+def load_engine(
+    checkpoint: Checkpoint, config: EngineConfig, draft_checkpoint: Checkpoint | None = None
+) -> AsyncEngine:
+    """Load the model and start its engine thread; raises ConfigError or CheckpointError."""
+    loaded = build_engine(checkpoint, config, draft_checkpoint)
+    return AsyncEngine(
+        loaded.engine,
+        max_waiting=config.max_waiting,
+        stream_interval=config.stream_interval,
+        info=loaded.info,
+    )
+
+
+def build_engine(
+    checkpoint: Checkpoint, config: EngineConfig, draft_checkpoint: Checkpoint | None = None
+) -> LoadedEngine:
+    """Load the model, and a draft model if there is one, and build the synchronous engine around them."""
+    device = choose_device(config.device)
+    num_threads = choose_num_threads()
+    keep_freed_memory()
+    if CHUNK % config.block_size:
+        raise ConfigError(f"block_size must divide {CHUNK}, got {config.block_size}")
+    max_model_len = choose_max_model_len(config, checkpoint.config)
+    sources = [checkpoint] if draft_checkpoint is None else [checkpoint, draft_checkpoint]
+    backend = choose_backend(
+        config, [source.config for source in sources], device=device, num_threads=num_threads
+    )
+    check_draft(checkpoint, config, draft_checkpoint)
+    # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
+    torch.set_num_threads(num_threads if backend.name == "torch" else 1)
+    target, draft = (_source(one, config, max_model_len, device) for one in (checkpoint, draft_checkpoint))
+    assert target is not None
+    loaded = backend.load(target, draft)
+    num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, device)
+    max_model_len = _fit_max_model_len(config, max_model_len, num_blocks)
+    info = EngineInfo(
+        device=device_name(device),
+        dtype=backend.dtype_name,
+        kernels=backend.name,
+        kv_cache_dtype=backend.kv_dtype_name,
+        num_threads=num_threads,
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        num_kv_blocks=num_blocks,
+        kv_cache_bytes=num_blocks * backend.kv_bytes_per_block(checkpoint.config, config.block_size),
+        weight_bytes=target.weights.num_bytes,
+        speculation=config.speculation,
+        draft_model=None if draft_checkpoint is None else draft_checkpoint.name,
+    )
+    # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
+    vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
+    shape = ExecutorShape(vocab_size=vocab_size, num_blocks=num_blocks, block_size=config.block_size)
+    num_bytes = num_blocks * _bytes_per_block(config, sources, backend)
+    with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
+        executor = loaded.build_executor(shape)
+    engine = _assemble(checkpoint, config, executor, info, vocab_size)
+    return LoadedEngine(engine=engine, info=info, backend=backend)
+
+
+def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    """Return the context length to serve: the model's own, or a shorter one if asked for."""
+    limit = model_config.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len must be at most {limit}, the model's own context, got {config.max_model_len}"
+        )
+    return config.max_model_len or limit
+
+
+def _source(
+    checkpoint: Checkpoint | None, config: EngineConfig, max_model_len: int, device: torch.device
+) -> ModelSource | None:
+    if checkpoint is None:
+        return None
+    dtype = choose_dtype(config.dtype, device)
+    return ModelSource(
+        name=str(checkpoint.path),
+        config=checkpoint.config,
+        weights=Weights(checkpoint.tensors, dtype=dtype, device=device, path=checkpoint.path),
+        max_positions=min(max_model_len, checkpoint.config.max_position_embeddings),
+    )
+
+
+def _assemble(
+    checkpoint: Checkpoint, config: EngineConfig, executor: Executor, info: EngineInfo, vocab_size: int
+) -> Engine:
+    speculator = build_speculator(config, executor, info)
+    return Engine(
+        executor,
+        KVCacheManager(
+            BlockPool(info.num_kv_blocks),
+            block_size=config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+            listener=speculator.draft_cache if executor.max_draft_positions else None,
+        ),
+        max_model_len=info.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        vocab_size=vocab_size,
+        eos_token_ids=checkpoint.stop_token_ids,
+        fingerprint=checkpoint.fingerprint,
+        kv_dtype=info.kv_cache_dtype,
+        grammar_source=GrammarCompiler(
+            token_bytes(checkpoint.tokenizer)[:vocab_size],
+            end_token_ids=checkpoint.stop_token_ids,
+            special_token_ids=checkpoint.tokenizer.special_token_ids,
+        ),
+        speculator=speculator,
+    )
+
+
+def _bytes_per_block(config: EngineConfig, sources: Sequence[Checkpoint], backend: Backend) -> int:
+    return sum(backend.kv_bytes_per_block(one.config, config.block_size) for one in sources)
+
+
+def _choose_num_blocks(
+    config: EngineConfig,
+    sources: Sequence[Checkpoint],
+    backend: Backend,
+    max_model_len: int,
+    device: torch.device,
+) -> int:
+    """Return how many blocks fit, of the target and of the draft model: both have the same."""
+    bytes_per_block = _bytes_per_block(config, sources, backend)
+    num_blocks = choose_num_blocks(
+        bytes_per_block=bytes_per_block,
+        max_useful_blocks=config.max_num_seqs * -(-max_model_len // config.block_size),
+        memory=config.kv_cache_memory or default_kv_cache_memory(device),
+    )
+    num_bytes = num_blocks * bytes_per_block
+    if device.type == "cpu" and num_bytes > available_memory():
+        logger.warning(
+            "kv_cache_memory: %d bytes of keys and values, of which %d are free; the system may end this "
+            "process as they fill",
+            num_bytes,
+            available_memory(),
+        )
+    return num_blocks
+
+
+def _fit_max_model_len(config: EngineConfig, max_model_len: int, num_blocks: int) -> int:
+    """Every request must fit the pool alone, or it could wait for ever."""
+    num_slots = num_blocks * config.block_size
+    if max_model_len <= num_slots:
+        return max_model_len
+    if config.max_model_len is not None:
+        raise ConfigError(
+            f"max_model_len of {max_model_len} tokens needs more KV memory: {num_slots} tokens fit; "
+            "raise kv_cache_memory or lower max_model_len"
+        )
+    logger.warning("the KV memory holds %d tokens: max_model_len lowered from %d", num_slots, max_model_len)
+    return num_slots
