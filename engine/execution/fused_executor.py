@@ -92,9 +92,9 @@ class FusedExecutor:
         token_ids, faults = self._step(model_input, [_plain(row) for row in rows], logits)
         logprobs: list[TokenLogprobs | None] = [None] * len(rows)
         wanted = logits if len(special) == len(rows) else logits[special]
-        chosen = self._sampler(wanted, [rows[number] for number in special])
-        for place, number in enumerate(special):
-            token_ids[number], logprobs[number] = chosen.token_ids[place], chosen.logprobs[place]
+        chosen = self._sampler.choose_with_logprobs(wanted, [rows[number] for number in special])
+        for number, token_id, score in zip(special, *chosen, strict=True):
+            token_ids[number], logprobs[number] = token_id, score
         return SamplerOutput(tuple(token_ids), tuple(logprobs), faults)
 
     def _step(

@@ -53,10 +53,16 @@ class Sampler:
 
         The faults of the output are numbers of rows here.
         """
+        faults = broken_rows(logits[:, : self.vocab_size])
+        return SamplerOutput(*self.choose_with_logprobs(logits, rows), faults)
+
+    def choose_with_logprobs(
+        self, logits: Tensor, rows: Sequence[SampledRow]
+    ) -> tuple[tuple[int, ...], tuple[TokenLogprobs | None, ...]]:
+        """Do the same for logits whose faults somebody else has looked for."""
         raw = logits[:, : self.vocab_size].float()
-        faults = broken_rows(raw)
         filtered, token_ids = self._choose(raw, rows)
-        return SamplerOutput(tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, rows), faults)
+        return tuple(token_ids), chosen_logprobs(raw, filtered, token_ids, rows)
 
     def choose(self, logits: Tensor, rows: Sequence[SampledRow]) -> list[int]:
         """Do the same without logprobs."""
@@ -66,7 +72,8 @@ class Sampler:
         """Return the logits after the chain, filtered only where logprobs want that, and the tokens."""
         processed = raw
         if any(needs_processing(row) for row in rows):
-            processed = raw.clone() if any(row.params.logprobs is not None for row in rows) else raw
+            is_wanted_raw = any(row.params.logprobs is not None and needs_processing(row) for row in rows)
+            processed = raw.clone() if is_wanted_raw else raw
             for row_logits, row in zip(processed, rows, strict=True):
                 process_row(row_logits, row, self._apply_bitmask)
         if self._chooser is None:
