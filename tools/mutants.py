@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
@@ -34,6 +35,8 @@ TARGETS: dict[str, Sequence[str]] = {
         *_ENGINE,
         "tests/engine/speculative/test_edges.py",
         "tests/engine/test_non_finite.py",
+        "tests/engine/test_grammar_requests.py",
+        "tests/engine/test_steps_ahead.py",
     ),
     "engine/kv_cache/kv_cache_manager.py": (*_ENGINE, "tests/engine/speculative/test_edges.py"),
     "engine/kv_cache/block_pool.py": (*_ENGINE, "tests/engine/kv_cache"),
@@ -50,6 +53,7 @@ TARGETS: dict[str, Sequence[str]] = {
     "engine/speculative/controller.py": ("tests/engine/speculative/test_controller.py", *_SPECULATION),
     "engine/speculative/speculator.py": (
         *_SPECULATION,
+        "tests/engine/speculative/test_draft_cache.py",
         "tests/engine/speculative/test_grammars.py",
         "tests/engine/speculative/test_backoff.py",
         "tests/engine/speculative/test_never_slower.py",
@@ -179,17 +183,18 @@ def is_noticed(mutant: Mutant | None, tests: Sequence[str], timeout: float) -> b
 
 
 def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> None:
-    import hypothesis
     import pytest
 
-    hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, database=None)
-    hypothesis.settings.load_profile("mutants")
     if mutant is not None:
         sys.meta_path.insert(0, _Finder(mutant))
     status, output = 1, io.StringIO()
     try:
         with redirect_stdout(output), redirect_stderr(output):
-            status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
+            status = int(
+                pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci", *tests])
+            )
+    except BaseException:  # noqa: BLE001 - this process ends here, whatever it was
+        output.write(traceback.format_exc())
     finally:
         if status and mutant is None:
             os.write(2, output.getvalue().encode())

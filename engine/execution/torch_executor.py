@@ -10,6 +10,7 @@ from engine.core.executor import DraftJob, DraftOutput, FinishedStep
 from engine.execution.draft_model import DraftModel, LoadedModel
 from engine.interface.batch import PENDING_TOKEN, Batch, SamplerOutput
 from engine.interface.outputs import TokenLogprobs
+from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage
 from engine.model.model_input import ModelInput, build_model_input
 from engine.model.registry import Model
@@ -44,6 +45,7 @@ class TorchExecutor:
         *,
         block_size: int,
         device: torch.device,
+        buffers: InputBuffers | None = None,
         draft_model: DraftModel | None = None,
         steps_ahead: int = 0,
     ) -> None:
@@ -54,6 +56,7 @@ class TorchExecutor:
         self._sampler = sampler
         self._block_size = block_size
         self._device = device
+        self._buffers = buffers
         self._latest_tokens: dict[int, int] = {}  # by request, of the steps that may be under way
 
     @torch.inference_mode()
@@ -63,7 +66,9 @@ class TorchExecutor:
             self.model.kv_storage.copy_block(copy.source, copy.target)
         if self.steps_ahead:
             batch = self._with_pending_tokens(batch)
-        model_input = build_model_input(batch, block_size=self._block_size, device=self._device)
+        model_input = build_model_input(
+            batch, block_size=self._block_size, device=self._device, buffers=self._buffers
+        )
         output = run_in_torch(self.model, self._sampler, batch, model_input)
         if self.steps_ahead:
             self._keep_tokens(batch, output)

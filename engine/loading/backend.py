@@ -22,6 +22,7 @@ from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, 
 from engine.kernels.cpu.token_bitmask import apply_token_bitmask
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
 from engine.loading.machine import choose_dtype, memory_errors
+from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage, kv_bytes_per_block
 from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
@@ -50,6 +51,9 @@ class ExecutorShape:
     vocab_size: int  # tokens that may be chosen
     num_blocks: int
     block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
 
 
 class LoadedModels(Protocol):
@@ -124,6 +128,12 @@ class TorchModels:
             sampler,
             block_size=shape.block_size,
             device=self.backend.device,
+            buffers=InputBuffers(
+                max_tokens=shape.max_num_batched_tokens,
+                max_spans=shape.max_num_seqs,
+                max_blocks=-(-shape.max_model_len // shape.block_size),
+                device=self.backend.device,
+            ),
             draft_model=draft_model,
             steps_ahead=self.backend.steps_ahead,
         )

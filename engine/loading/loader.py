@@ -97,10 +97,9 @@ def build_engine(
     )
     # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
     vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
-    shape = ExecutorShape(vocab_size=vocab_size, num_blocks=num_blocks, block_size=config.block_size)
     num_bytes = num_blocks * _bytes_per_block(config, sources, backend)
     with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
-        executor = loaded.build_executor(shape)
+        executor = loaded.build_executor(_shape(config, info, vocab_size))
     engine = _assemble(checkpoint, config, executor, info, vocab_size)
     return LoadedEngine(engine=engine, info=info, backend=backend)
 
@@ -113,6 +112,17 @@ def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int
             f"max_model_len must be at most {limit}, the model's own context, got {config.max_model_len}"
         )
     return config.max_model_len or limit
+
+
+def _shape(config: EngineConfig, info: EngineInfo, vocab_size: int) -> ExecutorShape:
+    return ExecutorShape(
+        vocab_size=vocab_size,
+        num_blocks=info.num_kv_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+    )
 
 
 def _source(

@@ -81,8 +81,8 @@ class GPT2:
 
     def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
         """Return the last hidden states [num_tokens, hidden_size] and write this step's keys and values."""
-        x = F.embedding(model_input.token_ids, self.embed_tokens)
-        x = x + F.embedding(model_input.positions, self.embed_positions)
+        x = F.embedding(model_input.tensors.token_ids, self.embed_tokens)
+        x = x + F.embedding(model_input.tensors.positions, self.embed_positions)
         for layer, layer_kv in zip(self.layers, kv_storage.layers, strict=True):
             x = layer(x, layer_kv, model_input)
         return x

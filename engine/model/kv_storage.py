@@ -30,7 +30,7 @@ class LayerKV:
         query [num_tokens, num_heads, head_dim], keys and values [num_tokens, num_kv_heads, head_dim]; returns
         [num_tokens, num_heads * head_dim]. Tokens of which a value is not finite are marked in `step.faults`.
         """
-        step.faults.logical_or_(self.write(step.slot_mapping, keys, values))
+        step.faults.logical_or_(self.write(step.tensors.slot_mapping, keys, values))
         return paged_attention(query, self.keys, self.values, step.tile_groups, scale=scale)
 
     def write(self, slot_mapping: Tensor, keys: Tensor, values: Tensor) -> Tensor:

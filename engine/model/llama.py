@@ -115,8 +115,8 @@ class Llama:
 
     def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
         """Return the last hidden states [num_tokens, hidden_size] and write this step's keys and values."""
-        x = F.embedding(model_input.token_ids, self.embed_tokens)
-        cos, signed_sin = self.rope.at(model_input.positions)
+        x = F.embedding(model_input.tensors.token_ids, self.embed_tokens)
+        cos, signed_sin = self.rope.at(model_input.tensors.positions)
         for layer, layer_kv in zip(self.layers, kv_storage.layers, strict=True):
             x = layer(x, cos, signed_sin, layer_kv, model_input)
         return x

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.interface.batch import Batch
 from engine.model.attention_tiles import QuerySpan, TileGroup, build_tile_groups
+from engine.model.input_buffers import InputBuffers, InputTensors
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,19 @@ class ModelInput:
     logits_rows: list[int]  # [num_rows] tokens whose logits choose the next: a request's last, and its drafts
     block_size: int
     device: torch.device
+    buffers: InputBuffers | None = None
 
     def take_logits_rows(self, hidden: Tensor) -> Tensor:
         """Return the rows of [num_tokens, ...] whose logits are wanted: no copy if all are."""
         return hidden if len(self.logits_rows) == len(self.token_id_list) else hidden[self.logits_rows]
 
     @cached_property
-    def token_ids(self) -> Tensor:
-        """int64 [num_tokens]."""
-        return torch.tensor(self.token_id_list, dtype=torch.int64, device=self.device)
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """int64 [num_tokens], counted from the start of each request."""
-        return self._to_device([_positions(span) for span in self.spans])
-
-    @cached_property
-    def slot_mapping(self) -> Tensor:
-        """int64 [num_tokens]: where in the KV storage each token goes."""
-        return self._to_device(
-            [_slots(_positions(span), span.block_ids, self.block_size) for span in self.spans]
-        )
+    def tensors(self) -> InputTensors:
+        """The step as tensors: in `buffers`, if there are any and they hold it."""
+        buffers = self.buffers
+        if buffers is None or not buffers.fits(self.token_id_list, self.spans):
+            buffers = InputBuffers.sized_for(self.token_id_list, self.spans, self.device)
+        return buffers.fill(self.token_id_list, self.spans, self.block_size)
 
     @cached_property
     def tile_groups(self) -> list[TileGroup]:
@@ -57,9 +49,6 @@ class ModelInput:
         """Where, in bool [num_tokens], a model marks the tokens whose keys or values are not finite."""
         return torch.zeros(len(self.token_id_list), dtype=torch.bool, device=self.device)
 
-    def _to_device(self, parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(self.device)
-
 
 class TokenSpan(NamedTuple):
     """Consecutive tokens of one sequence that go through a model together."""
@@ -70,13 +59,21 @@ class TokenSpan(NamedTuple):
     num_logits: int  # of the last tokens, whose logits are wanted
 
 
-def build_model_input(batch: Batch, *, block_size: int, device: torch.device) -> ModelInput:
+def build_model_input(
+    batch: Batch, *, block_size: int, device: torch.device, buffers: InputBuffers | None = None
+) -> ModelInput:
     """Lay out the chunks of a batch, in order; the slots were allocated by the scheduler."""
     spans = [TokenSpan(c.token_ids, c.first_position, c.block_ids, len(c.rows)) for c in batch.chunks]
-    return lay_out(spans, block_size=block_size, device=device)
+    return lay_out(spans, block_size=block_size, device=device, buffers=buffers)
 
 
-def lay_out(spans: Sequence[TokenSpan], *, block_size: int, device: torch.device) -> ModelInput:
+def lay_out(
+    spans: Sequence[TokenSpan],
+    *,
+    block_size: int,
+    device: torch.device,
+    buffers: InputBuffers | None = None,
+) -> ModelInput:
     """Put spans one after the other; every position has its slot in the block table."""
     token_ids: list[int] = []
     logits_rows: list[int] = []
@@ -85,15 +82,4 @@ def lay_out(spans: Sequence[TokenSpan], *, block_size: int, device: torch.device
         queries.append(QuerySpan(len(token_ids), len(span.token_ids), span.first_position, span.block_ids))
         token_ids += span.token_ids
         logits_rows += range(len(token_ids) - span.num_logits, len(token_ids))
-    return ModelInput(token_ids, queries, logits_rows, block_size, device)
-
-
-def _positions(span: QuerySpan) -> np.ndarray:
-    return np.arange(span.first_position, span.first_position + span.num_tokens)
-
-
-def _slots(positions: np.ndarray, block_ids: Sequence[int], block_size: int) -> np.ndarray:
-    first_block = int(positions[0]) // block_size
-    table = np.array(block_ids[first_block : int(positions[-1]) // block_size + 1])
-    slots: np.ndarray = table[positions // block_size - first_block] * block_size + positions % block_size
-    return slots
+    return ModelInput(token_ids, queries, logits_rows, block_size, device, buffers)

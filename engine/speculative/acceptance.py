@@ -25,10 +25,6 @@ class _Rate:
         self.successes = self.successes * memory + success
         self.trials = self.trials * memory + 1.0
 
-    @property
-    def value(self) -> float:
-        return self.successes / self.trials
-
 
 @dataclass(slots=True)
 class RequestAcceptance:

@@ -139,6 +139,23 @@ def test_an_accepted_draft_that_breaks_fails_in_its_own_place():
 
 
 @EVERY_WAY
+def test_nothing_is_appended_behind_an_accepted_draft_that_breaks(way):
+    """After 7 comes the broken token, which its draft foresaw; of the next that draft says nothing."""
+    config = UNTIED["llama"]
+    params = {"logit_bias": {7: 100.0, BROKEN: 90.0}, "banned_sequences": frozenset({(7, 7)})}
+    used = engine(config, way)
+    used.speculator = scripted_speculator(lambda request, limit: [BROKEN] * limit)
+    request = used.add_request(asking(generation([40, 3, 9], **params), "ngram", 4))
+    used.step()
+    assert request.token_ids == [40, 3, 9, 7]
+    used.step()
+    assert (request.token_ids, request.finish_reason) == ([40, 3, 9, 7, BROKEN], None)
+    run_to_end(used)
+    assert request.token_ids == [40, 3, 9, 7, BROKEN]
+    assert request.finish_reason is FinishReason.ERROR
+
+
+@EVERY_WAY
 @pytest.mark.parametrize("name", ["embed_tokens.weight", "lm_head.weight"])
 def test_a_broken_draft_model_costs_only_drafts(name, way):
     sound = random_checkpoint(UNTIED["llama"])

@@ -115,7 +115,14 @@ class InTorch:
         source = ModelSource(
             name="tiny", config=config, weights=weights, max_positions=config.max_position_embeddings
         )
-        shape = ExecutorShape(vocab_size=config.vocab_size, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+        shape = ExecutorShape(
+            vocab_size=config.vocab_size,
+            num_blocks=NUM_BLOCKS,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=8,
+            max_num_batched_tokens=512,
+            max_model_len=config.max_position_embeddings,
+        )
         self.model = backend.load(source, None).build_executor(shape).model
 
     @torch.inference_mode()

@@ -233,7 +233,8 @@ def test_places_after_the_first_wrong_one_say_nothing():
     table = AcceptanceTable()
     before = table._rate(DraftSource.NGRAM, 3, 3).trials
     table.record(ngram(4), RequestAcceptance(), 1)
-    assert table._rate(DraftSource.NGRAM, 3, 1).value < table._rate(DraftSource.NGRAM, 3, 0).value
+    first, second = (table._rate(DraftSource.NGRAM, 3, place) for place in (0, 1))
+    assert second.successes / second.trials < first.successes / first.trials
     assert table._rate(DraftSource.NGRAM, 3, 3).trials == before
 
 

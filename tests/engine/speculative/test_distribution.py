@@ -31,7 +31,7 @@ class Chain:
     """A model whose next token depends on the last one alone."""
 
     def __call__(self, model_input):
-        return LOGITS[model_input.token_ids]
+        return LOGITS[model_input.tensors.token_ids]
 
     def compute_logits(self, hidden):
         return hidden
