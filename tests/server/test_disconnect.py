@@ -1,11 +1,13 @@
 """Clients that leave, engines that die under an open stream."""
 
+import logging
 import socket
 import struct
 from typing import Literal
 
 import pytest
 
+from server.api.chunks import ChunkWriter
 from tests.fakes import FakeEngine, say
 from tests.server.harness import RunningServer, serving
 
@@ -172,6 +174,35 @@ def test_an_error_after_the_stream_began_is_an_event() -> None:
     assert "[DONE]" not in text
     _, _, last = text.rstrip().rpartition("\n\n")
     assert last.startswith('event: error\ndata: {"error": ')
+
+
+def test_a_bug_in_the_middle_of_a_stream_is_logged_and_ends_it_with_an_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(lambda _: say("hello"))
+    engine.hold()
+
+    def fail(_writer: ChunkWriter, _usage: object) -> bytes:
+        raise ZeroDivisionError("scripted")
+
+    monkeypatch.setattr(ChunkWriter, "closing", fail)
+    with serving(engine) as server:
+        engine.when_open(1, engine.release)
+        response = server.client.post("/v1/completions", json={"prompt": "x", "stream": True})
+    assert response.status_code == 200
+    assert "[DONE]" not in response.text
+    assert "event: error" in response.text
+    assert "scripted" not in response.text
+    assert "ZeroDivisionError: scripted" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_log_line_of_a_request_counts_its_tokens(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(FakeEngine(lambda _: say("hello"))) as server:
+        body = {"prompt": "abc", "stream": stream, "max_tokens": 5}
+        assert server.client.post("/v1/completions", json=body).status_code == 200
+    assert "prompt=3 completion=5 cached=0" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [True, False])

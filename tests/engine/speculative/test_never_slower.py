@@ -100,3 +100,28 @@ def test_it_notices_when_a_text_changes_its_character(monkeypatch, rate):
     case = {"rate": rate, "free": 5.0, "num_streams": 1, "num_tokens": 300, "change_at": 150}
     ratio = seconds(monkeypatch, "off", **case) / seconds(monkeypatch, "auto", **case)
     assert ratio > 1.2
+
+
+def test_the_estimated_speedup_is_what_the_price_list_says(monkeypatch):
+    """Right drafts of 4 in steps that all cost the same: five tokens a step, so five times as fast."""
+    clock = Clock()
+    monkeypatch.setattr("engine.core.engine.time", clock)
+    speculator = scripted_speculator(
+        lambda request, limit: [(request.token_ids[-1] + 1 + i) % 100 for i in range(limit)]
+    )
+    speculator.target_costs.set_measured(dict.fromkeys([size for size in SIZES if size <= 64], 0.01))
+    engine = scripted_engine(speculator=speculator, num_blocks=64, max_model_len=128)
+    launch = engine.executor.launch
+
+    def timed(batch):
+        clock.now += 0.01
+        return launch(batch)
+
+    engine.executor.launch = timed
+    engine.add_request(asking(generation([1], max_tokens=101), "ngram", 4))
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    last = outputs[-1].speculation
+    assert last.plain_seconds / last.seconds == pytest.approx(5.0, rel=0.02)
+    assert last.seconds == pytest.approx(0.01 * (len(outputs) - 1), rel=0.01)
