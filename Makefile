@@ -1,6 +1,6 @@
 # The same commands for a new user, for CI and for us.
 #   make serve   install, fetch the default model, serve on 127.0.0.1:8000
-#   make test    install, lint, run every test
+#   make test    install, lint, run the tests
 # TORCH=2.13.0 (or TORCH='torch>=2.9,<3') pins torch; TORCH_INDEX=URL takes torch from another wheel index; PYTHON=python3.12 names an interpreter.
 
 PYTHON ?= python3

@@ -1,4 +1,4 @@
-"""Request: the only mutable state of one generation."""
+"""Request: one generation as the scheduler keeps it."""
 
 import time
 from collections import Counter
