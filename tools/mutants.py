@@ -38,7 +38,6 @@ TARGETS: dict[str, Sequence[str]] = {
         "tests/engine/speculative/test_edges.py",
         "tests/engine/test_non_finite.py",
         "tests/engine/test_grammar_requests.py",
-        "tests/engine/test_steps_ahead.py",
     ),
     "engine/kv_cache/kv_cache_manager.py": (*_ENGINE, "tests/engine/speculative/test_edges.py"),
     "engine/kv_cache/block_pool.py": (*_ENGINE, "tests/engine/kv_cache"),
