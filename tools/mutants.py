@@ -47,7 +47,7 @@ TARGETS: dict[str, Sequence[str]] = {
         "tests/engine/test_promises.py",
     ),
     "engine/sampling/logits_processors.py": (*_SAMPLING, "tests/engine/test_promises.py"),
-    "engine/sampling/row_processors.py": _SAMPLING,
+    "engine/sampling/row_processors.py": (*_SAMPLING, "tests/engine/test_grammar_requests.py"),
     "engine/sampling/number_bound.py": ("tests/engine/sampling/test_json_schema.py",),
     "engine/speculative/ngram.py": _SPECULATION,
     "engine/speculative/acceptance.py": ("tests/engine/speculative/test_controller.py", *_SPECULATION),

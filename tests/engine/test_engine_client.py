@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import threading
 
 import pytest
 
@@ -13,29 +14,43 @@ from tests.fakes import FakeEngine, Script
 from tests.tiny import generation, scripted_engine
 
 
-def thread_client():
-    engine = scripted_engine(max_num_seqs=4, max_model_len=128, block_size=4, num_blocks=128)
+def thread_client(may_go_on):
+    def next_token(tokens):
+        assert len(tokens) < 2 or may_go_on.wait(20)
+        return (tokens[-1] + 1) % 100
+
+    engine = scripted_engine(next_token, max_num_seqs=4, max_model_len=128, block_size=4, num_blocks=128)
     return AsyncEngine(engine, max_waiting=4)
 
 
-def fake_client():
+def fake_client(may_go_on):
     def count(request):
         first = request.prompt_token_ids[-1] + 1
         return Script(steps=tuple((first + i,) for i in range(request.params.max_tokens)))
 
-    return FakeEngine(count, max_model_len=128, vocab_size=100, max_open=8)
+    engine = FakeEngine(count, max_model_len=128, vocab_size=100, max_open=8)
+    if not may_go_on.is_set():
+        engine.hold()
+    return engine
 
 
 @pytest.fixture(params=[thread_client, fake_client])
 def check(request):
     """Run a scenario with a client of each kind."""
 
-    def run(scenario):
+    def run(scenario, *, held_after_first=False):
+        may_go_on = threading.Event()
+        if not held_after_first:
+            may_go_on.set()
+
         async def main():
-            client: EngineClient = request.param()
+            client: EngineClient = request.param(may_go_on)
             try:
-                await asyncio.wait_for(scenario(client), 20)
+                await asyncio.wait_for(
+                    scenario(client, may_go_on) if held_after_first else scenario(client), 20
+                )
             finally:
+                may_go_on.set()
                 await asyncio.to_thread(client.close)
 
         asyncio.run(main())
@@ -100,8 +115,10 @@ def test_all_of_a_call_starts_or_none(check, bad, param):
 
 
 def test_an_abort_ends_one_request_or_all_and_brings_nothing_more(check):
-    async def scenario(client):
+    async def scenario(client, may_go_on):
         stream = client.generate([generation([i], max_tokens=60) for i in (1, 2)])
+        if isinstance(client, FakeEngine):
+            client.step()
         await anext(stream)
         stream.abort(0)
         assert stream.num_open == 1
@@ -110,9 +127,12 @@ def test_an_abort_ends_one_request_or_all_and_brings_nothing_more(check):
         assert stream.num_open == 1, "aborting what has ended changes nothing"
         stream.abort()
         assert await collect(stream) == []
+        may_go_on.set()
+        if isinstance(client, FakeEngine):
+            client.release()
         assert len(await collect(client.generate([generation([1], max_tokens=1)]))) == 1
 
-    check(scenario)
+    check(scenario, held_after_first=True)
 
 
 def test_draining_lets_what_is_open_finish_and_takes_no_more(check):

@@ -123,7 +123,7 @@ def test_tokens_that_come_together_share_the_gap_before_them() -> None:
         tokenizer=Tokenizer(byte_tokenizer_data()),
         metrics=metrics,
         rate=ServiceRate(),
-        arrived=0.0,
+        arrived=0.5,
     )
 
     async def run() -> None:
@@ -136,8 +136,8 @@ def test_tokens_that_come_together_share_the_gap_before_them() -> None:
     counts = {line.split("{")[0]: float(line.split()[-1]) for line in text.splitlines() if "_count{" in line}
     assert counts["draftline_inter_token_latency_seconds_count"] == 5
     assert values["draftline_inter_token_latency_seconds_sum"] == pytest.approx(1.0)
-    assert values["draftline_time_to_first_token_seconds_sum"] == pytest.approx(1.0)
-    assert values["draftline_e2e_request_latency_seconds_sum"] == pytest.approx(2.0)
+    assert values["draftline_time_to_first_token_seconds_sum"] == pytest.approx(0.5)
+    assert values["draftline_e2e_request_latency_seconds_sum"] == pytest.approx(1.5)
     assert values["draftline_request_queue_time_seconds_sum"] == pytest.approx(0.25)
 
 

@@ -121,6 +121,10 @@ class OnlyToken:
         assert token_id == self.token_id
 
 
+def test_a_grammar_alone_leaves_what_it_allows():
+    assert kept(processed([1.0] * VOCAB, request(grammar_state=OnlyToken(5)))) == {5}
+
+
 def test_a_grammar_wins_where_bans_leave_it_nothing():
     made = request(allowed_token_ids=frozenset({3}), grammar_state=OnlyToken(5))
     assert kept(processed([1.0] * VOCAB, made)) == {5}

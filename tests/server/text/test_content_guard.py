@@ -52,6 +52,16 @@ def test_texts_that_a_template_joins_make_no_token(contents):
     assert ids(contents, template=joining) == [IM_START, *"".join(contents).encode(), IM_END]
 
 
+@pytest.mark.parametrize("token", SPECIAL)
+def test_every_beginning_of_a_token_at_the_end_of_a_text_is_broken(token):
+    guard = ContentGuard(SPECIAL)
+    for length in range(1, len(token)):
+        for before in ("", "a ", "é" * 20):
+            [message], stand_ins = guard.guard([{"role": "user", "content": before + token[:length]}])
+            assert message["content"][len(before)] in stand_ins
+            assert message["content"][: len(before)] == before
+
+
 def test_templates_see_ordinary_messages_as_they_are():
     message = {"role": "<|im_start|>", "content": "a < b, <think>x</think> and <|im_start", "n": 3}
     guard = ContentGuard(SPECIAL)
