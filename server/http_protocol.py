@@ -18,7 +18,7 @@ class HttpProtocol(HttpToolsProtocol):
     in one connection, it cannot be asked: the end of sending is then the end, as in uvicorn.
     """
 
-    def eof_received(self) -> bool:  # type: ignore[override]
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn says None; asyncio takes either
         """Tell whether the connection stays open for the response."""
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.response_started or self.pipeline:

@@ -1,7 +1,8 @@
 """AsyncEngine: the bridge between an asyncio event loop and the engine thread.
 
-What crosses is frozen data. Inwards: messages in one queue, drained between steps. Outwards: an Outbox for
-each loop, whose content is appended to each stream's list; no consumer, however slow, holds up a step.
+Requests and outputs are frozen data. Inwards: messages in one queue, drained between steps; they also name
+the stream and the compiled grammars, which both threads see. Outwards: an Outbox for each loop, whose content
+is appended to each stream's list; no consumer, however slow, holds up a step.
 A request belongs to the engine thread from the moment its message is taken.
 """
 

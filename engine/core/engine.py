@@ -163,6 +163,7 @@ class Engine:
         proposed = time.monotonic()
         schedule = self.scheduler.schedule()
         if not schedule.claims:
+            self._step_started = self._step_started if self._in_flight else None
             return False
         scheduled = time.monotonic()
         self.speculator.make_drafts(schedule.claims, self.executor)

@@ -1,5 +1,6 @@
 """TorchExecutor: steps in plain torch on any device; the reference of every other executor."""
 
+from collections import ChainMap, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ class TorchExecutor:
         self._block_size = block_size
         self._device = device
         self._buffers = buffers
-        self._latest_tokens: dict[int, int] = {}  # by request, of the steps that may be under way
+        # By request, of the steps that may be under way, the latest first.
+        self._latest_tokens: deque[dict[int, int]] = deque(maxlen=steps_ahead)
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> FinishedStep:
@@ -81,8 +83,9 @@ class TorchExecutor:
 
     def _with_pending_tokens(self, batch: Batch) -> Batch:
         """Put in the tokens that the caller had not read when it built the batch."""
+        latest = ChainMap(*self._latest_tokens)
         chunks = [
-            chunk._replace(token_ids=(*chunk.token_ids[:-1], self._latest_tokens[chunk.request_id]))
+            chunk._replace(token_ids=(*chunk.token_ids[:-1], latest[chunk.request_id]))
             if chunk.token_ids[-1] == PENDING_TOKEN
             else chunk
             for chunk in batch.chunks
@@ -90,9 +93,11 @@ class TorchExecutor:
         return batch._replace(chunks=tuple(chunks))
 
     def _keep_tokens(self, batch: Batch, output: SamplerOutput) -> None:
-        sampled = [chunk.request_id for chunk in batch.chunks if chunk.rows and not chunk.num_drafts]
-        if not batch.num_draft_tokens:
-            self._latest_tokens |= zip(sampled, output.token_ids, strict=True)
+        tokens: dict[int, int] = {}
+        if not batch.num_draft_tokens:  # nothing is launched ahead of a step with drafts
+            sampled = [chunk.request_id for chunk in batch.chunks if chunk.rows]
+            tokens = dict(zip(sampled, output.token_ids, strict=True))
+        self._latest_tokens.appendleft(tokens)
 
 
 def run_in_torch(

@@ -258,6 +258,8 @@ def choose_backend(
     """Return the fused kernels where they can run all models, unless told otherwise; raises ConfigError."""
     reason = _why_not_fused(config, models, device)
     if reason is None:
+        if config.steps_ahead:
+            raise ConfigError(f"steps_ahead {config.steps_ahead} needs kernels 'torch'")
         return FusedBackend(
             KernelContext(num_threads=num_threads),
             dtype=config.dtype,

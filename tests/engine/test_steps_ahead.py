@@ -6,6 +6,7 @@ import random
 import pytest
 
 from engine.core.request import RequestStatus
+from engine.interface.errors import ConfigError
 from engine.interface.outputs import FinishReason
 from tests.drafters import asking, byte_engine
 from tests.engine.speculative.test_identity import differing, requests, run
@@ -152,3 +153,23 @@ def test_a_batch_says_the_same_whatever_becomes_of_its_requests(steps_ahead):
     for batch, before in launched:
         assert pickle.dumps(batch) == before
         assert pickle.loads(before) == batch
+
+
+def test_the_executor_keeps_the_tokens_of_no_more_steps_than_may_be_under_way():
+    engine = byte_engine(kernels="torch", steps_ahead=2)
+    for number in range(6):
+        generate(engine, generation([number, 7], max_tokens=4), generation([9, number], max_tokens=6))
+    assert len(engine.executor._latest_tokens) == 2
+    assert sum(map(len, engine.executor._latest_tokens)) <= 4
+    engine.close()
+
+
+def test_steps_ahead_are_refused_where_nothing_runs_ahead():
+    with pytest.raises(ConfigError, match="steps_ahead 1 needs kernels 'torch'"):
+        tiny_engine(steps_ahead=1)
+
+
+def test_a_step_without_work_leaves_no_step_under_way():
+    engine = scripted_engine()
+    assert engine.step() == []
+    assert engine.stats().seconds_since_step == 0.0
