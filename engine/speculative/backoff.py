@@ -1,6 +1,6 @@
-"""Pauses: where speculation has not paid lately, even the thought of it is spared.
+"""Backoff: where speculation has not paid lately, even asking whether it would is spared for some steps.
 
-Nothing is learned during a pause, so it is short enough that what it misses is small.
+Nothing is learned meanwhile, so a rest is short enough that what it misses is small.
 """
 
 from collections.abc import Sequence

@@ -39,7 +39,7 @@ class _State:
     acceptance: RequestAcceptance = field(default_factory=RequestAcceptance)
     candidate: Candidate | None = None  # of the present step
     draft: Draft | None = None  # proposed for it
-    pause: LookupBackoff = field(default_factory=LookupBackoff)
+    backoff: LookupBackoff = field(default_factory=LookupBackoff)
     last_step: int = 0  # up to which the acceptance has faded
     start_seconds: float = 0.0  # at its first token
     start_plain_seconds: float = 0.0
@@ -90,7 +90,7 @@ class Speculator:
         self._expected_tokens = self._passes_seconds = 0.0
         self._num_model_drafts = 0
         self._drafted_with_model = False  # in the last step
-        self._pause = ModelBackoff()
+        self._model_backoff = ModelBackoff()
         self._overhead = LookupOverhead()
         self._num_looked = 0  # requests in the present step that any source was asked for
         self._num_steps = 0
@@ -108,7 +108,7 @@ class Speculator:
         self._expected_tokens = self._passes_seconds = 0.0
         self._num_model_drafts = 0
         self._num_looked = 0
-        self._pause.begin_step(len(running))
+        self._model_backoff.begin_step(len(running))
         wanted = [request for request in running if request.speculation.mode is not SpeculationMode.OFF]
         ready = [request for request in wanted if _is_ready(request) and self._is_awake(request)]
         if not ready:
@@ -226,19 +226,19 @@ class Speculator:
     def _is_awake(self, request: Request) -> bool:
         """Tell whether any source is to be asked for the request in this step."""
         if request.speculation.mode in _LOOKUP_MODES:
-            self._state(request).pause.begin_step()
+            self._state(request).backoff.begin_step()
             if not self._lookups_rest(request):
                 return True
         return _has_fixed_length(request) or self._may_use_model(request)
 
     def _lookups_rest(self, request: Request) -> bool:
         # What a grammar forces is worth a look at any time.
-        return self._state(request).pause.is_on and request.grammar_state is None
+        return self._state(request).backoff.is_on and request.grammar_state is None
 
     def _may_use_model(self, request: Request) -> bool:
         if request.num_tokens >= self.max_draft_positions or request.speculation.mode not in _MODEL_MODES:
             return False
-        return _has_fixed_length(request) or not self._pause.is_on
+        return _has_fixed_length(request) or not self._model_backoff.is_on
 
     def _plan(self, request: Request, load: StepLoad) -> _Plan | None:
         state, is_fixed = self._state(request), _has_fixed_length(request)
@@ -252,7 +252,7 @@ class Speculator:
         state.last_step = self._num_steps
         draft = self._look_up(request, limit) if looks_up else None
         if draft is None and looks_up:
-            state.pause.refuse(most_rest=self._overhead.most_rest)
+            state.backoff.refuse(most_rest=self._overhead.most_rest)
         best = None if draft is None else self._lookup_plan(request, state, draft, is_fixed=is_fixed)
         if may_use_model and not _is_forced(draft):
             other = self._model_plan(request, state, limit, is_fixed=is_fixed)
@@ -270,12 +270,12 @@ class Speculator:
     def _rest(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
         """Spare the thought where it has not paid lately."""
         choices = [(plan.candidate, length) for plan, length in zip(plans, lengths, strict=True)]
-        self._pause.record([n for c, n in choices if c.needs_model and not c.is_fixed])
+        self._model_backoff.record([n for c, n in choices if c.needs_model and not c.is_fixed])
         for plan, (candidate, length) in zip(plans, choices, strict=True):
             if length:
-                plan.state.pause.reset()
+                plan.state.backoff.reset()
             elif not candidate.needs_model:
-                plan.state.pause.refuse(most_rest=self._overhead.most_rest)
+                plan.state.backoff.refuse(most_rest=self._overhead.most_rest)
 
     def _look_up(self, request: Request, limit: int) -> Draft | None:
         """Return the draft of the longest match; what the grammar forces goes before any."""

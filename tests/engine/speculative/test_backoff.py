@@ -1,18 +1,18 @@
-"""Pauses: thought is spared where it does not pay, and comes back soon where it might."""
+"""Backoff: thought is spared where it does not pay, and comes back soon where it might."""
 
 import itertools
 
 from engine.speculative.backoff import LookupBackoff, LookupOverhead, ModelBackoff
 
 
-def looks(pause, num_steps, *, finds):
+def looks(backoff, num_steps, *, finds):
     """In which of so many steps there is a lookup."""
     looked = []
     for step in range(num_steps):
-        pause.begin_step()
-        if not pause.is_on:
+        backoff.begin_step()
+        if not backoff.is_on:
             looked.append(step)
-            pause.reset() if finds else pause.refuse()
+            backoff.reset() if finds else backoff.refuse()
     return looked
 
 
@@ -26,38 +26,38 @@ def test_lookups_that_find_nothing_are_made_ever_less_often():
 
 
 def test_a_draft_ends_the_rest():
-    pause = LookupBackoff()
-    looks(pause, 50, finds=False)
-    pause.reset()
-    assert looks(pause, 20, finds=True) == list(range(20))
+    backoff = LookupBackoff()
+    looks(backoff, 50, finds=False)
+    backoff.reset()
+    assert looks(backoff, 20, finds=True) == list(range(20))
 
 
 def test_the_draft_model_rests_longer_until_a_batch_shrinks():
-    pause, considered = ModelBackoff(), []
+    backoff, considered = ModelBackoff(), []
     for step in range(300):
-        pause.begin_step(8)
-        if not pause.is_on:
+        backoff.begin_step(8)
+        if not backoff.is_on:
             considered.append(step)
-            pause.record([0, 0])
+            backoff.record([0, 0])
     assert len(considered) < 10
-    pause.begin_step(7)
-    assert not pause.is_on
-    pause.record([0, 3])
-    pause.begin_step(7)
-    assert not pause.is_on
+    backoff.begin_step(7)
+    assert not backoff.is_on
+    backoff.record([0, 3])
+    backoff.begin_step(7)
+    assert not backoff.is_on
 
 
 def test_the_rest_of_a_large_batch_outlives_a_small_one():
-    pause = ModelBackoff()
+    backoff = ModelBackoff()
     for _ in range(40):
-        pause.begin_step(8)
-        if not pause.is_on:
-            pause.record([0])
-    assert pause.is_on
-    pause.begin_step(2)
-    assert not pause.is_on, "two requests are another matter"
-    pause.begin_step(9)
-    assert pause.is_on, "nine are not"
+        backoff.begin_step(8)
+        if not backoff.is_on:
+            backoff.record([0])
+    assert backoff.is_on
+    backoff.begin_step(2)
+    assert not backoff.is_on, "two requests are another matter"
+    backoff.begin_step(9)
+    assert backoff.is_on, "nine are not"
 
 
 def test_lookups_rest_by_what_all_requests_would_take():
@@ -77,10 +77,10 @@ def test_lookups_rest_longer_where_a_step_is_short():
     assert small.most_rest == 15
     small.record(1.0, 1e-6)
     assert small.most_rest <= 63
-    pause, looked = LookupBackoff(), 0
+    backoff, looked = LookupBackoff(), 0
     for _ in range(1000):
-        pause.begin_step()
-        if not pause.is_on:
+        backoff.begin_step()
+        if not backoff.is_on:
             looked += 1
-            pause.refuse(most_rest=small.most_rest)
+            backoff.refuse(most_rest=small.most_rest)
     assert looked < 100
