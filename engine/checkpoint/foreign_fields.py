@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from engine.checkpoint.huggingface_defaults import known_fields
+from engine.checkpoint.architectures.architecture import Architecture
 from engine.checkpoint.metadata import MAX_INTEGER, Metadata, shorten
 from engine.checkpoint.model_config import ModelConfig
 from engine.interface.errors import CheckpointError
@@ -41,30 +41,32 @@ _HARMLESS = re.compile(
 """Names of numbers and flags that no logit depends on."""
 
 
-def check_foreign_fields(metadata: Metadata, model_type: str, config: ModelConfig) -> None:
+def check_foreign_fields(metadata: Metadata, architecture: Architecture, config: ModelConfig) -> None:
     """Raise CheckpointError for a value that would need another forward pass, naming it.
 
     A number that neither the family nor this module knows is named in a warning.
     """
-    neutral = {**_NEUTRAL, **_neutral_of(config), **_neutral_of_family(model_type)}
+    neutral = {**_NEUTRAL, **_neutral_of(config), **architecture.neutral_fields}
     for key, values in neutral.items():
         value = metadata.find(key)
         if value is not None and not _is_neutral(value, values):
             wanted = " or ".join(shorten(value) for value in dict.fromkeys(values)) or "absent"
             raise CheckpointError(
-                f"{metadata.path}: {key} = {shorten(value)} has no effect in a {model_type} model, for which "
-                f"it would have to be {wanted}; remove it if the model was trained without, else model_type "
-                "is wrong"
+                f"{metadata.path}: {key} = {shorten(value)} has no effect in a {architecture.name} model, "
+                f"for which it would have to be {wanted}; remove it if the model was trained without, else "
+                "model_type is wrong"
             )
-    _check_layers(metadata, model_type, config.max_position_embeddings)
+    _check_layers(metadata, architecture, config.max_position_embeddings)
     unknown = sorted(
         key
         for key, value in metadata.values.items()
-        if key not in {*neutral, *known_fields(model_type), "no_rope_layer_interval"}
+        if key not in {*neutral, *architecture.known_fields, "no_rope_layer_interval"}
         and _may_matter(key, value)
     )
     if unknown:
-        logger.warning("%s: a %s model has no %s; not applied", metadata.path, model_type, ", ".join(unknown))
+        logger.warning(
+            "%s: a %s model has no %s; not applied", metadata.path, architecture.name, ", ".join(unknown)
+        )
 
 
 def _neutral_of(config: ModelConfig) -> dict[str, tuple[object, ...]]:
@@ -76,18 +78,6 @@ def _neutral_of(config: ModelConfig) -> dict[str, tuple[object, ...]]:
         "dim_model_base": (config.hidden_size,),  # MiniCPM divides the logits by hidden_size / dim_model_base
         "scale_depth": (math.sqrt(config.num_layers),),  # and residuals by sqrt(num_layers) / scale_depth
     }
-
-
-def _neutral_of_family(model_type: str) -> dict[str, tuple[object, ...]]:
-    """Return the fields of one family that its siblings do not have."""
-    fields: dict[str, tuple[object, ...]] = {}
-    if model_type != "llama":
-        fields["mlp_bias"] = _OFF
-    if model_type in ("gpt2", "mistral"):
-        fields["attention_bias"] = _OFF
-    if model_type == "qwen3":
-        fields |= dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm"), (True,))
-    return fields
 
 
 def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
@@ -102,29 +92,29 @@ def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
     return value in neutral
 
 
-def _check_layers(metadata: Metadata, model_type: str, max_positions: int) -> None:
+def _check_layers(metadata: Metadata, architecture: Architecture, max_positions: int) -> None:
     """Refuse layers that differ from one another where the family has one kind only."""
     layer_types = metadata.find_list("layer_types")
-    if layer_types is not None and model_type not in ("qwen2", "qwen3"):
+    if layer_types is not None and not architecture.has_layer_types:
         others = [kind for kind in layer_types if kind != "full_attention"]
         if others:
             raise CheckpointError(
-                f"{metadata.path}: layer_types has {shorten(others[0])}, but every layer of a {model_type} "
-                "model is full_attention; remove the field if the model was trained so"
+                f"{metadata.path}: layer_types has {shorten(others[0])}, but every layer of a "
+                f"{architecture.name} model is full_attention; remove the field if the model was trained so"
             )
     rotated = metadata.find_list("no_rope_layers")  # 1: a layer with rotary positions
     interval = metadata.find("no_rope_layer_interval") if rotated is None else None
     if interval or (rotated is not None and any(layer != 1 for layer in rotated)):
         key = "no_rope_layer_interval" if interval else "no_rope_layers"
         raise CheckpointError(
-            f"{metadata.path}: {key} = {shorten(rotated or interval)} has no effect in a {model_type} model; "
-            "remove it if every layer has rotary positions"
+            f"{metadata.path}: {key} = {shorten(rotated or interval)} has no effect in a {architecture.name} "
+            "model; remove it if every layer has rotary positions"
         )
-    window = metadata.integer("sliding_window", default=0) if model_type in ("gpt2", "llama") else 0
+    window = 0 if architecture.has_sliding_window else metadata.integer("sliding_window", default=0)
     if 0 < window < max_positions and metadata.boolean("use_sliding_window", default=True):
         raise CheckpointError(
-            f"{metadata.path}: sliding_window = {shorten(window)} has no effect in a {model_type} model; "
-            "remove it if every layer sees the whole context"
+            f"{metadata.path}: sliding_window = {shorten(window)} has no effect in a {architecture.name} "
+            "model; remove it if every layer sees the whole context"
         )
 
 

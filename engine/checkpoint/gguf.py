@@ -1,19 +1,26 @@
-"""GGUF checkpoints: GPT-2, Llama, SmolLM and Qwen as llama.cpp's converter writes them."""
+"""GGUF checkpoints, as llama.cpp's converter writes them."""
 
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.checkpoint import names
+from engine.checkpoint.architectures.architecture import Architecture
+from engine.checkpoint.architectures.registry import GGUF_ARCHITECTURES, find_architecture
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.generation_defaults import read_gguf_sampling
-from engine.checkpoint.gguf_config import check_foreign_keys, check_supported, read_config
+from engine.checkpoint.gguf_config import (
+    GGUFHeader,
+    check_foreign_keys,
+    check_sliding_window,
+    check_whole_model,
+)
 from engine.checkpoint.gguf_file import GGUFFile, GGUFTensorInfo, read_gguf
 from engine.checkpoint.gguf_tokenizer import read_stop_token_ids, read_tokenizer
 from engine.checkpoint.metadata import Metadata, shorten
 from engine.checkpoint.model_config import ModelConfig
+from engine.checkpoint.names import GGUF_NAMES
 from engine.checkpoint.stored_tensor import GGUF_FORMATS, GGUFTensor
 from engine.interface.errors import CheckpointError
 
@@ -27,14 +34,23 @@ def load_gguf(path: Path, *, name: str | None = None) -> Checkpoint:
     """
     file = read_gguf(path)
     metadata = Metadata(file.metadata, path=path)
-    architecture = check_supported(metadata)
+    check_whole_model(metadata)
+    architecture = _read_architecture(metadata)
     infos = {info.name: info for info in file.tensors}
+    header = GGUFHeader(
+        metadata=metadata,
+        architecture=architecture.name,
+        tensors=infos,
+        freq_factors=_read_freq_factors(file, infos),
+    )
     with config_errors_as_checkpoint_errors(path):
-        config = read_config(metadata, architecture, infos, _read_freq_factors(file, infos))
-        check_foreign_keys(metadata, architecture, config)
+        config = architecture.read_gguf_config(header)
+        check_foreign_keys(header, config)
     _check_freq_factors(config, path)
     tensors = {
-        names.from_gguf(info.name): _stored_tensor(file, info, _row_order(info, architecture, config))
+        GGUF_NAMES.to_ours(info.name): _stored_tensor(
+            file, info, _row_order(info, config) if architecture.has_interleaved_heads else None
+        )
         for info in file.tensors
         if info.name != _ROPE_FREQS
     }
@@ -49,6 +65,14 @@ def load_gguf(path: Path, *, name: str | None = None) -> Checkpoint:
         stop_token_ids=read_stop_token_ids(metadata, tokenizer),
         generation_defaults=read_gguf_sampling(metadata),
     )
+
+
+def _read_architecture(metadata: Metadata) -> Architecture:
+    key = "architecture"
+    name = metadata.text(f"general.{key}")
+    architecture = find_architecture(name, among=GGUF_ARCHITECTURES, key=key, path=metadata.path)
+    check_sliding_window(metadata, name)
+    return architecture
 
 
 def _read_freq_factors(file: GGUFFile, infos: dict[str, GGUFTensorInfo]) -> tuple[float, ...] | None:
@@ -91,14 +115,14 @@ def _stored_tensor(
     )
 
 
-def _row_order(info: GGUFTensorInfo, architecture: str, config: ModelConfig) -> npt.NDArray[np.intp] | None:
-    """Say where our rows lie in a query or key projection of architecture `llama`.
+def _row_order(info: GGUFTensorInfo, config: ModelConfig) -> npt.NDArray[np.intp] | None:
+    """Say where our rows lie in a query or key projection whose heads are interleaved.
 
     Rotation pairs elements i and i + d/2 of a head for us, 2i and 2i + 1 in llama.cpp, whose converter
-    therefore stores row (half, i) as row (i, half). Qwen's are stored as they are.
+    therefore stores row (half, i) as row (i, half).
     """
     parts = info.name.split(".")
-    if architecture != "llama" or parts[0] != "blk" or parts[2:3] not in (["attn_q"], ["attn_k"]):
+    if parts[0] != "blk" or parts[2:3] not in (["attn_q"], ["attn_k"]):
         return None
     num_heads = config.num_heads if parts[2] == "attn_q" else config.num_kv_heads
     if info.shape[0] != num_heads * config.head_dim:

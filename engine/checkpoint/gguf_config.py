@@ -1,16 +1,16 @@
-"""What the metadata of a GGUF file say about the model: the architectures served, to ModelConfig."""
+"""What the header of a GGUF file says about the model, to the parts of ModelConfig that families share."""
 
 import logging
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from engine.checkpoint.gguf_file import GGUFTensorInfo
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.checkpoint.model_config import Activation, ModelConfig, Norm, RopeConfig, RopeScaling
+from engine.checkpoint.model_config import Activation, ModelConfig, RopeConfig, RopeScaling
 from engine.interface.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
-
-ARCHITECTURES = ("gpt2", "llama", "qwen2", "qwen3")
 
 _OFF = (0.0, False)
 _ONE = (0.0, 1.0)
@@ -42,11 +42,22 @@ _KNOWN = frozenset(
 """Keys that are read, or that say again what others do."""
 
 
-def check_foreign_keys(metadata: Metadata, architecture: str, config: ModelConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class GGUFHeader:
+    """A file's metadata and its list of tensors."""
+
+    metadata: Metadata
+    architecture: str  # before the keys of the model's shape
+    tensors: Mapping[str, GGUFTensorInfo]
+    freq_factors: tuple[float, ...] | None  # Llama 3's divisors of rotary frequencies
+
+
+def check_foreign_keys(header: GGUFHeader, config: ModelConfig) -> None:
     """Raise CheckpointError for a value that would need another forward pass, naming it.
 
     A number that neither the architecture nor this module knows is named in a warning.
     """
+    metadata, architecture = header.metadata, header.architecture
     neutral = {**_NEUTRAL, "attention.scale": (0.0, config.head_dim**-0.5)}
     unknown = []
     for key in sorted(key for key in metadata.values if key.startswith(f"{architecture}.")):
@@ -71,28 +82,20 @@ def _is_neutral(value: object, neutral: tuple[float | bool, ...]) -> bool:
     )
 
 
-def check_supported(metadata: Metadata) -> str:
-    """Return the architecture, or raise CheckpointError saying what is unsupported."""
-    path = metadata.path
+def check_whole_model(metadata: Metadata) -> None:
+    """Raise CheckpointError for a file that holds something else than one whole model."""
     if metadata.text("general.type", default="model") != "model":
         raise CheckpointError(
-            f"{path}: holds a GGUF {shorten(metadata.find('general.type'))}, not a whole model"
+            f"{metadata.path}: holds a GGUF {shorten(metadata.find('general.type'))}, not a whole model"
         )
     if metadata.integer("split.count", default=1) > 1:
         raise CheckpointError(
-            f"{path}: one part of a split model; join the parts with `llama-gguf-split --merge` first"
+            f"{metadata.path}: one part of a split model; join them with `llama-gguf-split --merge` first"
         )
-    architecture = metadata.text("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{path}: architecture {shorten(architecture)} is not supported; "
-            f"supported: {', '.join(ARCHITECTURES)}"
-        )
-    _check_sliding_window(metadata, architecture)
-    return architecture
 
 
-def _check_sliding_window(metadata: Metadata, architecture: str) -> None:
+def check_sliding_window(metadata: Metadata, architecture: str) -> None:
+    """Raise CheckpointError for sliding-window attention shorter than the context."""
     key = f"{architecture}.attention.sliding_window"
     window = metadata.integer(key, default=0)
     if 0 < window < metadata.integer(f"{architecture}.context_length"):
@@ -102,23 +105,19 @@ def _check_sliding_window(metadata: Metadata, architecture: str) -> None:
         )
 
 
-def read_config(
-    metadata: Metadata,
-    architecture: str,
-    infos: dict[str, GGUFTensorInfo],
-    freq_factors: tuple[float, ...] | None,
-) -> ModelConfig:
-    """Read the shape of the model; `infos` say which of the optional tensors it has."""
-    prefix = architecture
-    embedding = infos.get("token_embd.weight")
+def read_sizes(header: GGUFHeader, *, norm_eps: str) -> ModelConfig:
+    """Read what every family has, as a model with SiLU and without rotary positions, biases and head norms.
+
+    `norm_eps` is the key of the norms' epsilon. Raises CheckpointError for what is missing or unsupported.
+    """
+    metadata, prefix = header.metadata, header.architecture
+    embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise CheckpointError(f"{metadata.path}: tensor token_embd.weight is missing")
     hidden_size = metadata.integer(f"{prefix}.embedding_length")
     num_heads = _uniform_integer(metadata, f"{prefix}.attention.head_count")
-    is_gpt2 = architecture == "gpt2"
-    norm_key = f"{prefix}.attention.layer_norm_{'epsilon' if is_gpt2 else 'rms_epsilon'}"
     return ModelConfig(
-        architecture="gpt2" if is_gpt2 else "llama",
+        architecture=prefix,
         vocab_size=embedding.shape[0],
         hidden_size=hidden_size,
         intermediate_size=_uniform_integer(metadata, f"{prefix}.feed_forward_length"),
@@ -127,17 +126,10 @@ def read_config(
         num_kv_heads=_uniform_integer(metadata, f"{prefix}.attention.head_count_kv", default=num_heads),
         head_dim=_read_head_dim(metadata, prefix, hidden_size, num_heads),
         max_position_embeddings=metadata.integer(f"{prefix}.context_length"),
-        norm_eps=metadata.real(norm_key),
-        activation=Activation.GELU_TANH if is_gpt2 else Activation.SILU,
-        rope=None if is_gpt2 else _read_rope(metadata, prefix, freq_factors),
-        tie_word_embeddings="output.weight" not in infos,
-        qkv_bias=is_gpt2 or architecture == "qwen2" or "blk.0.attn_q.bias" in infos,
-        o_bias=is_gpt2 or "blk.0.attn_output.bias" in infos,
-        mlp_bias=is_gpt2 or "blk.0.ffn_down.bias" in infos,
-        qk_norm=architecture == "qwen3" or "blk.0.attn_q_norm.weight" in infos,
-        norm=Norm.LAYER if is_gpt2 else Norm.RMS,
-        is_gated=not is_gpt2,
-        has_qkv_proj=is_gpt2,
+        norm_eps=metadata.real(f"{prefix}.{norm_eps}"),
+        activation=Activation.SILU,
+        rope=None,
+        tie_word_embeddings="output.weight" not in header.tensors,
     )
 
 
@@ -155,16 +147,17 @@ def _read_head_dim(metadata: Metadata, prefix: str, hidden_size: int, num_heads:
     head_dim = metadata.integer(f"{prefix}.attention.key_length", default=hidden_size // max(num_heads, 1))
     if metadata.integer(f"{prefix}.attention.value_length", default=head_dim) != head_dim:
         raise CheckpointError(f"{metadata.path}: keys and values of different length are not supported")
-    if prefix != "gpt2" and metadata.integer(f"{prefix}.rope.dimension_count", default=head_dim) != head_dim:
+    return head_dim
+
+
+def read_gguf_rope(header: GGUFHeader, head_dim: int) -> RopeConfig:
+    """Read the rotary settings as llama.cpp does: a factor without a type is linear, a factor of 0 is 1."""
+    metadata, prefix, freq_factors = header.metadata, header.architecture, header.freq_factors
+    if metadata.integer(f"{prefix}.rope.dimension_count", default=head_dim) != head_dim:
         raise CheckpointError(
             f"{metadata.path}: {prefix}.rope.dimension_count other than the head size {head_dim} "
             "(partial rotary embedding) is not supported"
         )
-    return head_dim
-
-
-def _read_rope(metadata: Metadata, prefix: str, freq_factors: tuple[float, ...] | None) -> RopeConfig:
-    """Read the rotary settings as llama.cpp does: a factor without a type is linear, a factor of 0 is 1."""
     theta = metadata.real(f"{prefix}.rope.freq_base", default=10_000.0)
     scaling = metadata.text(f"{prefix}.rope.scaling.type", default="linear")
     factor = metadata.find_real(f"{prefix}.rope.scaling.factor")

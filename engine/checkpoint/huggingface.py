@@ -10,10 +10,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from engine.checkpoint import names
+from engine.checkpoint.architectures.architecture import Architecture
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.generation_defaults import read_generation_config
-from engine.checkpoint.huggingface_config import read_model_config
+from engine.checkpoint.huggingface_config import read_architecture, read_model_config
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata, read_json, shorten
 from engine.checkpoint.stored_tensor import PLAIN_FORMATS, TorchTensor
@@ -23,14 +24,6 @@ _MAX_JSON_BYTES = 1 << 26
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 
-_CONV1D_WEIGHTS = (
-    "attn.qkv_proj.weight",
-    "attn.o_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-)
-"""GPT-2's linear weights, which Hugging Face stores as [in_features, out_features]."""
-
 
 def load_huggingface(folder: Path, *, name: str | None = None) -> Checkpoint:
     """Read a folder in Hugging Face's layout; the weights stay in the memory-mapped files.
@@ -39,11 +32,12 @@ def load_huggingface(folder: Path, *, name: str | None = None) -> Checkpoint:
     """
     metadata = read_json(folder / "config.json", max_bytes=_MAX_JSON_BYTES)
     with config_errors_as_checkpoint_errors(metadata.path):
-        config = read_model_config(metadata)
+        architecture = read_architecture(metadata)
+        config = read_model_config(metadata, architecture)
     shards = [_open_shard(path, wanted) for path, wanted in _find_shards(folder).items()]
-    tensors = _read_tensors(shards, is_gpt2=config.architecture == "gpt2")
+    tensors = _read_tensors(shards, architecture)
     generation = _read_generation_config(folder)
-    tokenizer = read_tokenizer(folder, model_type=metadata.text("model_type"), config=metadata)
+    tokenizer = read_tokenizer(folder, architecture=architecture, config=metadata)
     return assemble(
         name=name or folder.resolve().name,
         path=folder,
@@ -112,17 +106,16 @@ def _open_shard(path: Path, wanted: frozenset[str] | None) -> _Shard:
         return _Shard(path=path, file=file, keys=tuple(kept))
 
 
-def _read_tensors(shards: Sequence[_Shard], *, is_gpt2: bool) -> dict[str, TorchTensor]:
+def _read_tensors(shards: Sequence[_Shard], architecture: Architecture) -> dict[str, TorchTensor]:
     """Name the tensors as we do, without the prefix of a wrapper that all of them share."""
     wrapper = names.shared_wrapper([key for shard in shards for key in shard.keys])
-    translate = names.from_gpt2 if is_gpt2 else names.from_llama
     tensors: dict[str, TorchTensor] = {}
     for shard in shards:
         for key in shard.keys:
-            ours = translate(key.removeprefix(wrapper))
+            ours = architecture.tensor_names.to_ours(key.removeprefix(wrapper))
             if ours in tensors:
                 raise CheckpointError(f"{shard.path}: {key} and {tensors[ours].name} are the same tensor")
-            tensors[ours] = _open_tensor(shard, key, is_gpt2 and ours.endswith(_CONV1D_WEIGHTS))
+            tensors[ours] = _open_tensor(shard, key, ours.endswith(architecture.transposed_weights))
     return tensors
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.checkpoint import pre_tokenizers
+from engine.checkpoint.architectures.architecture import Architecture
 from engine.checkpoint.checkpoint import TokenizerData
 from engine.checkpoint.metadata import MAX_INTEGER, Metadata, read_json, shorten
 from engine.checkpoint.vocabulary import printable_bytes
@@ -40,18 +41,18 @@ class _Vocabulary:
         (self.special if special else self.added).add(token)
 
 
-def read_tokenizer(folder: Path, *, model_type: str, config: Metadata) -> TokenizerData:
+def read_tokenizer(folder: Path, *, architecture: Architecture, config: Metadata) -> TokenizerData:
     """Read vocabulary, merges, special tokens and chat template of a folder.
 
-    `model_type` names the pattern where only vocab.json and merges.txt exist; `config` (config.json) gives
-    the begin and end tokens that the tokenizer's own files leave out.
+    `architecture` knows how vocab.json and merges.txt split text, which they do not say; `config`
+    (config.json) gives the begin and end tokens that the tokenizer's own files leave out.
     Raises CheckpointError when the files are missing, corrupt, or not byte-level BPE.
     """
     settings = _read_optional(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         vocabulary = _read_tokenizer_json(folder / "tokenizer.json")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary = _read_vocab_and_merges(folder, model_type, settings)
+        vocabulary = _read_vocab_and_merges(folder, architecture, settings)
     else:
         raise CheckpointError(
             f"{folder}: no tokenizer: tokenizer.json, or vocab.json and merges.txt, must lie there "
@@ -128,20 +129,19 @@ def _add_token(vocabulary: _Vocabulary, entry: Metadata, token_id: int) -> None:
     vocabulary.add(token, token_id, special=entry.boolean("special", default=False))
 
 
-def _read_vocab_and_merges(folder: Path, model_type: str, settings: Metadata) -> _Vocabulary:
-    if model_type not in ("gpt2", "qwen2", "qwen3"):
+def _read_vocab_and_merges(folder: Path, architecture: Architecture, settings: Metadata) -> _Vocabulary:
+    if architecture.pre_tokenizer is None:
         raise CheckpointError(
-            f"{folder}: tokenizer.json is missing; vocab.json and merges.txt do not say how a {model_type} "
-            "model splits text into words"
+            f"{folder}: tokenizer.json is missing; vocab.json and merges.txt do not say how a "
+            f"{architecture.name} model splits text into words"
         )
-    is_qwen = model_type != "gpt2"
     path = folder / "vocab.json"
     vocabulary = _Vocabulary(
         path=path,
         ids=_read_ids(read_json(path, max_bytes=_MAX_VOCABULARY_BYTES).values, path),
         merges=_read_merges_file(folder / "merges.txt"),
-        pre_tokenizer="qwen2" if is_qwen else "gpt-2",
-        normalization="nfc" if is_qwen else "none",
+        pre_tokenizer=architecture.pre_tokenizer,
+        normalization="nfc" if architecture.pre_tokenizer == "qwen2" else "none",
     )
     decoder = settings.find_section("added_tokens_decoder") or Metadata({}, path=settings.path)
     for key in decoder.values:

@@ -50,7 +50,7 @@ class Norm(str, Enum):
 class ModelConfig:
     """Shape of a decoder-only transformer, the same record whatever file it was read from."""
 
-    architecture: str  # a key of engine.model.registry: "gpt2" or "llama"
+    architecture: str  # the family's name, for people: the other fields say how to compute
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -68,9 +68,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm on each head's query and key before the rotation (Qwen3)
     norm: Norm = Norm.RMS
-    is_gated: bool = (
-        True  # the feed-forward layer multiplies activation(gate) and up, else activation(up) alone
-    )
+    is_gated: bool = True  # the MLP multiplies activation(gate) and up, else activation(up) alone
     has_qkv_proj: bool = False  # q, k and v are stored as one matrix
 
     def __post_init__(self) -> None:

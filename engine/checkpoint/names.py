@@ -2,50 +2,56 @@
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-_GGUF_TOP = {
-    "token_embd": "embed_tokens",
-    "position_embd": "embed_positions",
-    "output_norm": "norm",
-    "output": "lm_head",
-}
-_GGUF_LAYER = {
-    "attn_norm": "attn_norm",
-    "attn_qkv": "attn.qkv_proj",
-    "attn_q": "attn.q_proj",
-    "attn_k": "attn.k_proj",
-    "attn_v": "attn.v_proj",
-    "attn_output": "attn.o_proj",
-    "attn_q_norm": "attn.q_norm",
-    "attn_k_norm": "attn.k_norm",
-    "ffn_norm": "mlp_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_LLAMA_TOP = {"embed_tokens": "embed_tokens", "norm": "norm", "lm_head": "lm_head"}
-_LLAMA_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn.q_proj",
-    "self_attn.k_proj": "attn.k_proj",
-    "self_attn.v_proj": "attn.v_proj",
-    "self_attn.o_proj": "attn.o_proj",
-    "self_attn.q_norm": "attn.q_norm",
-    "self_attn.k_norm": "attn.k_norm",
-    "post_attention_layernorm": "mlp_norm",
-    "mlp.gate_proj": "mlp.gate_proj",
-    "mlp.up_proj": "mlp.up_proj",
-    "mlp.down_proj": "mlp.down_proj",
-}
-_GPT2_TOP = {"wte": "embed_tokens", "wpe": "embed_positions", "ln_f": "norm", "lm_head": "lm_head"}
-_GPT2_LAYER = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn.qkv_proj",
-    "attn.c_proj": "attn.o_proj",
-    "ln_2": "mlp_norm",
-    "mlp.c_fc": "mlp.up_proj",
-    "mlp.c_proj": "mlp.down_proj",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class TensorNames:
+    """How one kind of file names its tensors: the modules before ".weight" and ".bias"."""
+
+    prefix: str  # before every name, may be missing
+    layer_prefix: str
+    top: Mapping[str, str]  # modules outside layers, to our names
+    layer: Mapping[str, str]  # modules of a layer, to our names
+
+    def to_ours(self, name: str) -> str:
+        """Return our name of a tensor; a name that no supported model has is returned as it is."""
+        module, _, parameter = name.removeprefix(self.prefix).rpartition(".")
+        if parameter not in ("weight", "bias"):
+            return name
+        if module in self.top:
+            return f"{self.top[module]}.{parameter}"
+        match = re.fullmatch(rf"{self.layer_prefix}\.([0-9]+)\.(.+)", module)
+        if match is None or match[2] not in self.layer:
+            return name
+        return f"layers.{match[1]}.{self.layer[match[2]]}.{parameter}"
+
+
+GGUF_NAMES = TensorNames(
+    prefix="",
+    layer_prefix="blk",
+    top={
+        "token_embd": "embed_tokens",
+        "position_embd": "embed_positions",
+        "output_norm": "norm",
+        "output": "lm_head",
+    },
+    layer={
+        "attn_norm": "attn_norm",
+        "attn_qkv": "attn.qkv_proj",
+        "attn_q": "attn.q_proj",
+        "attn_k": "attn.k_proj",
+        "attn_v": "attn.v_proj",
+        "attn_output": "attn.o_proj",
+        "attn_q_norm": "attn.q_norm",
+        "attn_k_norm": "attn.k_norm",
+        "ffn_norm": "mlp_norm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    },
+)
+"""llama.cpp names the tensors of all families alike."""
 
 _IGNORED_BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 """Causal masks and rotary frequencies, which old files hold beside the weights."""
@@ -55,21 +61,6 @@ _WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "base_model.", "langu
 
 _LAYER = re.compile(r"layers\.([0-9]+)\.")
 _STORED_LAYER = re.compile(r"(.*?)(?:layers|h|blk)\.[0-9]+\.")
-
-
-def from_gguf(name: str) -> str:
-    """Return our name of a GGUF tensor; a name that no supported model has is returned as it is."""
-    return _translate(name, prefix="", layer_prefix="blk", top=_GGUF_TOP, layer=_GGUF_LAYER)
-
-
-def from_llama(name: str) -> str:
-    """Return our name of a tensor of a Hugging Face Llama, Mistral or Qwen; unknown names as they are."""
-    return _translate(name, prefix="model.", layer_prefix="layers", top=_LLAMA_TOP, layer=_LLAMA_LAYER)
-
-
-def from_gpt2(name: str) -> str:
-    """Return our name of a tensor of a Hugging Face or nanoGPT GPT-2; unknown names as they are."""
-    return _translate(name, prefix="transformer.", layer_prefix="h", top=_GPT2_TOP, layer=_GPT2_LAYER)
 
 
 def shared_wrapper(names: Collection[str]) -> str:
@@ -98,17 +89,3 @@ def layer_indices(names: Mapping[str, object]) -> frozenset[int]:
     """Return the numbers of the layers that some tensor in our naming belongs to."""
     matches = (_LAYER.match(name) for name in names)
     return frozenset(int(match[1][:9]) for match in matches if match)
-
-
-def _translate(
-    name: str, *, prefix: str, layer_prefix: str, top: Mapping[str, str], layer: Mapping[str, str]
-) -> str:
-    module, _, parameter = name.removeprefix(prefix).rpartition(".")
-    if parameter not in ("weight", "bias"):
-        return name
-    if module in top:
-        return f"{top[module]}.{parameter}"
-    match = re.fullmatch(rf"{layer_prefix}\.([0-9]+)\.(.+)", module)
-    if match is None or match[2] not in layer:
-        return name
-    return f"layers.{match[1]}.{layer[match[2]]}.{parameter}"

@@ -11,11 +11,12 @@ from typing import NoReturn
 import torch
 
 from engine.checkpoint import names
+from engine.checkpoint.architectures.gpt2 import GPT2, with_gpt2_layers
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint, TokenizerData
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata, shorten
-from engine.checkpoint.model_config import Activation, ModelConfig, Norm
+from engine.checkpoint.model_config import Activation, ModelConfig
 from engine.checkpoint.stored_tensor import PLAIN_FORMATS, TorchTensor
 from engine.interface.errors import CheckpointError
 
@@ -70,11 +71,8 @@ def _read_config(arguments: Metadata) -> ModelConfig:
     hidden_size, num_heads = arguments.integer("n_embd"), arguments.integer("n_head")
     if num_heads < 1 or hidden_size % num_heads:
         raise CheckpointError(f"{arguments.path}: n_head {num_heads} does not divide n_embd {hidden_size}")
-    return ModelConfig(
-        architecture="gpt2",
-        norm=Norm.LAYER,
-        is_gated=False,
-        has_qkv_proj=True,
+    sizes = ModelConfig(
+        architecture=GPT2.name,
         vocab_size=arguments.integer("vocab_size", default=50304),
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,
@@ -87,10 +85,8 @@ def _read_config(arguments: Metadata) -> ModelConfig:
         activation=Activation.GELU,
         rope=None,
         tie_word_embeddings=True,
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=True,
     )
+    return with_gpt2_layers(sizes)
 
 
 def _read_tensors(state: Mapping[object, object], path: Path, *, has_biases: bool) -> dict[str, TorchTensor]:
@@ -108,7 +104,7 @@ def _read_tensors(state: Mapping[object, object], path: Path, *, has_biases: boo
             raise CheckpointError(
                 f"{path}: tensor {stored_name} is {value.dtype}; supported are {', '.join(PLAIN_FORMATS)}"
             )
-        tensors[names.from_gpt2(stored_name)] = TorchTensor(
+        tensors[GPT2.tensor_names.to_ours(stored_name)] = TorchTensor(
             name=stored_name,
             path=path,
             shape=tuple(value.shape),
@@ -139,7 +135,7 @@ def _read_tokenizer(path: Path) -> TokenizerData:
             "prepare.py writes it beside the data), or GPT-2's vocab.json and merges.txt or tokenizer.json"
         )
     config = Metadata({"eos_token_id": _GPT2_END_TOKEN_ID}, path=path)
-    return read_tokenizer(path.parent, model_type="gpt2", config=config)
+    return read_tokenizer(path.parent, architecture=GPT2, config=config)
 
 
 def _read_characters(path: Path) -> TokenizerData:

@@ -11,10 +11,10 @@ from engine.core.executor import DraftJob, DraftOutput, FinishedStep
 from engine.execution.draft_model import DraftModel, LoadedModel
 from engine.interface.batch import PENDING_TOKEN, Batch, SamplerOutput
 from engine.interface.outputs import TokenLogprobs
+from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage
 from engine.model.model_input import ModelInput, build_model_input
-from engine.model.registry import Model
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.sampler import Sampler, broken_rows
 
@@ -24,7 +24,7 @@ _SCORED_ROWS = 64  # prompt tokens scored at once: bounds the logits held to thi
 class TorchModel(NamedTuple):
     """A model in torch, bound to its keys and values."""
 
-    model: Model
+    model: Decoder
     kv_storage: KVStorage
 
     def __call__(self, model_input: ModelInput) -> Tensor:

@@ -22,9 +22,9 @@ from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, 
 from engine.kernels.cpu.token_bitmask import apply_token_bitmask
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
 from engine.loading.machine import choose_dtype, memory_errors
+from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage, kv_bytes_per_block
-from engine.model.registry import Model, build_model
 from engine.model.weights import Weights
 from engine.sampling.sampler import Sampler
 
@@ -99,9 +99,11 @@ class TorchBackend:
         """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
         return TorchModels(self, self._load(target), None if draft is None else self._load(draft))
 
-    def _load(self, source: ModelSource) -> Model:
+    def _load(self, source: ModelSource) -> Decoder:
         with _weight_errors(source, self.device), torch.inference_mode():
-            return build_model(source.config, source.weights, max_positions=source.max_positions)
+            decoder = Decoder(source.config, source.weights, max_positions=source.max_positions)
+        source.weights.finish()
+        return decoder
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class TorchModels:
     """Models in plain torch."""
 
     backend: TorchBackend
-    target: Model
-    draft: Model | None
+    target: Decoder
+    draft: Decoder | None
 
     def build_executor(self, shape: ExecutorShape) -> TorchExecutor:
         """Make room for keys and values, and return what runs batches."""
@@ -138,7 +140,7 @@ class TorchModels:
             steps_ahead=self.backend.steps_ahead,
         )
 
-    def _bind(self, model: Model, shape: ExecutorShape) -> TorchModel:
+    def _bind(self, model: Decoder, shape: ExecutorShape) -> TorchModel:
         kv_storage = KVStorage(
             num_layers=model.config.num_layers,
             num_blocks=shape.num_blocks,

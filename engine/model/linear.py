@@ -1,6 +1,7 @@
 """Linear: y = x W^T + b, with weights laid out once for the machine that multiplies them."""
 
 import functools
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -61,11 +62,9 @@ def _prepack(weight: Tensor) -> Tensor:
     return packed
 
 
-def take_linear(
-    weights: Weights, names: tuple[str, ...], in_features: int, out_features: tuple[int, ...], *, bias: bool
-) -> Linear:
-    """Take one or several layers that share their input and fuse them into one, outputs side by side."""
-    sizes = list(zip(names, out_features, strict=True))
-    weight = torch.cat([weights.take(f"{name}.weight", size, in_features) for name, size in sizes])
-    bias_tensor = torch.cat([weights.take(f"{name}.bias", size) for name, size in sizes]) if bias else None
-    return Linear(weight, bias_tensor)
+def take_linear(weights: Weights, sizes: Mapping[str, int], in_features: int, *, bias: bool) -> Linear:
+    """Take layers that share their input, each with its out_features, as one with outputs side by side."""
+    weight = torch.cat([weights.take(f"{name}.weight", size, in_features) for name, size in sizes.items()])
+    if not bias:
+        return Linear(weight)
+    return Linear(weight, torch.cat([weights.take(f"{name}.bias", size) for name, size in sizes.items()]))

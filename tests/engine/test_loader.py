@@ -126,7 +126,7 @@ def test_weights_that_cannot_be_allocated_name_the_file(error, monkeypatch):
     def fail(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(engine.loading.backend, "build_model", fail)
+    monkeypatch.setattr(engine.loading.backend, "Decoder", fail)
     checkpoint = replace(random_checkpoint(LLAMA), path=Path("folder/model.gguf"))
     with pytest.raises(ConfigError, match=r"folder/model\.gguf: the weights cannot be allocated: "):
         build_engine(checkpoint, EngineConfig(device="cpu", kernels="torch"))
@@ -136,7 +136,7 @@ def test_other_errors_while_loading_stay_what_they_are(monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(engine.loading.backend, "build_model", fail)
+    monkeypatch.setattr(engine.loading.backend, "Decoder", fail)
     with pytest.raises(RuntimeError, match="something else"):
         build_engine(random_checkpoint(LLAMA), EngineConfig(device="cpu", kernels="torch"))
 
@@ -159,5 +159,3 @@ def test_missing_extra_and_misshapen_tensors_are_named(config):
             replace(checkpoint, tensors={**checkpoint.tensors, "layers.9.attn.q_proj.weight": wrong}),
             settings,
         )
-    with pytest.raises(CheckpointError, match="architecture 'rwkv' is not supported; known: gpt2, llama"):
-        build_engine(replace(checkpoint, config=replace(config, architecture="rwkv")), settings)

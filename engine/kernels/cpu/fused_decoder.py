@@ -1,6 +1,6 @@
 """FusedDecoder: a whole step of GPT-2 or the Llama family in one call of the CPU kernels.
 
-It computes what engine/model/llama.py and gpt2.py compute, which are its slow twins: the same phases, hidden
+It computes what engine/model/decoder.py computes, which is its slow twin: the same phases, hidden
 states in float32 throughout, and matrices as the checkpoint stores them.
 """
 
@@ -41,8 +41,6 @@ _ACTIVATIONS = {
 
 def why_not_fused(config: ModelConfig) -> str | None:
     """Say why the kernels cannot run a model of this shape; None if they can."""
-    if config.architecture not in ("gpt2", "llama"):
-        return f"they do not know the architecture {config.architecture!r}"
     if config.head_dim > MAX_HEAD_DIM:
         return f"its heads of {config.head_dim} dimensions are longer than {MAX_HEAD_DIM}"
     return None

@@ -10,7 +10,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint.huggingface_config import read_model_config
+from engine.checkpoint.huggingface_config import read_architecture, read_model_config
 from engine.checkpoint.metadata import Metadata
 from engine.checkpoint.model_config import Activation, ModelConfig, Norm, RopeConfig
 from engine.interface.errors import CheckpointError, ConfigError
@@ -63,7 +63,8 @@ def full_values(family):
 
 
 def read(values):
-    return read_model_config(Metadata(values, path=Path("config.json")))
+    metadata = Metadata(values, path=Path("config.json"))
+    return read_model_config(metadata, read_architecture(metadata))
 
 
 def as_transformers_reads(values):
@@ -78,7 +79,7 @@ def as_transformers_reads(values):
     has_bias = is_gpt2 or (family in ("llama", "qwen3") and config.attention_bias)
     inner = (config.n_inner or 4 * config.n_embd) if is_gpt2 else config.intermediate_size
     return ModelConfig(
-        architecture="gpt2" if is_gpt2 else "llama",
+        architecture=family,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=inner,

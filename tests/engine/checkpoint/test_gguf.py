@@ -192,7 +192,7 @@ def test_qwen_flags(gguf_recipe, tmp_path):
         recipe = gguf_recipe(architecture)
         recipe.tokenizer["tokenizer.ggml.pre"] = "qwen2"
         checkpoint = load_gguf(recipe.write(tmp_path / f"{architecture}.gguf"))
-        assert checkpoint.config.architecture == "llama"
+        assert checkpoint.config.architecture == architecture
         assert (checkpoint.config.qkv_bias, checkpoint.config.qk_norm) == (qkv_bias, qk_norm)
         assert checkpoint.tokenizer.normalization == "nfc"
 

@@ -59,32 +59,31 @@ def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def expected_tensors(model, architecture):
+def expected_tensors(model, *, is_gpt2):
     """Name the model's parameters as we do and lay them out as [out_features, in_features]."""
     renames = [("transformer.", ""), ("model.", ""), ("h.", "layers.")]
-    parts = {
-        "gpt2": {
-            "wte": "embed_tokens",
-            "wpe": "embed_positions",
-            "ln_f": "norm",
-            "ln_1": "attn_norm",
-            "ln_2": "mlp_norm",
-            "attn.c_attn": "attn.qkv_proj",
-            "attn.c_proj": "attn.o_proj",
-            "mlp.c_fc": "mlp.up_proj",
-            "mlp.c_proj": "mlp.down_proj",
-        },
-        "llama": {
-            "self_attn": "attn",
-            "input_layernorm": "attn_norm",
-            "post_attention_layernorm": "mlp_norm",
-        },
-    }[architecture]
+    gpt2_parts = {
+        "wte": "embed_tokens",
+        "wpe": "embed_positions",
+        "ln_f": "norm",
+        "ln_1": "attn_norm",
+        "ln_2": "mlp_norm",
+        "attn.c_attn": "attn.qkv_proj",
+        "attn.c_proj": "attn.o_proj",
+        "mlp.c_fc": "mlp.up_proj",
+        "mlp.c_proj": "mlp.down_proj",
+    }
+    llama_parts = {
+        "self_attn": "attn",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "mlp_norm",
+    }
+    parts = gpt2_parts if is_gpt2 else llama_parts
     tensors = {}
     for name, value in model.state_dict().items():
         for old, new in renames:
             name = new + name.removeprefix(old) if name.startswith(old) else name
-        is_conv1d = architecture == "gpt2" and ".c_" in name and name.endswith("weight")
+        is_conv1d = is_gpt2 and ".c_" in name and name.endswith("weight")
         for old, new in parts.items():
             name = name.replace(old, new)
         tensors[name] = value.t() if is_conv1d else value
@@ -99,7 +98,7 @@ def test_every_tensor_comes_back_under_our_name(tmp_path, kind, shard_size):
     model = save_model(tmp_path / kind, CONFIGS[kind], max_shard_size=shard_size)
     assert (tmp_path / kind / "model.safetensors.index.json").exists() is (shard_size == "20KB")
     checkpoint = load_huggingface(tmp_path / kind)
-    expected = expected_tensors(model, checkpoint.config.architecture)
+    expected = expected_tensors(model, is_gpt2=checkpoint.config.architecture == "gpt2")
     assert set(checkpoint.tensors) == set(expected)
     for name, stored in checkpoint.tensors.items():
         assert stored.format == "F32"
@@ -155,7 +154,7 @@ def test_half_precision_keeps_its_format_and_its_bytes(tmp_path, dtype, name):
 def test_gpt2_names_without_prefix_and_with_mask_buffers(tmp_path):
     """The layout of the original GPT-2 repository."""
     model = save_model(tmp_path, CONFIGS["gpt2"])
-    expected = expected_tensors(model, "gpt2")
+    expected = expected_tensors(model, is_gpt2=True)
     state = {name.removeprefix("transformer."): value.clone() for name, value in model.state_dict().items()}
     state["h.0.attn.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8)
     state["h.0.attn.masked_bias"] = torch.tensor(-1e4)
@@ -369,7 +368,7 @@ def test_a_wrappers_prefix_before_every_name_is_taken_off(tmp_path, kind, wrappe
         weight_map = json.loads(index_path.read_text())["weight_map"]
         edit_json(index_path, weight_map={wrapper + name: file for name, file in weight_map.items()})
     tensors = load_huggingface(tmp_path).tensors
-    expected = expected_tensors(model, "gpt2" if kind == "gpt2" else "llama")
+    expected = expected_tensors(model, is_gpt2=kind == "gpt2")
     assert set(tensors) == set(expected)
     assert all(torch.equal(tensors[name].dequantize(), expected[name]) for name in tensors)
 

@@ -4,6 +4,7 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from engine.checkpoint.architectures.registry import ARCHITECTURES
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata
 from engine.interface.errors import CheckpointError
@@ -35,7 +36,9 @@ def read(folder, tokenizer=None, model_type="llama", config=None, **settings):
         tokenizer.save(str(folder / "tokenizer.json"))
     if settings:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return read_tokenizer(folder, model_type=model_type, config=Metadata(config or {}, path=folder))
+    return read_tokenizer(
+        folder, architecture=ARCHITECTURES[model_type], config=Metadata(config or {}, path=folder)
+    )
 
 
 def split(pattern):

@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
+from engine.checkpoint.architectures.registry import ARCHITECTURES
 from engine.checkpoint.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
 from engine.checkpoint.metadata import Metadata
@@ -61,8 +62,13 @@ def write(folder, *, post_processor=None, settings=None, pattern=None, model=Non
     return folder
 
 
+def read_as(family, folder):
+    config = Metadata({}, path=folder)
+    return Tokenizer(read_tokenizer(folder, architecture=ARCHITECTURES[family], config=config))
+
+
 def read(folder):
-    return Tokenizer(read_tokenizer(folder, model_type="llama", config=Metadata({}, path=folder)))
+    return read_as("llama", folder)
 
 
 @pytest.mark.parametrize("name", POST_PROCESSORS)
@@ -88,7 +94,7 @@ def test_without_a_tokenizer_json_the_setting_decides(tmp_path, model_type, add_
     settings["tokenizer_class"] = "GPT2Tokenizer" if model_type == "gpt2" else "Qwen2Tokenizer"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    ours = Tokenizer(read_tokenizer(tmp_path, model_type=model_type, config=Metadata({}, path=tmp_path)))
+    ours = read_as(model_type, tmp_path)
     assert ours.encode("hi") == AutoTokenizer.from_pretrained(str(tmp_path)).encode("hi")
 
 
