@@ -88,7 +88,7 @@ def step_with_streams(num_requests: int, num_steps: int) -> float:
 
     async def main() -> float:
         engine = build_engine(num_requests, num_steps)
-        bridge = AsyncEngine(engine, max_waiting=num_requests, stream_interval=_STREAM_INTERVAL)
+        bridge = AsyncEngine(engine, max_queue=num_requests, stream_interval=_STREAM_INTERVAL)
         started = time.perf_counter()
         counts = await asyncio.gather(*(read(bridge, one) for one in requests(num_requests, num_steps)))
         seconds = time.perf_counter() - started

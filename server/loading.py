@@ -3,9 +3,10 @@
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields
 from hashlib import blake2b
 from math import prod
+from typing import Any
 
 from engine.checkpoint import Checkpoint, TokenizerData, load_checkpoint
 from engine.interface.config import EngineConfig
@@ -41,28 +42,12 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
 
 
 def _engine_config(settings: ModelSettings) -> EngineConfig:
-    config = EngineConfig(
-        device=settings.device,
-        dtype=settings.dtype,
-        kernels=settings.kernels,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        quantization=settings.quantization,
-        max_model_len=settings.max_model_len,
-        block_size=settings.block_size,
-        kv_cache_memory=settings.kv_cache_memory,
-        speculation=settings.speculation,
-        num_draft_tokens=settings.num_draft_tokens,
-    )
+    """Take the settings that are fields of EngineConfig, by name."""
+    names = {field.name for field in fields(EngineConfig)}
+    values: dict[str, Any] = {name: value for name, value in settings if name in names}
     if not isinstance(settings, ServeSettings):
-        return replace(config, max_num_seqs=1)
-    return replace(
-        config,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        enable_prefix_caching=not settings.no_prefix_caching,
-        max_waiting=settings.max_queue,
-        stream_interval=settings.stream_interval,
-    )
+        return EngineConfig(**values, max_num_seqs=1)
+    return EngineConfig(**values, enable_prefix_caching=not settings.no_prefix_caching)
 
 
 def _describe(checkpoint: Checkpoint) -> str:

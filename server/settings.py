@@ -20,13 +20,24 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, NoDecode, SettingsConfigDict
 
+from engine.interface.config import (
+    Device,
+    DType,
+    EngineConfig,
+    Kernels,
+    KVCacheDType,
+    Quantization,
+    Speculation,
+)
 from engine.interface.errors import ConfigError
+from engine.interface.speculation import MAX_DRAFT_TOKENS
 
 ENV_PREFIX = "DRAFTLINE_"
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the engine's; its registry imports torch, --help must not
 CACHE_VARIABLE = "DRAFTLINE_CACHE_DIR"  # read by the engine
 MAX_ISA_VARIABLE = "DRAFTLINE_MAX_CPU_ISA"  # likewise
 
+_DEFAULT = EngineConfig()  # what the engine does by itself; a flag says otherwise only where users need it
 _MIN_KEY_CHARS = 8
 _KUBERNETES_VARIABLE = re.compile(r"DRAFTLINE_(SERVICE|PORT)_")  # set for a Service named draftline
 
@@ -94,33 +105,40 @@ class ModelSettings(BaseSettings):
     model: str = Field(
         DEFAULT_MODEL, description="a name of `draftline models`, a file or a folder, or hf:ORG/REPO"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of weights and activations; auto keeps quantised weights as they are stored"
+    device: Device = Field(_DEFAULT.device, description="where to run")
+    dtype: DType = Field(
+        _DEFAULT.dtype,
+        description="of weights and activations; auto keeps quantised weights as they are stored",
     )
-    kernels: Literal["auto", "fused", "torch"] = Field(
-        "auto", description="on a CPU: fused C++ kernels, or plain torch; auto takes the fused where they can"
+    kernels: Kernels = Field(
+        _DEFAULT.kernels,
+        description="on a CPU: fused C++ kernels, or plain torch; auto takes the fused where they can",
     )
-    kv_cache_dtype: Literal["auto", "bfloat16", "float32", "int8"] = Field(
-        "auto", description="of keys and values in the fused kernels; int8 halves their memory"
+    kv_cache_dtype: KVCacheDType = Field(
+        _DEFAULT.kv_cache_dtype,
+        description="of keys and values in the fused kernels; int8 halves their memory",
     )
-    quantization: Literal["q8_0", "q4_1", "q4_0"] | None = Field(
-        None, description="re-encode the weights in 8 or 4 bits when loading; fused kernels only"
+    quantization: Quantization | None = Field(
+        _DEFAULT.quantization,
+        description="re-encode the weights in 8 or 4 bits when loading; fused kernels only",
     )
     max_model_len: PositiveInt | None = Field(
-        None, description="tokens of prompt and answer together; the model's own limit if not given"
+        _DEFAULT.max_model_len,
+        description="tokens of prompt and answer together; the model's own limit if not given",
     )
     kv_cache_memory: MemorySize | None = Field(
         None, description="for keys and values, as 512MiB or 2GiB; chosen from what is free if not given"
     )
-    block_size: PositiveInt = Field(16, description="tokens in a block of the KV cache")
-    speculation: Literal["off", "auto", "draft", "ngram"] = Field(
+    block_size: PositiveInt = Field(_DEFAULT.block_size, description="tokens in a block of the KV cache")
+    speculation: Speculation = Field(
         "auto", description="how to guess ahead for requests that do not say; never changes an answer"
     )
     draft_model: str | None = Field(
         None, min_length=1, description="a smaller model of the same vocabulary, named as --model is"
     )
-    num_draft_tokens: int = Field(8, ge=1, le=16, description="guessed in one step at most")
+    num_draft_tokens: int = Field(
+        _DEFAULT.num_draft_tokens, ge=1, le=MAX_DRAFT_TOKENS, description="guessed in one step at most"
+    )
 
 
 class ChatSettings(ModelSettings):
@@ -150,8 +168,12 @@ class ServeSettings(ModelSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="0 takes any free one")
-    max_num_seqs: PositiveInt = Field(32, description="answers that are generated at the same time")
-    max_num_batched_tokens: PositiveInt = Field(512, description="tokens of one step, prompts included")
+    max_num_seqs: PositiveInt = Field(
+        _DEFAULT.max_num_seqs, description="answers that are generated at the same time"
+    )
+    max_num_batched_tokens: PositiveInt = Field(
+        _DEFAULT.max_num_batched_tokens, description="tokens of one step, prompts included"
+    )
     no_prefix_caching: bool = Field(False, description="compute every prompt from its beginning")
     api_key: Keys = Field(
         (),
@@ -164,7 +186,9 @@ class ServeSettings(ModelSettings):
     allow_special_tokens_in_content: bool = Field(
         False, description="let control tokens that a chat message spells take effect: trusted clients only"
     )
-    max_queue: PositiveInt = Field(256, description="answers that may wait; one more is refused with 429")
+    max_queue: PositiveInt = Field(
+        _DEFAULT.max_queue, description="answers that may wait; one more is refused with 429"
+    )
     stream_interval: float = Field(
         0.01,
         ge=0,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -218,7 +219,7 @@ class FakeEngine:
             prefix_cache_hits=self._num_cached_tokens,
             prompt_tokens=self._num_prompt_tokens,
             requests_finished=dict(self._finished),
-            seconds_since_step=self.seconds_since_step,
+            step_started=time.monotonic() - self.seconds_since_step if self.seconds_since_step else None,
         )
 
     async def drain(self, timeout: float) -> bool:

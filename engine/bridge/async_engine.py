@@ -1,54 +1,29 @@
-"""AsyncEngine: the bridge between an asyncio event loop and the engine thread.
+"""AsyncEngine: an engine thread as an EngineClient on an asyncio event loop.
 
-Requests and outputs are frozen data. Inwards: messages in one queue, drained between steps; they also name
-the stream and the compiled grammars, which both threads see. Outwards: an Outbox for each loop, whose content
-is appended to each stream's list; no consumer, however slow, holds up a step.
-A request belongs to the engine thread from the moment its message is taken.
+Frozen data goes in and comes out, in messages (`messages.py`): nothing here holds a part of the engine.
 """
 
 import asyncio
 import contextlib
-import itertools
-import logging
-import queue
-import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
+from engine.bridge.engine_thread import EngineThread
+from engine.bridge.messages import (
+    AbortRequests,
+    AddRequests,
+    EngineDied,
+    FromEngine,
+    RequestsRefused,
+    StepResults,
+)
 from engine.bridge.outbox import Outbox
 from engine.bridge.output_stream import OutputStream, StreamTarget
-from engine.core.engine import CompiledGrammar, Engine
-from engine.core.request import Request
-from engine.core.step_output import StepOutput
-from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError
+from engine.core.engine import Engine
+from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.info import EngineInfo
-from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput
+from engine.interface.outputs import GenerationRequest
 from engine.interface.stats import EngineStats
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Add:
-    stream: OutputStream
-    generations: tuple[GenerationRequest, ...]
-    grammars: tuple[CompiledGrammar | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    stream: OutputStream
-    indices: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Close:
-    """Ends the engine thread."""
-
-
-_Item = tuple[StreamTarget, tuple[int, ...], int, RequestOutput | None]
-"""Tokens of a step, by number, and the whole output if there is more to say."""
 
 
 class AsyncEngine:
@@ -62,59 +37,56 @@ class AsyncEngine:
         self,
         engine: Engine,
         *,
-        max_waiting: int,
+        max_queue: int,
         stream_interval: float = 0.0,
         info: EngineInfo | None = None,
     ) -> None:
         self.info = info
         self.limits = engine.limits
-        self._engine = engine
-        self._max_open = engine.scheduler.max_num_seqs + max_waiting
-        self._inbox: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
-        self._stream_ids = itertools.count()
-        self._streams: dict[int, OutputStream] = {}
+        self._max_open = engine.scheduler.max_num_seqs + max_queue
+        self._stream_interval = stream_interval
+        self._next_number = 0
+        self._streams: dict[int, OutputStream] = {}  # by the number of their first request
+        self._targets: dict[int, StreamTarget] = {}  # by the number of their request
+        self._outboxes: dict[asyncio.AbstractEventLoop, int] = {}
         self._error: EngineUnavailableError | None = None
         self._all_ended: asyncio.Event | None = None  # set while draining, when no stream is left
-        self._stream_interval = stream_interval
-        # The engine thread's own: where each request's outputs go.
-        self._requests: dict[tuple[int, int], Request] = {}
-        self._targets: dict[int, StreamTarget] = {}
-        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox[_Item]] = {}
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._thread = EngineThread(engine)
 
     @property
     def is_dead(self) -> bool:
         """True after a step raised; nothing can run any more."""
-        return isinstance(self._error, EngineDeadError)
+        return self._thread.death is not None
 
     def generate(self, requests: Sequence[GenerationRequest]) -> OutputStream:
         """Start all of the requests or none.
 
         Raises RequestError for one that can never run, QueueFullError, EngineUnavailableError.
         """
-        if self._error is not None:
-            raise self._error
+        self._raise_if_unavailable()
         for generation in requests:
             self.limits.check(generation)
         self._check_queue(len(requests))
-        grammars = tuple(self._compiled(generation) for generation in requests)
-        stream = OutputStream(next(self._stream_ids), len(requests), on_abort=self._stream_aborted)
-        self._streams[stream.stream_id] = stream
-        self._inbox.put(_Add(stream, tuple(requests), grammars))
+        first = self._next_number
+        self._next_number += len(requests)
+        stream = OutputStream(first, len(requests), on_abort=self._stream_aborted)
+        self._streams[first] = stream
+        for index in range(len(requests)):
+            self._targets[first + index] = StreamTarget(stream, index)
+        self._thread.send(AddRequests(first, tuple(requests), self._outbox_of(stream.loop)))
         return stream
 
     def compile_grammar(self, spec: GrammarSpec) -> None:
-        """Compile a grammar before a request needs it, so that no step waits for it.
+        """Compile a grammar before a request needs it, so that the request need not wait.
 
         Blocks, perhaps for seconds: call it from a worker thread. Raises RequestError.
         """
-        self._engine.compile_grammar(spec)
+        self._thread.compile_grammar(spec)
 
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters, without waiting for the engine."""
-        stats = self._engine.stats()
-        return replace(stats, num_requests_waiting=max(0, self._num_open() - stats.num_requests_running))
+        stats = self._thread.stats
+        return stats._replace(num_requests_waiting=max(0, self._num_open() - stats.num_requests_running))
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new work and wait for what is open; after `timeout` seconds end the rest with an error.
@@ -134,21 +106,27 @@ class AsyncEngine:
 
     def close(self) -> None:
         """End the engine thread after its present step; open streams end with an error."""
-        self._refuse(EngineUnavailableError("the engine is closed"))
-        self._inbox.put(_Close())
-        self._thread.join()
-        self._fail_streams()
-        self._engine.close()
+        error = EngineUnavailableError("the engine is closed")
+        self._refuse(error)
+        self._thread.close()
+        self._fail_streams(self._error or error)
 
-    def _stream_aborted(self, stream: OutputStream, indices: Iterable[int]) -> None:
-        """Tell the engine that nobody waits for these requests any more; called by the stream."""
-        self._inbox.put(_Abort(stream, frozenset(indices)))
-        self._forget_if_ended(stream)
+    def _raise_if_unavailable(self) -> None:
+        if self._thread.death is not None:
+            raise EngineDeadError(f"the engine died: {self._thread.death}")
+        if self._error is not None:
+            raise self._error
 
-    def _compiled(self, generation: GenerationRequest) -> CompiledGrammar | None:
-        """Find the grammar that compile_grammar() compiled; the engine thread must never do that work."""
-        spec = generation.params.grammar
-        return None if spec is None else self._engine.compile_grammar(spec)
+    def _refuse(self, error: EngineUnavailableError) -> None:
+        self._error = self._error or error
+
+    def _outbox_of(self, loop: asyncio.AbstractEventLoop) -> int:
+        number = self._outboxes.get(loop)
+        if number is None:
+            self._outboxes = {old: n for old, n in self._outboxes.items() if not old.is_closed()}
+            outbox = Outbox(loop, self._take, interval=self._stream_interval)
+            number = self._outboxes[loop] = self._thread.connect(outbox)
+        return number
 
     def _check_queue(self, num_requests: int) -> None:
         num_open = self._num_open()
@@ -165,160 +143,68 @@ class AsyncEngine:
         """Return the open streams, and forget those whose event loop was closed: it will never ask again."""
         for stream in list(self._streams.values()):
             if stream.loop.is_closed():
-                self._streams.pop(stream.stream_id, None)
+                self._forget(stream)
         return list(self._streams.values())
 
-    def _refuse(self, error: EngineUnavailableError) -> None:
-        self._error = self._error or error
+    def _stream_aborted(self, stream: OutputStream, indices: Iterable[int]) -> None:
+        """Tell the engine that nobody waits for these requests any more; called by the stream."""
+        numbers = tuple([stream.first_number + index for index in indices])
+        self._thread.send(AbortRequests(numbers))
+        for number in numbers:
+            self._targets.pop(number, None)
+        self._forget_if_ended(stream)
 
     def _forget_if_ended(self, stream: OutputStream) -> None:
         if stream.num_open == 0:
-            self._streams.pop(stream.stream_id, None)
+            self._forget(stream)
         if not self._streams and self._all_ended is not None:
             self._all_ended.set()
 
-    def _deliver(self, items: Sequence[_Item]) -> None:
+    def _forget(self, stream: OutputStream) -> None:
+        if self._streams.pop(stream.first_number, None) is not None:
+            for index in range(stream.num_requests):
+                self._targets.pop(stream.first_number + index, None)
+
+    def _take(self, messages: Sequence[FromEngine]) -> None:
         """Hand outputs to their streams, a request's tokens together; runs on the event loop."""
         touched: list[StreamTarget] = []
-        for target, token_ids, step, output in items:
-            if output is not None:
-                target.deliver(output)
-                if output.finish_reason is not None:
-                    self._forget_if_ended(target.stream)
-                continue
+        for message in messages:
+            if isinstance(message, StepResults):
+                self._take_results(message, touched)
+        for target in touched:
+            target.flush()
+        for message in messages:
+            if isinstance(message, RequestsRefused):
+                self._fail_requests(message)
+            elif isinstance(message, EngineDied):
+                self._fail_streams(EngineDeadError(f"the engine died: {message.reason}"))
+
+    def _take_results(self, results: StepResults, touched: list[StreamTarget]) -> None:
+        targets, step = self._targets, results.step
+        for number, token_ids in results.tokens:
+            target = targets.get(number)
+            if target is None:
+                continue  # aborted
             if not target.token_ids:
                 touched.append(target)
             target.token_ids += token_ids
             target.steps.append(step)
-        for target in touched:
-            target.flush()
+        for number, output in results.outputs:
+            target = targets.get(number)
+            if target is not None:
+                target.deliver(output)
+                if output.finish_reason is not None:
+                    self._forget_if_ended(target.stream)
 
-    def _flush_and_fail(self, outbox: Outbox[_Item] | None) -> None:
-        if outbox is not None:
-            outbox.flush()
-        self._fail_streams()
+    def _fail_requests(self, refused: RequestsRefused) -> None:
+        for stream in {self._targets[n].stream for n in refused.numbers if n in self._targets}:
+            stream.fail(RequestError(refused.reason, param=refused.param))
+            self._forget_if_ended(stream)
 
-    def _fail_streams(self) -> None:
-        assert self._error is not None
+    def _fail_streams(self, error: EngineUnavailableError) -> None:
         for stream in self._living_streams():
-            stream.fail(self._error)
+            stream.fail(error)
         self._streams.clear()
+        self._targets.clear()
         if self._all_ended is not None:
             self._all_ended.set()
-
-    # Below: the engine thread.
-
-    def _run(self) -> None:
-        try:
-            while self._drain_inbox():
-                self._send(self._engine.step(), self._engine.num_steps)
-        except Exception as error:  # whatever it was, every open request must hear of it
-            logger.exception("the engine died")
-            self._error = EngineDeadError(f"the engine died: {type(error).__name__}: {error}")
-            for loop in {stream.loop for stream in list(self._streams.values())}:
-                _call_on_loop(loop, self._flush_and_fail, self._outboxes.get(loop))
-
-    def _drain_inbox(self) -> bool:
-        """Take in every message, waiting for one if there is no work; False when it is time to end."""
-        while True:
-            try:
-                message = self._inbox.get(block=not self._engine.has_work)
-            except queue.Empty:
-                return True
-            if isinstance(message, _Close):
-                return False
-            if isinstance(message, _Add):
-                self._add(message)
-            else:
-                self._abort(message)
-
-    def _add(self, message: _Add) -> None:
-        pairs = zip(message.generations, message.grammars, strict=True)
-        for index, (generation, grammar) in enumerate(pairs):
-            request = self._engine.add_request(generation, grammar=grammar)
-            self._requests[message.stream.stream_id, index] = request
-            self._targets[request.request_id] = StreamTarget(message.stream, index)
-
-    def _abort(self, message: _Abort) -> None:
-        for index in message.indices:
-            request = self._requests.pop((message.stream.stream_id, index), None)
-            if request is not None:
-                self._engine.abort(request)
-                del self._targets[request.request_id]
-
-    def _send(self, outputs: Sequence[StepOutput], step: int) -> None:
-        """Put what a step brought into the outboxes of its event loops."""
-        items: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
-        urgent = set[asyncio.AbstractEventLoop]()
-        loop, mine = None, list[_Item]()
-        for one in outputs:
-            target = self._targets[one.request.request_id]
-            if target.stream.loop is not loop:
-                loop = target.stream.loop
-                mine = items.setdefault(loop, [])
-            if _says_only_tokens(one):
-                mine.append((target, one.token_ids, step, None))
-                continue
-            output = _request_output(one, target.index, step)
-            mine.append((target, (), step, output))
-            if output.is_first or output.finish_reason is not None:
-                urgent.add(loop)
-            if output.finish_reason is not None:
-                del self._targets[one.request.request_id]
-                del self._requests[target.stream.stream_id, target.index]
-        for loop, mine in items.items():
-            self._put(loop, mine, is_urgent=loop in urgent)
-
-    def _put(self, loop: asyncio.AbstractEventLoop, items: Sequence[_Item], *, is_urgent: bool) -> None:
-        outbox = self._outboxes.get(loop)
-        if outbox is None:
-            outbox = Outbox(loop, self._deliver, interval=self._stream_interval)
-            self._outboxes[loop] = outbox
-        if not outbox.put(items, is_urgent=is_urgent):
-            del self._outboxes[loop]
-            for stream in {target.stream for target, *_ in items}:  # its loop is gone and will never abort
-                indices = [index for stream_id, index in self._requests if stream_id == stream.stream_id]
-                self._abort(_Abort(stream, frozenset(indices)))
-
-
-def _says_only_tokens(step: StepOutput) -> bool:
-    """Tell whether a step brought tokens and nothing else, and not a request's first ones."""
-    request = step.request
-    return (
-        request.finish_reason is None
-        and step.speculation is None
-        and not step.logprobs
-        and request.num_output_tokens > len(step.token_ids)
-    )
-
-
-def _request_output(step: StepOutput, index: int, step_number: int) -> RequestOutput:
-    request = step.request
-    last = step.token_ids[-1] if step.token_ids else None
-    # An answer that a grammar completed ends with `stop` on a token that is part of it.
-    stopped = request.finish_reason is FinishReason.STOP and last in request.stop_token_ids
-    is_first = request.num_output_tokens == len(step.token_ids)
-    wants_scores = request.params.prompt_logprobs is not None
-    return RequestOutput(
-        index=index,
-        new_token_ids=step.token_ids,
-        logprobs=step.logprobs,
-        prompt_logprobs=tuple(request.prompt_logprobs) if is_first and wants_scores else None,
-        num_cached_tokens=request.num_cached_tokens,
-        is_first=is_first,
-        finish_reason=request.finish_reason,
-        stop_token_id=last if stopped else None,
-        queue_seconds=request.queue_seconds,
-        steps=(step_number,) * len(step.token_ids),
-        speculation=step.speculation,
-    )
-
-
-def _call_on_loop(loop: asyncio.AbstractEventLoop, callback: object, *args: object) -> bool:
-    """Run a callback on an event loop; False if the loop is closed."""
-    assert callable(callback)
-    try:
-        loop.call_soon_threadsafe(callback, *args)
-    except RuntimeError:
-        return False
-    return True

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from engine.interface.errors import EngineUnavailableError
+from engine.interface.errors import DraftlineError
 from engine.interface.outputs import RequestOutput
 
 
@@ -17,17 +17,17 @@ class OutputStream:
 
     def __init__(
         self,
-        stream_id: int,
+        first_number: int,
         num_requests: int,
         *,
         on_abort: "Callable[[OutputStream, Iterable[int]], None]",
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.stream_id = stream_id
+        self.first_number, self.num_requests = first_number, num_requests
         self._on_abort = on_abort
         self._open = set(range(num_requests))
         self._ready: deque[RequestOutput] = deque()
-        self._error: EngineUnavailableError | None = None
+        self._error: DraftlineError | None = None
         self._wake = asyncio.Event()
 
     @property
@@ -39,7 +39,7 @@ class OutputStream:
         return self
 
     async def __anext__(self) -> RequestOutput:
-        """Return the next output; raises EngineUnavailableError if the engine ended first."""
+        """Return the next output; raises EngineUnavailableError if the engine ended first, RequestError."""
         while not self._ready:
             if self._error is not None:
                 raise self._error
@@ -71,7 +71,7 @@ class OutputStream:
                 self._open.discard(output.index)
             self._wake.set()
 
-    def fail(self, error: EngineUnavailableError) -> None:
+    def fail(self, error: DraftlineError) -> None:
         """End the stream with an error, after the outputs that are already here."""
         self._error = error
         self._open.clear()

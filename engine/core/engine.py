@@ -35,6 +35,9 @@ class GrammarSource(Protocol):
     def close(self) -> None:
         """Release what compiling holds."""
 
+    def find(self, spec: GrammarSpec) -> CompiledGrammar | None:
+        """Return the grammar if it is compiled."""
+
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """Return the grammar, from a cache if it was compiled before; raises RequestError."""
 
@@ -91,6 +94,7 @@ class Engine:
         self._step_started: float | None = None
         self._last_ended: float | None = None
         self._in_flight: deque[_StepInFlight] = deque()
+        self.latest_stats = self.stats()  # of the last dispatch, commit or abort; any thread may read it
 
     def add_request(
         self, generation: GenerationRequest, *, grammar: CompiledGrammar | None = None
@@ -131,12 +135,17 @@ class Engine:
             raise RequestError("this model cannot constrain its answers", param="response_format")
         return self._grammar_source.compile(spec)
 
+    def find_grammar(self, spec: GrammarSpec) -> CompiledGrammar | None:
+        """Return the grammar if it was compiled lately; takes no time."""
+        return None if self._grammar_source is None else self._grammar_source.find(spec)
+
     def abort(self, request: Request) -> None:
         """End a request in whatever state it is and free its blocks; finished ones stay as they are."""
         if request.finish_reason is None:
             self.scheduler.finish(request, FinishReason.ABORT)
             self.speculator.forget(request)
             self._finished[FinishReason.ABORT] += 1
+            self.latest_stats = self.stats()
 
     @property
     def has_work(self) -> bool:
@@ -169,6 +178,7 @@ class Engine:
         self.speculator.make_drafts(schedule.claims, self.executor)
         drafted = time.monotonic()
         batch = self.scheduler.dispatch(schedule)
+        self.latest_stats = self.stats()
         dispatched = time.monotonic()
         pending = self.executor.launch(batch)
         launched = time.monotonic()
@@ -192,9 +202,11 @@ class Engine:
         self.speculator.record(
             step.batch, outputs, between=step.between, drafting=step.drafting, target=target
         )
-        self._count(outputs)
+        has_ended = self._count(outputs)
         self._step_started = ended if self._in_flight else None
         self._last_ended = ended if self.has_work else None  # what follows is no work then
+        if has_ended or not self.has_work:  # else the next dispatch says it
+            self.latest_stats = self.stats()
         return outputs
 
     def close(self) -> None:
@@ -203,8 +215,8 @@ class Engine:
             self._grammar_source.close()
 
     def stats(self) -> EngineStats:
-        """Return a snapshot; safe to call from any thread, also during a step."""
-        started, counters = self._step_started, self.speculator.counters
+        """Return a snapshot of the counters."""
+        counters = self.speculator.counters
         return EngineStats(
             num_requests_running=len(self.scheduler.running),
             num_requests_waiting=len(self.scheduler.waiting),
@@ -223,12 +235,14 @@ class Engine:
             drafted_by_position=tuple(counters.drafted_at),
             accepted_by_position=tuple(counters.accepted_at),
             execute_seconds=self._execute_seconds,
-            seconds_since_step=0.0 if started is None else time.monotonic() - started,
+            step_started=self._step_started,
         )
 
     def check_invariants(self) -> None:
-        """Check the bookkeeping of blocks; raises AssertionError."""
+        """Check the bookkeeping of blocks and the published snapshot; raises AssertionError."""
         self.kv_cache_manager.check_invariants(self.scheduler.requests)
+        latest = self.latest_stats
+        assert self.has_work or (latest.num_requests_running, latest.step_started) == (0, None)
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         # A grammar allows an end token only where the answer is whole: then it must end.
@@ -236,12 +250,16 @@ class Engine:
             return params.stop_token_ids
         return params.stop_token_ids | self.eos_token_ids
 
-    def _count(self, outputs: Sequence[StepOutput]) -> None:
+    def _count(self, outputs: Sequence[StepOutput]) -> bool:
+        """Count what a step brought; True if a request ended with it."""
         self.num_steps += 1
+        has_ended = False
         for output in outputs:
-            request, num_new = output.request, len(output.token_ids)
-            self._generation_tokens += num_new
-            if request.num_output_tokens == num_new:  # its first tokens
+            request = output.request
+            self._generation_tokens += len(output.token_ids)
+            if output.is_first:
                 self._prompt_tokens += request.num_prompt_tokens
             if request.finish_reason is not None:
                 self._finished[request.finish_reason] += 1
+                has_ended = True
+        return has_ended

@@ -83,27 +83,27 @@ class Request:
     num_cached_tokens: int = 0  # of the prompt, when the request first ran
     first_run_time: float | None = None
     block_table: list[Block] = field(default_factory=list)
-    block_ids: tuple[
-        int, ...
-    ] = ()  # ids of block_table; a new tuple when it changes, so that steps keep theirs
+    block_ids: tuple[int, ...] = ()  # of block_table; a new tuple when it changes: steps keep theirs
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of token_ids
     num_published_blocks: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second prompt token on
     answer_counts: Counter[int] = field(default_factory=Counter)  # kept only for penalties
     grammar_state: GrammarState | None = None
     looks_back: bool = field(init=False)  # choosing a token needs the tokens before it, here on the host
+    has_penalties: bool = field(init=False)
     num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Start with the prompt as the tokens to compute."""
         self.token_ids = list(self.prompt_token_ids)
         self.num_prompt_tokens = len(self.prompt_token_ids)
+        self.has_penalties = self.params.has_penalties
         self.looks_back = self.params.looks_back or self.grammar_state is not None
 
     def append(self, token_id: int) -> None:
         """Add a token to the answer."""
         self.token_ids.append(token_id)
-        if self.params.has_penalties:
+        if self.has_penalties:
             self.answer_counts[token_id] += 1
         if self.grammar_state is not None:
             self.grammar_state.accept(token_id)

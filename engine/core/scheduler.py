@@ -83,17 +83,18 @@ class Scheduler:
 
     def dispatch(self, schedule: Schedule) -> Batch:
         """Turn a schedule into the batch to launch, and count its tokens as computed."""
-        chunks = tuple([_chunk_of(claim) for claim in schedule.claims])
-        for claim, chunk in zip(schedule.claims, chunks, strict=True):
-            request = claim.request
+        chunks = []
+        for claim in schedule.claims:
+            request, chunk = claim.request, _chunk_of(claim)
             if chunk.rows:
                 request.num_in_flight += 1
             request.num_computed_tokens += claim.num_tokens
             request.num_steps_in_flight += 1
-            if claim.draft_token_ids or request.draft_token_ids or request.num_model_drafts:
+            if request.draft_token_ids or request.num_model_drafts:
                 request.draft_token_ids, request.num_model_drafts = (), 0
+            chunks.append(chunk)
         self._num_steps_in_flight += 1
-        return Batch(chunks, tuple(schedule.block_copies))
+        return Batch(tuple(chunks), tuple(schedule.block_copies))
 
     def commit(self, batch: Batch, output: SamplerOutput) -> list[StepOutput]:
         """Take in the result of the oldest step under way, a token per sampled row, in order.
@@ -133,13 +134,13 @@ class Scheduler:
             request = self._requests.get(request_id)
             if request is not None and request.status is RequestStatus.RUNNING:
                 self.finish(request, FinishReason.LENGTH)
-                outputs.append(StepOutput(request))
+                outputs.append(StepOutput(request, is_first=True))
         return outputs
 
     def _fail(self, request: Request) -> StepOutput:
         """End a request whose values are not finite; nothing of the step is published."""
         self.finish(request, FinishReason.ERROR)
-        return StepOutput(request)
+        return StepOutput(request, is_first=request.num_output_tokens == 0)
 
     def _advance(
         self,
@@ -162,7 +163,8 @@ class Scheduler:
         self._settle(request, chunk.first_position + num_known + num_new - 1)
         if reason is not None:
             self.finish(request, reason)
-        step = StepOutput(request, output.token_ids[first_row : first_row + num_new])
+        is_first = len(request.token_ids) - request.num_prompt_tokens == num_new
+        step = StepOutput(request, output.token_ids[first_row : first_row + num_new], is_first)
         if request.params.logprobs is not None:
             logprobs = output.logprobs[first_row : first_row + num_new]
             step.logprobs = tuple([score for score in logprobs if score is not None])
@@ -250,6 +252,8 @@ class Scheduler:
         """Let drafts ride along as far as budget and free blocks go; return what is left of the budget."""
         for claim in claims:
             request = claim.request
+            if not (request.draft_token_ids or request.num_model_drafts):
+                continue
             num_drafts = min(budget, len(request.draft_token_ids) or request.num_model_drafts)
             if num_drafts and self.kv_cache_manager.allocate_slots(request, claim.num_tokens + num_drafts):
                 claim.draft_token_ids = request.draft_token_ids[:num_drafts]
@@ -323,10 +327,10 @@ def _needs_its_tokens(request: Request) -> bool:
 def _chunk_of(claim: Claim) -> ScheduledChunk:
     """Write down what the step computes for a request: nobody asks the request again."""
     request, drafts = claim.request, claim.draft_token_ids
-    first = request.num_computed_tokens
-    end, num_tokens = first + claim.num_tokens, request.num_tokens
+    first, end = request.num_computed_tokens, request.num_computed_tokens + claim.num_tokens
+    num_tokens = request.num_tokens
     token_ids = tuple(request.token_ids[first:end])
-    if len(token_ids) < claim.num_tokens:  # the last one is in flight
+    if len(token_ids) < end - first:  # the last one is in flight
         token_ids = (*token_ids, PENDING_TOKEN)
     reaches_end, wants_token = end == num_tokens, num_tokens < request.max_total_tokens
     scored = None

@@ -13,6 +13,7 @@ class StepOutput:
 
     request: Request
     token_ids: tuple[int, ...] = ()  # none for a request that only scores its prompt
+    is_first: bool = False  # nothing came before it
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per token, if asked for
     num_draft_tokens: int = 0  # that were verified
     num_accepted_tokens: int = 0  # of them; the first so many of token_ids

@@ -1,52 +1,48 @@
 """EngineConfig: how the engine runs: frozen, checked once."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from engine.interface.errors import ConfigError
 from engine.interface.speculation import MAX_DRAFT_TOKENS
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Kernels = Literal["auto", "fused", "torch"]  # fused: CPU kernels or an error
+KVCacheDType = Literal["auto", "bfloat16", "float32", "int8"]
+Quantization = Literal["q8_0", "q4_1", "q4_0"]
+Speculation = Literal["off", "auto", "draft", "ngram"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How the engine runs; a field left None is chosen from the model and the machine."""
 
-    device: str = "auto"  # "auto", "cpu" or "cuda"
-    dtype: str = "auto"  # "auto", "float32", "bfloat16" or "float16"
-    kernels: str = "auto"  # "auto", "fused" (CPU kernels or an error) or "torch"
-    kv_cache_dtype: str = "auto"  # "auto", "bfloat16", "float32" or "int8"
-    quantization: str | None = None  # "q8_0", "q4_1" or "q4_0": re-encode the weights when loading
+    device: Device = "auto"
+    dtype: DType = "auto"
+    kernels: Kernels = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
+    quantization: Quantization | None = None  # re-encode the weights when loading
     max_model_len: int | None = None  # prompt and answer together, in tokens
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
     block_size: int = 16
     kv_cache_memory: int | None = None  # bytes
     enable_prefix_caching: bool = True
-    max_waiting: int = 256  # requests that may wait; one more is refused
+    max_queue: int = 256  # requests that may wait; one more is refused
     stream_interval: float = 0.0  # seconds that a stream's outputs are at least apart
-    speculation: str = "off"  # of requests that do not say: "off", "auto", "draft" or "ngram"
+    speculation: Speculation = "off"  # of requests that do not say
     num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
     steps_ahead: int = 0  # steps in torch that are launched before the tokens of the last one are read
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
-        _check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        _check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("kernels", self.kernels, ("auto", "fused", "torch"))
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto", "bfloat16", "float32", "int8"))
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), get_args(choices))
         if self.quantization is not None:
-            _check_choice("quantization", self.quantization, ("q8_0", "q4_1", "q4_0"))
-        _check_choice("speculation", self.speculation, ("off", "auto", "draft", "ngram"))
-        for name in (
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "block_size",
-            "max_waiting",
-            "num_draft_tokens",
-        ):
+            _check_choice("quantization", self.quantization, get_args(Quantization))
+        for name in _AT_LEAST_ONE:
             _check_at_least_one(name, getattr(self, name))
-        for name in ("max_model_len", "kv_cache_memory"):
-            if getattr(self, name) is not None:
-                _check_at_least_one(name, getattr(self, name))
         if self.stream_interval < 0.0:
             raise ConfigError(f"stream_interval must be at least 0 seconds, got {self.stream_interval}")
         if self.steps_ahead < 0:
@@ -57,11 +53,24 @@ class EngineConfig:
             )
 
 
+_CHOICES = {
+    "device": Device,
+    "dtype": DType,
+    "kernels": Kernels,
+    "kv_cache_dtype": KVCacheDType,
+    "speculation": Speculation,
+}
+_AT_LEAST_ONE = (
+    *("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue", "num_draft_tokens"),
+    *("max_model_len", "kv_cache_memory"),
+)
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
+def _check_at_least_one(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
         raise ConfigError(f"{name} must be at least 1, got {value}")

@@ -24,7 +24,11 @@ class OutputStream(Protocol):
     def __aiter__(self) -> "OutputStream": ...
 
     async def __anext__(self) -> RequestOutput:
-        """Return the next output; raises EngineUnavailableError if the engine ended first."""
+        """Return the next output.
+
+        Raises EngineUnavailableError if the engine ended first, RequestError for a grammar that was not
+        compiled before and does not compile.
+        """
 
     def get_ready(self) -> list[RequestOutput]:
         """Return, without waiting, the outputs that are already here."""

@@ -1,12 +1,13 @@
 """EngineStats: a snapshot of the engine's counters, read by /metrics and /ready."""
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from engine.interface.outputs import FinishReason
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineStats:
+class EngineStats(NamedTuple):
     """What the engine is doing and has done since it started; counters never go down."""
 
     num_requests_running: int = 0
@@ -18,7 +19,7 @@ class EngineStats:
     num_preemptions: int = 0
     prompt_tokens: int = 0  # of requests that started to run
     generation_tokens: int = 0
-    requests_finished: dict[FinishReason, int] = field(default_factory=dict)
+    requests_finished: Mapping[FinishReason, int] = {}
     num_steps: int = 0
     num_drafts: int = 0  # verified
     num_draft_tokens: int = 0
@@ -26,9 +27,14 @@ class EngineStats:
     drafted_by_position: tuple[int, ...] = ()  # tokens at each position of a draft
     accepted_by_position: tuple[int, ...] = ()
     execute_seconds: float = 0.0  # spent in drafting and executing; what else a step takes is bookkeeping
-    seconds_since_step: float = 0.0  # how long the present step has been running; 0 when idle
+    step_started: float | None = None  # time.monotonic() at the beginning of the present step; None when idle
 
     @property
     def kv_cache_usage(self) -> float:
         """Share of the blocks that running requests hold, from 0 to 1."""
         return 1.0 - self.num_free_kv_blocks / self.num_kv_blocks if self.num_kv_blocks else 0.0
+
+    @property
+    def seconds_since_step(self) -> float:
+        """How long the present step has been running; 0 when idle."""
+        return 0.0 if self.step_started is None else time.monotonic() - self.step_started

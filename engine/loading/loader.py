@@ -53,7 +53,7 @@ def load_engine(
     loaded = build_engine(checkpoint, config, draft_checkpoint)
     return AsyncEngine(
         loaded.engine,
-        max_waiting=config.max_waiting,
+        max_queue=config.max_queue,
         stream_interval=config.stream_interval,
         info=loaded.info,
     )

@@ -190,10 +190,9 @@ class Speculator:
         self._plain_seconds += plain
         for output in outputs:
             request = output.request
-            is_first = request.num_output_tokens == len(output.token_ids)
             is_over = request.finish_reason is not None
-            if is_first or is_over or output.num_draft_tokens:  # else there is nothing to learn of it
-                self._record_request(output, plain, is_first=is_first)
+            if output.is_first or is_over or output.num_draft_tokens:  # else there is nothing to learn of it
+                self._record_request(output, plain, is_first=output.is_first)
                 self.draft_cache.settle(request)
                 if is_over:
                     self.forget(request)

@@ -1,6 +1,6 @@
 """What completions and chat do alike: read, check, prepare, submit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -9,16 +9,21 @@ from starlette.responses import Response
 
 from engine.interface.engine_client import OutputStream
 from engine.interface.errors import QueueFullError
+from engine.interface.outputs import TokenLogprobs
 from server.api.body import read_body, run_sized
+from server.api.chunks import ChunkShape, ChunkWriter
 from server.api.encoding import json_response, large_json_response
 from server.api.errors import ApiError, queue_full
 from server.api.generation import Generation
 from server.api.limits import INLINE_BYTES
+from server.api.logprobs import prompt_logprobs
 from server.api.preparation import PreparedRequest
+from server.api.prompts import PreparedPrompt
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import is_strict, parse_request, server_state
 from server.api.schemas import GenerationBody, ParsedBody
 from server.api.sse import while_connected
+from server.api.token_scores import ScoredToken
 from server.auth import cache_salt
 from server.middleware import request_context
 from server.serving import ServedModel, ServerState
@@ -48,9 +53,56 @@ class Call(Generic[BodyT]):
     tokenizer: Tokenizer
 
     @property
+    def choice_prompts(self) -> list[PreparedPrompt]:
+        """The prompt of each choice."""
+        return [prompt for prompt in self.preparation.prompts for _ in range(self.preparation.n)]
+
+    @property
     def wants_usage(self) -> bool:
         """True when the stream is to end with a usage chunk."""
         return self.body.stream_options is not None and self.body.stream_options.include_usage
+
+    def chunk_members(self, kind: str) -> dict[str, object]:
+        """Return the top-level members of every chunk of a stream."""
+        members = self.header.to_json(kind)
+        return {**members, "usage": None} if self.wants_usage else members  # null until the last chunk
+
+    def chunk_writer(
+        self,
+        members: Mapping[str, object],
+        shape: ChunkShape,
+        *,
+        opening: bytes,
+        logprobs: Callable[[Sequence[ScoredToken]], object],
+        prompt_event: Callable[[int, Sequence[TokenLogprobs]], bytes],
+    ) -> ChunkWriter:
+        """Return what writes the stream; `prompt_event` is asked if the prompt is scored."""
+        return ChunkWriter(
+            members,
+            shape,
+            opening=opening,
+            seeds=[prompt.seed for prompt in self.choice_prompts],
+            with_usage=self.wants_usage,
+            with_token_ids=self.body.return_token_ids,
+            logprobs=logprobs,
+            prompt_event=prompt_event if self.preparation.logprobs.scores_prompt else None,
+        )
+
+    def prompt_logprobs(self, scores: Sequence[TokenLogprobs]) -> dict[str, object]:
+        """Return the member `prompt_logprobs`, or nothing when nobody asked for it."""
+        num_top = self.preparation.logprobs.prompt
+        if num_top is None:
+            return {}
+        return {"prompt_logprobs": prompt_logprobs(scores, self.tokenizer, num_top=num_top)}
+
+    def choice_extras(self, whole: WholeChoice) -> dict[str, object]:
+        """Return the members of a whole choice that only some clients ask for."""
+        extras: dict[str, object] = {}
+        if self.body.return_provenance:
+            extras["provenance"] = [token.to_json() for token in whole.provenance]
+        if self.body.return_token_ids:
+            extras["token_ids"] = whole.token_ids
+        return extras
 
 
 async def open_call(

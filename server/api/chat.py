@@ -8,7 +8,7 @@ from starlette.responses import Response
 from engine.interface.outputs import TokenLogprobs
 from server.api.call import Call, answer_whole, open_call
 from server.api.chunks import CHAT_SHAPE, ChunkWriter, event
-from server.api.logprobs import chat_logprobs, prompt_logprobs
+from server.api.logprobs import chat_logprobs
 from server.api.preparation import prepare_chat
 from server.api.reply import WholeChoice
 from server.api.schemas import ChatCompletionRequest
@@ -33,35 +33,24 @@ def _reply(call: ChatCall, choices: Sequence[WholeChoice]) -> dict[str, object]:
         "choices": [_choice(call, i, whole) for i, whole in enumerate(choices)],
         "usage": call.generation.usage.to_json(),
         **_prompt_token_ids(call),
-        **_prompt_logprobs(call, choices[0].prompt_logprobs),
+        **call.prompt_logprobs(choices[0].prompt_logprobs),
         **call.header.warnings_to_json(),
     }
 
 
 def _choice(call: ChatCall, index: int, whole: WholeChoice) -> dict[str, object]:
-    choice: dict[str, object] = {
+    return {
         "index": index,
         "message": {"role": "assistant", "content": whole.text, "refusal": None},
         "logprobs": _logprobs(call, whole.logprobs),
         "finish_reason": whole.finish_reason,
         "seed": call.preparation.prompts[0].seed,
+        **call.choice_extras(whole),
     }
-    if call.body.return_provenance:
-        choice["provenance"] = [token.to_json() for token in whole.provenance]
-    if call.body.return_token_ids:
-        choice["token_ids"] = whole.token_ids
-    return choice
 
 
 def _logprobs(call: ChatCall, tokens: Sequence[ScoredToken]) -> dict[str, object] | None:
     return chat_logprobs(tokens, call.tokenizer) if call.body.logprobs else None
-
-
-def _prompt_logprobs(call: ChatCall, scores: Sequence[TokenLogprobs]) -> dict[str, object]:
-    num_top = call.preparation.logprobs.prompt
-    if num_top is None:
-        return {}
-    return {"prompt_logprobs": prompt_logprobs(scores, call.tokenizer, num_top=num_top)}
 
 
 def _prompt_token_ids(call: ChatCall) -> dict[str, object]:
@@ -71,25 +60,20 @@ def _prompt_token_ids(call: ChatCall) -> dict[str, object]:
 
 
 def _writer(call: ChatCall) -> ChunkWriter:
-    members = call.header.to_json("chat.completion.chunk")
-    if call.wants_usage:
-        members["usage"] = None  # until the last chunk
+    members = call.chunk_members("chat.completion.chunk")
 
     def prompt_event(index: int, scores: Sequence[TokenLogprobs]) -> bytes:
         if index > 0:  # all choices have one prompt
             return b""
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
-        return event({**members, "choices": [choice], **_prompt_logprobs(call, scores)})
+        return event({**members, "choices": [choice], **call.prompt_logprobs(scores)})
 
-    return ChunkWriter(
+    return call.chunk_writer(
         members,
         CHAT_SHAPE,
         opening=_opening(call, members),
-        seeds=[call.preparation.prompts[0].seed] * call.preparation.n,
-        with_usage=call.wants_usage,
-        with_token_ids=call.body.return_token_ids,
         logprobs=lambda tokens: _logprobs(call, tokens),
-        prompt_event=prompt_event if call.preparation.logprobs.scores_prompt else None,
+        prompt_event=prompt_event,
     )
 
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from engine.interface.outputs import TokenLogprobs
 from server.api.call import Call, answer_whole, open_call
 from server.api.chunks import COMPLETION_SHAPE, ChunkWriter, event
-from server.api.logprobs import completion_logprobs, prompt_logprobs
+from server.api.logprobs import completion_logprobs
 from server.api.preparation import prepare_completion
 from server.api.prompts import PreparedPrompt
 from server.api.reply import WholeChoice
@@ -48,25 +48,17 @@ def _choice(call: CompletionCall, index: int, whole: WholeChoice) -> dict[str, o
         "logprobs": _logprobs(call, tokens),
         "finish_reason": whole.finish_reason,
         "seed": prompt.seed,
-        **_prompt_logprobs(call, whole.prompt_logprobs),
+        **call.prompt_logprobs(whole.prompt_logprobs),
+        **call.choice_extras(whole),
     }
-    if call.body.return_provenance:
-        choice["provenance"] = [token.to_json() for token in whole.provenance]
     if call.body.return_token_ids:
-        choice |= {"prompt_token_ids": prompt.token_ids, "token_ids": whole.token_ids}
+        choice["prompt_token_ids"] = prompt.token_ids
     return choice
 
 
 def _logprobs(call: CompletionCall, tokens: Sequence[ScoredToken]) -> dict[str, object] | None:
     num_top = call.preparation.logprobs.answer
     return None if num_top is None else completion_logprobs(tokens, call.tokenizer, num_top=num_top)
-
-
-def _prompt_logprobs(call: CompletionCall, scores: Sequence[TokenLogprobs]) -> dict[str, object]:
-    num_top = call.preparation.logprobs.prompt
-    if num_top is None:
-        return {}
-    return {"prompt_logprobs": prompt_logprobs(scores, call.tokenizer, num_top=num_top)}
 
 
 def _echoed_tokens(
@@ -82,46 +74,34 @@ def _echoed_tokens(
 
 
 def _writer(call: CompletionCall) -> ChunkWriter:
-    members = call.header.to_json("text_completion")
-    if call.wants_usage:
-        members["usage"] = None  # until the last chunk
-    prompts = [prompt for prompt in call.preparation.prompts for _ in range(call.preparation.n)]
-    scores_prompt = call.preparation.logprobs.scores_prompt
+    members, prompts = call.chunk_members("text_completion"), call.choice_prompts
+    logprobs = call.preparation.logprobs
 
     def prompt_event(index: int, scores: Sequence[TokenLogprobs]) -> bytes:
-        with_echo = call.preparation.logprobs.echo is not None
+        with_echo = logprobs.echo is not None
         tokens = _echoed_tokens(call, prompts[index], scores) if with_echo else []
         choice = {
             "index": index,
             "text": prompts[index].echo,
             "logprobs": _logprobs(call, tokens) if with_echo else None,
             "finish_reason": None,
-            **_prompt_logprobs(call, scores),
+            **call.prompt_logprobs(scores),
         }
         return event({**members, "choices": [choice]})
 
-    return ChunkWriter(
+    return call.chunk_writer(
         members,
         COMPLETION_SHAPE,
-        opening=_opening(call, members, prompts, with_echo=not scores_prompt),
-        seeds=[prompt.seed for prompt in prompts],
-        with_usage=call.wants_usage,
-        with_token_ids=call.body.return_token_ids,
+        opening=_opening(call, members, with_echo=not logprobs.scores_prompt),
         logprobs=lambda tokens: _logprobs(call, tokens),
-        prompt_event=prompt_event if scores_prompt else None,
+        prompt_event=prompt_event,
     )
 
 
-def _opening(
-    call: CompletionCall,
-    members: dict[str, object],
-    prompts: Sequence[PreparedPrompt],
-    *,
-    with_echo: bool,
-) -> bytes:
+def _opening(call: CompletionCall, members: dict[str, object], *, with_echo: bool) -> bytes:
     """Return the events that need nothing of the engine; an echo with logprobs has to wait for it."""
     events = b""
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(call.choice_prompts):
         warnings = call.header.warnings_to_json() if index == 0 else {}
         echo = prompt.echo if with_echo else ""
         if echo or warnings or call.body.return_token_ids:

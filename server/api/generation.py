@@ -9,9 +9,8 @@ from engine.interface.errors import EngineUnavailableError, NonFiniteError
 from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.preparation import PreparedRequest, TextOptions
-from server.api.prompt_scores import PromptScores
 from server.api.speculation import SpeculationTally, provenance, total
-from server.api.text_delta import TextDelta
+from server.api.text_delta import PromptScores, TextDelta
 from server.api.token_scores import ScoredText
 from server.api.usage import Usage
 from server.metrics import ServerMetrics

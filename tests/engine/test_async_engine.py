@@ -35,10 +35,10 @@ class Gate:
 class Bridge:
     """An AsyncEngine over a scripted model, closed at the end."""
 
-    def __init__(self, *, max_waiting=16, stream_interval=0.0, **settings):
+    def __init__(self, *, max_queue=16, stream_interval=0.0, **settings):
         self.gate = Gate()
         self.engine = scripted_engine(self.gate, **settings)
-        self.bridge = AsyncEngine(self.engine, max_waiting=max_waiting, stream_interval=stream_interval)
+        self.bridge = AsyncEngine(self.engine, max_queue=max_queue, stream_interval=stream_interval)
 
     async def __aenter__(self):
         return self
@@ -91,7 +91,7 @@ def test_many_streams_at_once_each_get_their_own():
         for i, (answers, _) in enumerate(results):
             assert answers[0] == [(i + 1 + j) % 100 for j in range(20)]
 
-    run(scenario, max_waiting=64)
+    run(scenario, max_queue=64)
 
 
 def test_a_fast_stream_comes_in_few_deliveries_its_first_and_last_token_at_once():
@@ -147,7 +147,7 @@ def test_a_full_queue_refuses_at_once():
         b.gate.open.set()
         assert [await count(stream) for stream in streams] == [0, 2, 2, 2]
 
-    run(scenario, max_num_seqs=2, max_waiting=2)
+    run(scenario, max_num_seqs=2, max_queue=2)
 
 
 def test_an_abort_during_a_step_frees_the_request_before_the_next_one():

@@ -20,7 +20,7 @@ def thread_client(may_go_on):
         return (tokens[-1] + 1) % 100
 
     engine = scripted_engine(next_token, max_num_seqs=4, max_model_len=128, block_size=4, num_blocks=128)
-    return AsyncEngine(engine, max_waiting=4)
+    return AsyncEngine(engine, max_queue=4)
 
 
 def fake_client(may_go_on):

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import threading
+import time
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_requests_of_an_event_loop_that_died_are_aborted():
         return 1
 
     engine = scripted_engine(next_token)
-    bridge = AsyncEngine(engine, max_waiting=10)
+    bridge = AsyncEngine(engine, max_queue=10)
 
     async def leave():
         stream = bridge.generate([generation([1], max_tokens=100)])
@@ -195,7 +196,7 @@ def test_an_event_loop_that_died_gives_its_places_in_the_queue_back(ends_by):
         assert len(tokens) < 2 or ends_by == "output"
         return 1
 
-    bridge = AsyncEngine(scripted_engine(next_token, max_num_seqs=2), max_waiting=0)
+    bridge = AsyncEngine(scripted_engine(next_token, max_num_seqs=2), max_queue=0)
     waiting = []
 
     async def leave():
@@ -216,7 +217,10 @@ def test_an_event_loop_that_died_gives_its_places_in_the_queue_back(ends_by):
     if ends_by == "output":
         assert asyncio.run(ask()) == [1] * 8
     else:
-        bridge._thread.join(30)
+        deadline = time.monotonic() + 30
+        while not bridge.is_dead and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert bridge.is_dead
     assert bridge.stats().num_requests_waiting == 0
     assert asyncio.run(bridge.drain(5))
     bridge.close()

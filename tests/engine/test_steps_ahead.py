@@ -173,3 +173,14 @@ def test_a_step_without_work_leaves_no_step_under_way():
     engine = scripted_engine()
     assert engine.step() == []
     assert engine.stats().seconds_since_step == 0.0
+
+
+def test_the_snapshot_is_idle_after_the_last_step_of_an_aborted_request():
+    """/ready would call it stalled after a minute."""
+    engine = scripted_engine(steps_ahead=1)
+    request = engine.add_request(generation([1], max_tokens=50))
+    engine.step()
+    engine.abort(request)
+    assert engine.has_work
+    assert engine.step() == []
+    engine.check_invariants()

@@ -1,0 +1,246 @@
+"""EngineThread: runs an Engine in a thread of its own, from messages to messages.
+
+Messages are drained between steps. Outwards there is an Outbox for each event loop: no consumer, however
+slow, holds up a step.
+"""
+
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from engine.bridge.messages import (
+    AbortRequests,
+    AddRequests,
+    CloseEngine,
+    EngineDied,
+    FromEngine,
+    RequestsRefused,
+    StepResults,
+    ToEngine,
+)
+from engine.bridge.outbox import Outbox
+from engine.core.engine import CompiledGrammar, Engine
+from engine.core.request import Request
+from engine.core.step_output import StepOutput
+from engine.interface.errors import RequestError
+from engine.interface.grammar_spec import GrammarSpec
+from engine.interface.outputs import FinishReason, RequestOutput
+from engine.interface.stats import EngineStats
+
+logger = logging.getLogger(__name__)
+
+
+class _Route(NamedTuple):
+    """Where the outputs of a request go."""
+
+    request: Request
+    number: int
+    place: int  # among the requests of its message
+    outbox: int
+
+
+class _Compiled(NamedTuple):
+    """Requests whose grammars had to be compiled first, or why they cannot be."""
+
+    message: AddRequests
+    grammars: tuple[CompiledGrammar | None, ...]
+    error: RequestError | None = None
+
+
+class EngineThread:
+    """Owns the engine; another thread sends messages, connects outboxes and reads `stats`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: queue.SimpleQueue[ToEngine | _Compiled] = queue.SimpleQueue()
+        self._outboxes: dict[int, Outbox[FromEngine]] = {}
+        self._outbox_numbers = itertools.count()
+        self._routes: dict[int, _Route] = {}  # by the engine's request id
+        self._by_number: dict[int, _Route] = {}
+        self._compiling: set[int] = set()  # numbers of requests that wait for their grammars
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._death: str | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def death(self) -> str | None:
+        """Why the engine died; None while it lives."""
+        return self._death
+
+    @property
+    def stats(self) -> EngineStats:
+        """The latest snapshot, never older than the beginning of the present step."""
+        return self._engine.latest_stats
+
+    def connect(self, outbox: Outbox[FromEngine]) -> int:
+        """Add an outbox and return its number."""
+        number = next(self._outbox_numbers)
+        self._outboxes[number] = outbox
+        return number
+
+    def send(self, message: ToEngine) -> None:
+        """Put a message into the inbox; messages are taken in order."""
+        self._inbox.put(message)
+
+    def compile_grammar(self, spec: GrammarSpec) -> None:
+        """Compile a grammar on the calling thread, so that requests find it; raises RequestError."""
+        self._engine.compile_grammar(spec)
+
+    def close(self) -> None:
+        """End the thread after its present step."""
+        self.send(CloseEngine())
+        self._thread.join()
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
+
+    # Below: the engine thread.
+
+    def _run(self) -> None:
+        try:
+            while self._drain_inbox():
+                self._deliver(self._engine.step(), self._engine.num_steps)
+        except Exception as error:  # whatever it was, every open request must hear of it
+            logger.exception("the engine died")
+            self._death = f"{type(error).__name__}: {error}"
+            for outbox in list(self._outboxes.values()):
+                outbox.put((EngineDied(self._death),), is_urgent=True)
+
+    def _drain_inbox(self) -> bool:
+        """Take in every message, waiting for one if there is no work; False when it is time to end."""
+        while True:
+            try:
+                message = self._inbox.get(block=not self._engine.has_work)
+            except queue.Empty:
+                return True
+            if isinstance(message, CloseEngine):
+                return False
+            if isinstance(message, AbortRequests):
+                self._abort(message.numbers)
+            elif isinstance(message, _Compiled):
+                self._take_compiled(message)
+            else:
+                self._find_grammars(message)
+
+    def _find_grammars(self, message: AddRequests) -> None:
+        """Add requests whose grammars are compiled; others once they are, which no step waits for."""
+        self._compiling.update(_numbers(message))
+        grammars, are_complete = [], True
+        for generation in message.generations:
+            spec = generation.params.grammar
+            grammars.append(None if spec is None else self._engine.find_grammar(spec))
+            are_complete &= spec is None or grammars[-1] is not None
+        if are_complete:
+            self._add(message, grammars)
+        else:
+            self._compiler.submit(self._compile, message)
+
+    def _compile(self, message: AddRequests) -> None:
+        """Compile what a message needs; runs in a thread of its own."""
+        specs = [generation.params.grammar for generation in message.generations]
+        try:
+            grammars = tuple(None if spec is None else self._engine.compile_grammar(spec) for spec in specs)
+        except RequestError as error:
+            self._inbox.put(_Compiled(message, (), error))
+        except Exception:  # the requests must not wait for ever
+            logger.exception("a grammar did not compile")
+            self._inbox.put(_Compiled(message, (), RequestError("the grammar cannot be compiled")))
+        else:
+            self._inbox.put(_Compiled(message, grammars))
+
+    def _take_compiled(self, compiled: _Compiled) -> None:
+        message, error = compiled.message, compiled.error
+        if error is None:
+            self._add(message, compiled.grammars)
+            return
+        self._compiling.difference_update(_numbers(message))
+        refused = RequestsRefused(tuple(_numbers(message)), str(error), error.param)
+        self._put(message.outbox, refused, is_urgent=True)
+
+    def _add(self, message: AddRequests, grammars: Sequence[CompiledGrammar | None]) -> None:
+        for index, generation in enumerate(message.generations):
+            number = message.first + index
+            if number not in self._compiling:
+                continue  # aborted meanwhile
+            self._compiling.remove(number)
+            request = self._engine.add_request(generation, grammar=grammars[index])
+            route = _Route(request, number, index, message.outbox)
+            self._routes[request.request_id] = self._by_number[number] = route
+
+    def _abort(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._compiling.discard(number)
+            route = self._by_number.get(number)
+            if route is not None:
+                self._engine.abort(route.request)
+                self._forget(route)
+
+    def _forget(self, route: _Route) -> None:
+        del self._by_number[route.number]
+        del self._routes[route.request.request_id]
+
+    def _deliver(self, outputs: Sequence[StepOutput], step: int) -> None:
+        """Put what a step brought into the outboxes."""
+        results: dict[int, StepResults] = {}
+        current, mine = -1, StepResults(step)
+        for output in outputs:
+            route = self._routes[output.request.request_id]
+            if route.outbox != current:
+                current = route.outbox
+                mine = results.setdefault(current, StepResults(step))
+            if _says_only_tokens(output):
+                mine.tokens.append((route.number, output.token_ids))
+                continue
+            result = _request_output(output, route.place, step)
+            mine.outputs.append((route.number, result))
+            mine.is_urgent |= result.is_first or result.finish_reason is not None
+            if result.finish_reason is not None:
+                self._forget(route)
+        for number, one in results.items():
+            self._put(number, one, is_urgent=one.is_urgent)
+
+    def _put(self, number: int, message: FromEngine, *, is_urgent: bool) -> None:
+        """Put a message into an outbox; if its event loop is gone, nobody will ever abort its requests."""
+        outbox = self._outboxes.get(number)
+        if outbox is not None and not outbox.put((message,), is_urgent=is_urgent):
+            del self._outboxes[number]
+            self._abort([route.number for route in self._routes.values() if route.outbox == number])
+
+
+def _numbers(message: AddRequests) -> range:
+    return range(message.first, message.first + len(message.generations))
+
+
+def _says_only_tokens(output: StepOutput) -> bool:
+    """Tell whether a step brought tokens and nothing else, and not a request's first ones."""
+    return (
+        output.request.finish_reason is None
+        and output.speculation is None
+        and not output.logprobs
+        and not output.is_first
+    )
+
+
+def _request_output(output: StepOutput, index: int, step: int) -> RequestOutput:
+    request = output.request
+    last = output.token_ids[-1] if output.token_ids else None
+    # An answer that a grammar completed ends with `stop` on a token that is part of it.
+    stopped = request.finish_reason is FinishReason.STOP and last in request.stop_token_ids
+    wants_scores = request.params.prompt_logprobs is not None
+    return RequestOutput(
+        index=index,
+        new_token_ids=output.token_ids,
+        logprobs=output.logprobs,
+        prompt_logprobs=tuple(request.prompt_logprobs) if output.is_first and wants_scores else None,
+        num_cached_tokens=request.num_cached_tokens,
+        is_first=output.is_first,
+        finish_reason=request.finish_reason,
+        stop_token_id=last if stopped else None,
+        queue_seconds=request.queue_seconds,
+        steps=(step,) * len(output.token_ids),
+        speculation=output.speculation,
+    )
