@@ -58,7 +58,9 @@ async def stream_completion(base_url: str, body: Mapping[str, object], *, api_ke
     fields = {name: value for name, value in {**defaults, **body, **stream}.items() if value is not None}
     payload = json.dumps(fields).encode()
     loop = asyncio.get_running_loop()
-    transport, connection = await loop.create_connection(_Connection, url.hostname, url.port)
+    transport, connection = await loop.create_connection(
+        _Connection, url.hostname or "127.0.0.1", url.port or 80
+    )
     try:
         started = time.perf_counter()
         transport.write(

@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from engine.loading.speculation import measure_step_costs
 from engine.speculative.step_costs import StepCosts
 from loadtest.environment import environment
 
-MIXED_PARAMS = (
+MIXED_PARAMS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 1.0},
     {"temperature": 0.8, "top_k": 50},
@@ -54,7 +55,7 @@ def requests(
 def step_times(engine: Engine, generations: list[GenerationRequest]) -> tuple[list[float], list[float]]:
     """Run to the end; return the seconds of the steps with prompt tokens and of the pure decodes."""
     added = [engine.add_request(generation) for generation in generations]
-    prefills, decodes = [], []
+    prefills, decodes = list[float](), list[float]()
     while engine.has_work:
         decoding = all(r.num_output_tokens for r in added)
         started = time.perf_counter()
@@ -83,7 +84,7 @@ def kernel_shares(loaded: LoadedEngine, generations: list[GenerationRequest]) ->
     return 1.0 - inside / wall, times.barrier_nanoseconds / 1e9 / loaded.info.num_threads / wall
 
 
-def verification_ratios(engine: Engine) -> dict[str, object]:
+def verification_ratios(engine: Engine) -> dict[str, float]:
     """Price of a pass that verifies several tokens of one request, over that of a single token."""
     costs = StepCosts()
     measure_step_costs(
@@ -116,14 +117,14 @@ def python_share(engine: Engine, generations: list[GenerationRequest]) -> float:
     while engine.has_work:
         engine.step()
     # Top-level operators only: children are inside their parents' time.
-    inside = sum(e.cpu_time_total for e in profile.events() if e.cpu_parent is None) / 1e6
+    inside: float = sum(e.cpu_time_total for e in profile.events() if e.cpu_parent is None) / 1e6
     return 1.0 - inside / wall
 
 
 def measure(loaded: LoadedEngine, rounds: int) -> dict[str, object]:
     """Medians over rounds, the cases interleaved."""
     engine = loaded.engine
-    vocab_size, results = engine.limits.vocab_size, {}
+    vocab_size, results = engine.limits.vocab_size, dict[str, list[float]]()
     for number in range(rounds):
         for batch in (1, 4, 16, 32):
             _, decodes = step_times(engine, requests(vocab_size, batch, 128, 64, 1000 * number + batch))

@@ -46,7 +46,8 @@ def answers(url: str, requests: list[dict[str, object]], *, num_streams: int, ke
             f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(), headers
         )
         with urllib.request.urlopen(request, timeout=600) as response:
-            return json.load(response)["choices"][0]["text"].encode()
+            text: str = json.load(response)["choices"][0]["text"]
+            return text.encode()
 
     with ThreadPoolExecutor(num_streams) as pool:
         return list(pool.map(ask, requests))

@@ -14,7 +14,8 @@ _REFERENCE_NAMES = {
 def build_reference(checkpoint: Checkpoint) -> LlamaForCausalLM:
     """Return a Llama of `transformers` that holds the checkpoint's weights."""
     config = checkpoint.config
-    model = LlamaForCausalLM(
+    assert config.rope is not None
+    model: LlamaForCausalLM = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -27,7 +28,8 @@ def build_reference(checkpoint: Checkpoint) -> LlamaForCausalLM:
             rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
             tie_word_embeddings=True,
         )
-    ).eval()
+    )
+    model.train(mode=False)
     state = {}
     for name, tensor in checkpoint.tensors.items():
         for ours, theirs in _REFERENCE_NAMES.items():

@@ -48,7 +48,8 @@ class Transformers:
 
     def _answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        times: dict[str, float] = json.loads(self.process.stdout.readline())
+        return times
 
 
 async def streams(prompts: list[str], num_tokens: int) -> list[StreamTiming]:

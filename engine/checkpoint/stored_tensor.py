@@ -24,7 +24,7 @@ GGUF_FORMATS = (
 )
 """Formats of GGUF tensors that can be read; not NVFP4, whose tensors are scaled by further ones."""
 
-_CHUNK_BYTES = 1 << 16  # dequantised at a time: temporaries stay in the cache, four times faster than whole
+_PIECE_BYTES = 1 << 16  # dequantised at a time: temporaries stay in the cache, four times faster than whole
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,12 +63,12 @@ class GGUFTensor:
 
 
 def _dequantize_rows(rows: npt.NDArray[np.uint8], tensor_format: str) -> npt.NDArray[np.float32]:
-    """Turn [rows, bytes per row] into float32 [rows, row length], a cache-sized chunk of rows at a time."""
+    """Turn [rows, bytes per row] into float32 [rows, row length], a cache-sized piece at a time."""
     kind = getattr(quants, tensor_format)
     kind.init_grid()
     row_length = rows.shape[1] // kind.type_size * kind.block_size
     values = np.empty((rows.shape[0], row_length), dtype=np.float32)
-    step = max(1, _CHUNK_BYTES // rows.shape[1])
+    step = max(1, _PIECE_BYTES // rows.shape[1])
     with np.errstate(all="ignore"):  # a corrupt scale may be infinite: the values are then, too
         for start in range(0, rows.shape[0], step):
             values[start : start + step] = kind.dequantize_rows(rows[start : start + step])

@@ -28,7 +28,7 @@ from engine.loading.machine import (
     memory_errors,
 )
 from engine.loading.speculation import build_speculator, check_draft
-from engine.model.attention_tiles import CHUNK
+from engine.model.attention_tiles import KV_SPLIT
 from engine.model.weights import Weights
 from engine.sampling.grammar import GrammarCompiler
 
@@ -66,8 +66,8 @@ def build_engine(
     device = choose_device(config.device)
     num_threads = choose_num_threads()
     keep_freed_memory()
-    if CHUNK % config.block_size:
-        raise ConfigError(f"block_size must divide {CHUNK}, got {config.block_size}")
+    if KV_SPLIT % config.block_size:
+        raise ConfigError(f"block_size must divide {KV_SPLIT}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)
     sources = [checkpoint] if draft_checkpoint is None else [checkpoint, draft_checkpoint]
     backend = choose_backend(

@@ -1,7 +1,7 @@
 """Attention over the paged KV cache: ragged, causal, grouped-query, and independent of the batch.
 
-The work is cut into (tile, chunk) pairs (attention_tiles.py). Each pair yields a partial softmax;
-the partials of a tile are merged in ascending chunk order. A row's bits are therefore the same alone or
+The work is cut into (tile, split) pairs (attention_tiles.py). Each pair yields a partial softmax;
+the partials of a tile are merged in ascending order of splits. A row's bits are therefore the same alone or
 among others, decoded or in a prompt chunk. (Partial softmax and merge: arXiv 2205.14135.)
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model.attention_tiles import CHUNK, TileGroup
+from engine.model.attention_tiles import KV_SPLIT, TileGroup
 
 # MKL's float32 kernels for fewer rows than this sum in another order: pad up to it. A single matrix goes
 # through other kernels than a batch of them, which need more. oneDNN's bfloat16 kernels need none.
@@ -46,15 +46,15 @@ def _attend(
     queries = _pad_rows(queries * scale, num_kv_heads * group.num_pairs)
     if group.num_pairs > group.num_tiles:
         queries = queries.index_select(1, group.pair_tiles)
-    keys = all_keys.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
-    values = all_values.index_select(1, group.block_ids).view(-1, CHUNK, head_dim)
+    keys = all_keys.index_select(1, group.block_ids).view(-1, KV_SPLIT, head_dim)
+    values = all_values.index_select(1, group.block_ids).view(-1, KV_SPLIT, head_dim)
 
     scores = torch.bmm(queries.flatten(0, 1), keys.transpose(1, 2)).float()
-    scores = scores.view(num_kv_heads, group.num_pairs, -1, CHUNK)
+    scores = scores.view(num_kv_heads, group.num_pairs, -1, KV_SPLIT)
     _hide_later_keys(scores[:, group.first_masked_pair :, :num_real_rows], group)
     maxima = scores.amax(dim=-1, keepdim=True)
     if group.tile_width > 1:
-        maxima.clamp_(min=_LOWEST)  # a row of a tile may see nothing of its last chunk
+        maxima.clamp_(min=_LOWEST)  # a row of a tile may see nothing of its last split
     weights = scores.sub_(maxima).exp_()
     sums = weights.sum(dim=-1, keepdim=True)
     partials = torch.bmm(weights.flatten(0, 1).to(values.dtype), values)
@@ -75,9 +75,9 @@ def _pad_rows(queries: Tensor, num_matrices: int) -> Tensor:
 
 
 def _hide_later_keys(scores: Tensor, group: TileGroup) -> None:
-    """Mask, in place, the scores [kv_heads, pairs, rows, CHUNK] of the pairs from the first masked one."""
+    """Mask, in place, the scores [kv_heads, pairs, rows, KV_SPLIT] of the pairs from the first masked one."""
     width = group.tile_width
-    by_token = scores.view(*scores.shape[:2], width, scores.shape[2] // width, CHUNK)
+    by_token = scores.view(*scores.shape[:2], width, scores.shape[2] // width, KV_SPLIT)
     by_token.masked_fill_(group.hidden, float("-inf"))
 
 
@@ -88,8 +88,8 @@ def _merge(partials: Tensor, maxima: Tensor, group: TileGroup) -> Tensor:
     [kv_heads, num_pairs, rows, 1]. Returns [kv_heads, num_tiles, rows, head_dim].
     """
     if group.num_pairs > group.num_tiles:
-        starts = list(accumulate(group.tiles_per_chunk))[:-1]
-        later = list(zip(starts, group.tiles_per_chunk[1:], strict=True))
+        starts = list(accumulate(group.tiles_per_split))[:-1]
+        later = list(zip(starts, group.tiles_per_split[1:], strict=True))
         highest = maxima[:, : group.num_tiles].clone()
         for start, count in later:
             highest[:, :count] = torch.maximum(highest[:, :count], maxima[:, start : start + count])

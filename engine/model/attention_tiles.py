@@ -1,6 +1,6 @@
 """Attention tiles: how a step's queries are cut into pieces of work, whatever the batch.
 
-A *tile* is up to PROMPT_TILE consecutive query tokens of one request, a *chunk* is CHUNK consecutive key
+A *tile* is up to PROMPT_TILE consecutive query tokens of one request, a *split* is KV_SPLIT consecutive key
 positions of it. Cuts depend on positions alone, never on the batch or on how a prompt was chunked.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 128
+KV_SPLIT = 128
 PROMPT_TILE = 128
 
 
@@ -27,29 +27,29 @@ class QuerySpan:
 
 @dataclass(frozen=True)
 class TileGroup:
-    """Tiles of one width, and their (tile, chunk) pairs sorted by chunk number, then tile.
+    """Tiles of one width, and their (tile, split) pairs sorted by split number, then tile.
 
-    Tiles are sorted by their number of chunks, descending: the tiles that have a chunk number j are
-    then the first `tiles_per_chunk[j]`, and merging needs slices only.
+    Tiles are sorted by their number of splits, descending: the tiles that have a split number j are
+    then the first `tiles_per_split[j]`, and merging needs slices only.
     """
 
     tile_width: int
     rows: Tensor | slice  # row of each query token, tile by tile; a slice where they are consecutive
-    block_ids: Tensor  # [num_pairs * blocks_per_chunk]
+    block_ids: Tensor  # [num_pairs * blocks_per_split]
     pair_tiles: Tensor  # [num_pairs]
     first_masked_pair: int  # pairs before it see all of their keys
-    hidden: Tensor  # bool [num_masked_pairs, tile_width, 1, CHUNK]: the key is after the query
-    tiles_per_chunk: tuple[int, ...]
+    hidden: Tensor  # bool [num_masked_pairs, tile_width, 1, KV_SPLIT]: the key is after the query
+    tiles_per_split: tuple[int, ...]
 
     @property
     def num_tiles(self) -> int:
-        """Number of tiles; each has a first chunk."""
-        return self.tiles_per_chunk[0]
+        """Number of tiles; each has a first split."""
+        return self.tiles_per_split[0]
 
     @property
     def num_pairs(self) -> int:
-        """Number of (tile, chunk) pairs."""
-        return sum(self.tiles_per_chunk)
+        """Number of (tile, split) pairs."""
+        return sum(self.tiles_per_split)
 
 
 def build_tile_groups(
@@ -73,24 +73,24 @@ def build_tile_groups(
 
 
 def _build_group(tiles: Sequence[QuerySpan], width: int, block_size: int, device: torch.device) -> TileGroup:
-    blocks_per_chunk = CHUNK // block_size
-    tiles = sorted(tiles, key=lambda tile: -_num_chunks(tile))
-    counts = [_num_chunks(tile) for tile in tiles]
-    tiles_per_chunk = [sum(count > j for count in counts) for j in range(counts[0])]
-    pairs = [(j, t) for j, num_tiles in enumerate(tiles_per_chunk) for t in range(num_tiles)]
+    blocks_per_split = KV_SPLIT // block_size
+    tiles = sorted(tiles, key=lambda tile: -_num_splits(tile))
+    counts = [_num_splits(tile) for tile in tiles]
+    tiles_per_split = [sum(count > j for count in counts) for j in range(counts[0])]
+    pairs = [(j, t) for j, num_tiles in enumerate(tiles_per_split) for t in range(num_tiles)]
 
     # Past the end of a block table stands block 0: its positions are hidden like any later position.
-    tables = np.zeros((len(tiles), counts[0] * blocks_per_chunk), dtype=np.int64)
+    tables = np.zeros((len(tiles), counts[0] * blocks_per_split), dtype=np.int64)
     for table, tile in zip(tables, tiles, strict=True):
-        needed = min(len(tile.block_ids), counts[0] * blocks_per_chunk)
+        needed = min(len(tile.block_ids), counts[0] * blocks_per_split)
         table[:needed] = tile.block_ids[:needed]
-    chunk_numbers = np.array([j for j, _ in pairs])
+    split_numbers = np.array([j for j, _ in pairs])
     pair_tiles = np.array([t for _, t in pairs])
-    block_ids = tables.reshape(len(tiles), counts[0], blocks_per_chunk)[pair_tiles, chunk_numbers]
+    block_ids = tables.reshape(len(tiles), counts[0], blocks_per_split)[pair_tiles, split_numbers]
 
     offsets = np.arange(width)
     positions = np.array([tile.first_position for tile in tiles])[:, None] + offsets
-    key_positions = chunk_numbers[:, None] * CHUNK + np.arange(CHUNK)
+    key_positions = split_numbers[:, None] * KV_SPLIT + np.arange(KV_SPLIT)
     hidden = key_positions[:, None, :] > positions[pair_tiles][:, :, None]
     first_masked_pair = int(hidden.any(axis=(1, 2)).argmax()) if hidden.any() else len(pairs)
     return TileGroup(
@@ -100,7 +100,7 @@ def _build_group(tiles: Sequence[QuerySpan], width: int, block_size: int, device
         pair_tiles=torch.from_numpy(pair_tiles).to(device),
         first_masked_pair=first_masked_pair,
         hidden=torch.from_numpy(hidden[first_masked_pair:, :, None]).to(device),
-        tiles_per_chunk=tuple(tiles_per_chunk),
+        tiles_per_split=tuple(tiles_per_split),
     )
 
 
@@ -111,5 +111,5 @@ def _rows(rows: np.ndarray, device: torch.device) -> Tensor | slice:
     return torch.from_numpy(flat).to(device)
 
 
-def _num_chunks(tile: QuerySpan) -> int:
-    return (tile.first_position + tile.num_tokens - 1) // CHUNK + 1
+def _num_splits(tile: QuerySpan) -> int:
+    return (tile.first_position + tile.num_tokens - 1) // KV_SPLIT + 1

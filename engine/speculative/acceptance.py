@@ -10,7 +10,7 @@ _PRIOR_TRIALS = 4.0  # what the shared estimate weighs against a request's own t
 _REQUEST_MEMORY = 0.9
 _MATCH_BOUNDS = (2, 3, 4, 6, 10, 20)
 _PRIORS = {DraftSource.DRAFT_MODEL: 0.8, DraftSource.NGRAM: 0.5, DraftSource.NGRAM_POOL: 0.5}
-_HOPELESS = 0.03  # a place that is reached so rarely is not worth a thought
+_HOPELESS = 0.03  # a place that is reached so rarely is not worth a draft
 FORCED = 0.99  # a grammar leaves the target no choice; short of 1, so that longer is never free
 
 

@@ -10,7 +10,7 @@ _MOST_MODEL_REFUSALS = 6
 _FREE_REFUSALS = 4  # within a text that is being copied a few steps find nothing, or too little
 _LEAST_MOST_REST, _MOST_MOST_REST = 7, 63
 _MOST_DOUBLINGS = 6
-_THOUGHT_SHARE = 0.01  # of the time, which lookups that find nothing may take
+_LOOKUP_SHARE = 0.01  # of the time, which lookups that find nothing may take
 _MEMORY = 0.95
 
 
@@ -21,16 +21,16 @@ class LookupOverhead:
         self._share = 0.0
 
     def record(
-        self, thought_seconds: float, step_seconds: float, *, num_looked: int = 1, num_requests: int = 1
+        self, lookup_seconds: float, step_seconds: float, *, num_looked: int = 1, num_requests: int = 1
     ) -> None:
         """Take in a step in which so many of the requests looked, and nothing was drafted."""
-        share = min(1.0, thought_seconds / num_looked * num_requests / step_seconds)
+        share = min(1.0, lookup_seconds / num_looked * num_requests / step_seconds)
         self._share = self._share * _MEMORY + share * (1.0 - _MEMORY)
 
     @property
     def most_rest(self) -> int:
         """Return the longest rest in steps: more than 7 only where a step takes some hundred microseconds."""
-        return min(_MOST_MOST_REST, max(_LEAST_MOST_REST, round(self._share / _THOUGHT_SHARE)))
+        return min(_MOST_MOST_REST, max(_LEAST_MOST_REST, round(self._share / _LOOKUP_SHARE)))
 
 
 class LookupBackoff:

@@ -78,7 +78,7 @@ class Controller:
     def could_pay(self, load: StepLoad, num_drafts: int, length: int) -> bool:
         """Tell whether even drafts that are right to their ends would pay, or it is time to try.
 
-        So large batches cost no thought: it takes microseconds, whatever their size.
+        So deciding takes microseconds, however large the batch.
         """
         if self._steps_since_draft >= self._next_try:
             self._next_try = self._steps_since_draft + PROBE_INTERVAL

@@ -267,7 +267,7 @@ class Speculator:
         return state
 
     def _rest(self, plans: Sequence[_Plan], lengths: Sequence[int]) -> None:
-        """Spare the thought where it has not paid lately."""
+        """Look nothing up where it has not paid lately."""
         choices = [(plan.candidate, length) for plan, length in zip(plans, lengths, strict=True)]
         self._model_backoff.record([n for c, n in choices if c.needs_model and not c.is_fixed])
         for plan, (candidate, length) in zip(plans, choices, strict=True):

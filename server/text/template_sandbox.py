@@ -167,11 +167,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        chunks = []
-        for chunk in encoder.iterencode(value):
-            self._running.work.spend(len(chunk))
-            chunks.append(chunk)
-        return "".join(chunks)
+        pieces = []
+        for piece in encoder.iterencode(value):
+            self._running.work.spend(len(piece))
+            pieces.append(piece)
+        return "".join(pieces)
 
 
 class _GenerationBlock(Extension):

@@ -19,7 +19,7 @@ from engine.kernels.cpu.library import Matrix, MatrixKind, RowsFormat, require_l
 LANES = 16
 BLOCK = 32
 _ALIGNMENT = 64
-_CHUNK_BYTES = 8 << 20
+_REGION_BYTES = 8 << 20
 
 _KINDS = {
     RowsFormat.Q4_0: MatrixKind.Q4,
@@ -40,24 +40,24 @@ class Arena:
 
     def __init__(self) -> None:
         self._library = require_library()
-        self._chunks: list[tuple[int, int]] = []  # address, bytes
+        self._regions: list[tuple[int, int]] = []  # address, bytes
         self._next = self._end = 0
 
     def allocate(self, num_bytes: int) -> int:
         """Return the address of that many bytes; raises MemoryError."""
         size = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         if self._next + size > self._end:
-            chunk = max(size, _CHUNK_BYTES)
-            address: int | None = self._library.draftline_allocate(chunk)
+            region = max(size, _REGION_BYTES)
+            address: int | None = self._library.draftline_allocate(region)
             if address is None:
-                raise MemoryError(f"{chunk:,} bytes for weights or keys and values")
-            self._chunks.append((address, chunk))
-            self._next, self._end = address, address + chunk
+                raise MemoryError(f"{region:,} bytes for weights or keys and values")
+            self._regions.append((address, region))
+            self._next, self._end = address, address + region
         self._next += size
         return self._next - size
 
     def __del__(self) -> None:
-        for address, num_bytes in getattr(self, "_chunks", ()):
+        for address, num_bytes in getattr(self, "_regions", ()):
             self._library.draftline_free(address, num_bytes)
 
 

@@ -1,6 +1,6 @@
 // Attention over paged keys and values: partial softmaxes over fixed splits, merged in ascending order.
 //
-// A split is 512 positions, worked through in chunks of 128; what a row sees of them depends on its own
+// A split is 512 positions, worked through in strips of 128; what a row sees of them depends on its own
 // position alone. Masked weights are exactly 0, so neighbours that see more or less change no bit.
 // (Online softmax: arXiv 1805.02867, 2205.14135.)
 
@@ -9,7 +9,7 @@ namespace DRAFTLINE_ISA {
 
 // Tiles of keys whose scores are wanted, and those that come after them.
 struct KeyTiles {
-  const uint8_t* at[kChunkTiles + kMostScoredTiles];
+  const uint8_t* at[kStripTiles + kMostScoredTiles];
   int count, num_known;
 };
 
@@ -88,7 +88,7 @@ DL_INLINE const uint8_t* tile_at(const AttentionInput& in, const AttentionUnit& 
   return in.kv_layer + unit.kv_head * in.head_stride + tile * in.tile_stride;
 }
 
-// Turns a row's scores of one chunk into weights; returns the factor for what was summed before.
+// Turns a row's scores of one strip into weights; returns the factor for what was summed before.
 template <class KV>
 DL_INLINE float weigh(HeadShape s, float* scores, int num_tiles, int num_visible, const uint8_t* const* value_tiles,
                       uint8_t* weights, Partial* partial) {
@@ -101,11 +101,11 @@ DL_INLINE float weigh(HeadShape s, float* scores, int num_tiles, int num_visible
     }
     most = max(most, x);
   }
-  const float chunk_highest = highest(most);
-  const float new_highest = partial->highest > chunk_highest ? partial->highest : chunk_highest;
+  const float strip_highest = highest(most);
+  const float new_highest = partial->highest > strip_highest ? partial->highest : strip_highest;
   F32 total = {};
   for (int i = 0; i < num_tiles * kTilePositions; i += kWidth) {
-    // A row that sees nothing of the chunk has no highest score to compare with.
+    // A row that sees nothing of the strip has no highest score to compare with.
     const F32 weight = num_visible > 0 ? exponential(load(scores + i) - splat(new_highest)) : F32{};
     total = total + weight;
     store(scores + i, weight);
@@ -120,7 +120,7 @@ DL_INLINE float weigh(HeadShape s, float* scores, int num_tiles, int num_visible
 }
 
 template <class KV>
-DL_INLINE void score_chunk(const AttentionInput& in, AttentionScratch& scratch, int num_rows, KeyTiles& keys) {
+DL_INLINE void score_strip(const AttentionInput& in, AttentionScratch& scratch, int num_rows, KeyTiles& keys) {
   for (int row = 0; row < num_rows; row += kMaxRows) {
     const int count = min_of(num_rows - row, kMaxRows);
     score_rows<KV>(in.shape, keys, scratch.queries + row * in.query_stride, in.query_stride, count,
@@ -130,7 +130,7 @@ DL_INLINE void score_chunk(const AttentionInput& in, AttentionScratch& scratch, 
 }
 
 template <class KV>
-DL_INLINE void add_chunk(HeadShape s, const AttentionScratch& scratch, int num_rows, const uint8_t* const* value_tiles,
+DL_INLINE void add_strip(HeadShape s, const AttentionScratch& scratch, int num_rows, const uint8_t* const* value_tiles,
                          int num_tiles, const float* corrections, float* const* values) {
   constexpr int64_t kStride = sizeof scratch.weights[0];
   for (int row = 0; row < num_rows; row += 4) {
@@ -162,20 +162,20 @@ static void attend(const AttentionInput& in, const AttentionUnit& unit, Partial*
     for (int i = 0; i < s.padded_dim; i += kWidth) store(values[row] + i, F32{});
   }
   const int end = min_of(unit.first_position + unit.num_tokens, (unit.split + 1) * kSplit);
-  for (int begin = unit.split * kSplit; begin < end; begin += kChunk) {
-    const int num_tiles = (min_of(kChunk, end - begin) + kTilePositions - 1) / kTilePositions;
+  for (int begin = unit.split * kSplit; begin < end; begin += kStrip) {
+    const int num_tiles = (min_of(kStrip, end - begin) + kTilePositions - 1) / kTilePositions;
     const int num_left = (end - begin + kTilePositions - 1) / kTilePositions;
-    KeyTiles keys{{}, num_tiles, min_of(num_left, kChunkTiles + kMostScoredTiles)};
-    const uint8_t* value_tiles[kChunkTiles];
+    KeyTiles keys{{}, num_tiles, min_of(num_left, kStripTiles + kMostScoredTiles)};
+    const uint8_t* value_tiles[kStripTiles];
     for (int tile = 0; tile < keys.num_known; ++tile) keys.at[tile] = tile_at(in, unit, begin / kTilePositions + tile);
     for (int tile = 0; tile < num_tiles; ++tile) value_tiles[tile] = keys.at[tile] + in.key_bytes;
-    score_chunk<KV>(in, scratch, num_rows, keys);
+    score_strip<KV>(in, scratch, num_rows, keys);
     for (int row = 0; row < num_rows; ++row) {
       const int num_visible = unit.first_position + row / unit.num_heads + 1 - begin;
       corrections[row] = weigh<KV>(s, scratch.scores[row], num_tiles, num_visible, value_tiles, scratch.weights[row],
                                    partials[row]);
     }
-    add_chunk<KV>(s, scratch, num_rows, value_tiles, num_tiles, corrections, values);
+    add_strip<KV>(s, scratch, num_rows, value_tiles, num_tiles, corrections, values);
   }
 }
 

@@ -33,7 +33,7 @@ struct KVBF16 {
     for (int i = 0; i < s.dim; i += kWidth) store_every_other_half(out + 4 * i, to_bf16_halves(load(v + i)), position % 2);
   }
 
-  // Scores of rows, one every kChunk floats, for the positions of kTiles tiles: so many sums are on their way at once.
+  // Scores of rows, one every kStrip floats, for the positions of kTiles tiles: so many sums are on their way at once.
   template <int kRows, int kTiles>
   static void scores(HeadShape s, const uint8_t* const* keys, const uint8_t* queries, int64_t stride, float* out) {
     for (int part = 0; part < kParts; part += kPartsAtOnce) {
@@ -48,7 +48,7 @@ struct KVBF16 {
       for (int tile = 0; tile < kTiles; ++tile)
         for (int i = 0; i < kPartsAtOnce; ++i)
           for (int row = 0; row < kRows; ++row)
-            store(out + row * kChunk + tile * kTilePositions + (part + i) * kWidth, acc[tile][row][i]);
+            store(out + row * kStrip + tile * kTilePositions + (part + i) * kWidth, acc[tile][row][i]);
     }
   }
 
@@ -99,7 +99,7 @@ struct KVF32 {
       }
       for (int tile = 0; tile < kTiles; ++tile)
         for (int row = 0; row < kRows; ++row)
-          store(out + row * kChunk + tile * kTilePositions + part * kWidth, acc[tile][row]);
+          store(out + row * kStrip + tile * kTilePositions + part * kWidth, acc[tile][row]);
     }
   }
 
@@ -177,7 +177,7 @@ struct KVInt8 {
         for (int row = 0; row < kRows; ++row) {
           float scale;
           __builtin_memcpy(&scale, queries + row * stride + 4 * num_quads + 4, 4);
-          store(out + row * kChunk + tile * kTilePositions + part * kWidth,
+          store(out + row * kStrip + tile * kTilePositions + part * kWidth,
                 __builtin_convertvector(acc[tile][row], F32) * (scales * splat(scale)));
         }
       }

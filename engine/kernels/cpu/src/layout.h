@@ -12,9 +12,9 @@ constexpr int kBlock = 32;             // columns that share a scale
 constexpr int kQ4UnitBytes = 320;      // 16 scales, 16 minima (half precision), 4 lines of nibbles
 constexpr int kQ8UnitBytes = 544;      // 16 scales, 8 lines of bytes
 constexpr int kTilePositions = 16;     // of keys and values in one tile
-constexpr int kChunk = 128;            // positions whose softmax is taken at once
+constexpr int kStrip = 128;            // positions whose softmax is taken at once
 constexpr int kSplit = 512;            // positions of a partial softmax
-constexpr int kChunkTiles = kChunk / kTilePositions;
+constexpr int kStripTiles = kStrip / kTilePositions;
 constexpr int kQueryTile = 9;          // query positions of one unit of attention
 constexpr int kHeadsPerUnit = 8;       // at most
 constexpr int kUnitRows = kQueryTile * kHeadsPerUnit;
@@ -54,8 +54,8 @@ inline constexpr int64_t partial_bytes(HeadShape shape) { return 64 + 4 * shape.
 
 // Attention's memory of one thread; rows lie side by side.
 struct AttentionScratch {
-  alignas(64) float scores[kUnitRows][kChunk];
-  alignas(64) uint8_t weights[kUnitRows][kChunkTiles * 4 * kTilePositions];
+  alignas(64) float scores[kUnitRows][kStrip];
+  alignas(64) uint8_t weights[kUnitRows][kStripTiles * 4 * kTilePositions];
   alignas(64) uint8_t queries[kUnitRows * kMaxHeadDim * 4];
 };
 
