@@ -76,7 +76,13 @@ class Recorder:
 
 
 def test_messages_are_plain_data_both_ways():
-    engine = scripted_engine(lambda tokens: (tokens[-1] + 1) % 100, max_num_seqs=4)
+    is_aborted = threading.Event()
+
+    def next_token(tokens):
+        assert len(tokens) < 20 or is_aborted.wait(20)
+        return (tokens[-1] + 1) % 100
+
+    engine = scripted_engine(next_token, max_num_seqs=4)
     thread, outbox = EngineThread(engine), Recorder()
     number = thread.connect(outbox)
     requests = (generation([1], max_tokens=3, logprobs=1), generation([50], max_tokens=100))
@@ -86,6 +92,7 @@ def test_messages_are_plain_data_both_ways():
     while not any(n == 7 and output.finish_reason for m in outbox.messages for n, output in m.outputs):
         assert outbox.arrived.wait(10)
     thread.send(AbortRequests((7, 8, 9)))
+    is_aborted.set()
     thread.close()
     assert [m.step for m in outbox.messages] == list(range(1, len(outbox.messages) + 1))
     assert outbox.tokens_of(7) == [2, 3, 4]
