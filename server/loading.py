@@ -13,6 +13,8 @@ from engine.interface.config import EngineConfig
 from engine.interface.errors import CheckpointError
 from engine.interface.info import EngineInfo
 from engine.loading.loader import load_engine
+from server.answers import FORMATS, ToolFormat, choose_format
+from server.answers.reasoning import BEGIN
 from server.serving import ServedModel
 from server.settings import ModelSettings, ServeSettings
 from server.text import ChatTemplate, ContentGuard, Tokenizer
@@ -36,6 +38,9 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         content_guard=_content_guard(settings, tokenizer),
         max_token_bytes=max((len(token.encode()) for token in checkpoint.tokenizer.tokens), default=1),
         developer_role="developer" if "developer" in (checkpoint.tokenizer.chat_template or "") else "system",
+        tool_format=_tool_format(settings, checkpoint.tokenizer),
+        has_reasoning=BEGIN in (checkpoint.tokenizer.chat_template or "")
+        or BEGIN in checkpoint.tokenizer.tokens,
         generation_defaults=checkpoint.generation_defaults,
         system_fingerprint=_system_fingerprint(checkpoint, _precision(engine.info)),
     )
@@ -80,6 +85,12 @@ def _content_guard(settings: ModelSettings, tokenizer: Tokenizer) -> ContentGuar
     if isinstance(settings, ServeSettings) and settings.allow_special_tokens_in_content:
         return None
     return ContentGuard(tokenizer.special_tokens)
+
+
+def _tool_format(settings: ModelSettings, data: TokenizerData) -> ToolFormat:
+    if isinstance(settings, ServeSettings) and settings.tool_call_parser != "auto":
+        return FORMATS[settings.tool_call_parser]
+    return choose_format(data.chat_template or "")
 
 
 def _token_text(data: TokenizerData, token_id: int | None) -> str:

@@ -7,6 +7,7 @@ from enum import Enum
 
 from engine.interface.engine_client import EngineClient
 from server.admission import Admission
+from server.answers import FORMATS, ToolFormat
 from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
 from server.api.grammars import GrammarCompilerPool
 from server.api.limits import MAX_CHOICES
@@ -39,6 +40,8 @@ class ServedModel:
     description: str = ""  # architecture and size, for people
     content_guard: ContentGuard | None = None  # None: special tokens in messages are what they spell
     developer_role: str = "system"  # what the template is given for the role developer
+    tool_format: ToolFormat = FORMATS["hermes"]  # how the model writes calls of tools
+    has_reasoning: bool = False  # it may think, between tags, before it answers
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
     system_fingerprint: str = "fp_0"
     created: int = field(default_factory=lambda: int(time.time()))

@@ -186,6 +186,9 @@ class ServeSettings(ModelSettings):
     allow_special_tokens_in_content: bool = Field(
         False, description="let control tokens that a chat message spells take effect: trusted clients only"
     )
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral"] = Field(
+        "auto", description="how the model writes calls of tools; auto: as its chat template says"
+    )
     max_queue: PositiveInt = Field(
         _DEFAULT.max_queue, description="answers that may wait; one more is refused with 429"
     )

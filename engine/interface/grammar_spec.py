@@ -12,6 +12,7 @@ class GrammarKind(str, Enum):
     REGEX = "regex"  # the whole answer matches
     CHOICE = "choice"  # JSON list of strings, one of which is the answer
     LARK = "lark"  # a context-free grammar
+    STRUCTURAL_TAG = "structural_tag"  # JSON by schema between fixed texts; see StructuralTag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ class FinishReason(str, Enum):
     LENGTH = "length"  # max_tokens or max_model_len reached
     ABORT = "abort"  # the caller left
     ERROR = "error"  # the model computed values that are not finite
+    TOOL_CALLS = "tool_calls"  # `stop`, of an answer that calls tools: the server's word, no engine says it
 
 
 @dataclass(frozen=True, kw_only=True)

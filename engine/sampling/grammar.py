@@ -32,6 +32,8 @@ from engine.sampling.number_bound import DigitTokens, NumberPlace
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+_JSON_KINDS = (GrammarKind.JSON_OBJECT, GrammarKind.JSON_SCHEMA, GrammarKind.STRUCTURAL_TAG)
+
 _Words: TypeAlias = npt.NDArray[np.uint32]
 """One bit per token, the lowest bit first."""
 
@@ -134,7 +136,7 @@ class GrammarCompiler:
         if spec.kind not in (GrammarKind.JSON_OBJECT, GrammarKind.CHOICE):  # those two are always harmless
             self._trial.check(spec, grammar)
         tokenizer = self._get_tokenizer()
-        is_json = spec.kind in (GrammarKind.JSON_OBJECT, GrammarKind.JSON_SCHEMA)
+        is_json = spec.kind in _JSON_KINDS
         compiled = Grammar(
             lambda: new_matcher(tokenizer, grammar, spec.kind), self._tokens, bounds_numbers=is_json
         )

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.json_schema import prepare
+from engine.sampling.structural_tag import structural_tag_rules
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_SOURCE_BYTES = 1 << 16
+MAX_TAG_BYTES = 1 << 18  # of a structural tag, which holds many schemas
 MAX_SCHEMA_DEPTH = 100  # the library gives up at 128 levels, its own around the schema included
 
 _EXACT = '%llguidance {"no_forcing": true}\nstart: @answer'
@@ -46,8 +48,9 @@ _LARK_REFUSED = (
 def library_grammar(spec: GrammarSpec) -> str:
     """Return the spec as llguidance's JSON; raises RequestError for what can be seen without compiling."""
     num_bytes = len(spec.source.encode(errors="surrogatepass"))
-    if num_bytes > MAX_SOURCE_BYTES:
-        raise RequestError(f"{_noun(spec)} has {num_bytes} bytes, more than the {MAX_SOURCE_BYTES} allowed")
+    limit = MAX_TAG_BYTES if spec.kind is GrammarKind.STRUCTURAL_TAG else MAX_SOURCE_BYTES
+    if num_bytes > limit:
+        raise RequestError(f"{_noun(spec)} has {num_bytes} bytes, more than the {limit} allowed")
     try:
         grammar = _TRANSLATIONS[spec.kind](spec.source)
         text = json.dumps(
@@ -150,7 +153,19 @@ def _json_schema(source: str) -> dict[str, object]:
 
 
 def _with_whitespace(schema: dict[str, object]) -> dict[str, object]:
-    return {"json_schema": {"x-guidance": {"whitespace_pattern": _WHITESPACE}, **schema}}
+    return {"json_schema": _spaced(schema)}
+
+
+def _spaced(schema: dict[str, object]) -> dict[str, object]:
+    return {"x-guidance": {"whitespace_pattern": _WHITESPACE}, **schema}
+
+
+def _structural_tag(source: str) -> dict[str, object]:
+    tag = _parse_json(source)
+    schemas = [structure["schema"] for structure in tag["structures"]]
+    if any("x-guidance" in schema for schema in [*schemas, tag["answer"] or {}]):
+        raise ValueError("x-guidance is not a keyword of JSON Schema")
+    return {"lark_grammar": structural_tag_rules(tag, _spaced)}
 
 
 def _regex(source: str) -> dict[str, object]:
@@ -184,6 +199,7 @@ _TRANSLATIONS = {
     GrammarKind.REGEX: _regex,
     GrammarKind.CHOICE: _choice,
     GrammarKind.LARK: _lark,
+    GrammarKind.STRUCTURAL_TAG: _structural_tag,
 }
 
 _NOUNS = {
@@ -192,6 +208,7 @@ _NOUNS = {
     GrammarKind.REGEX: "the regular expression",
     GrammarKind.CHOICE: "the list of choices",
     GrammarKind.LARK: "the grammar",
+    GrammarKind.STRUCTURAL_TAG: "the tools",
 }
 
 

@@ -1,11 +1,13 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.interface.outputs import TokenLogprobs
+from server.answers import ReasoningDelta, merge
 from server.api.call import Call, answer_whole, open_call
 from server.api.chunks import CHAT_SHAPE, ChunkWriter, event
 from server.api.logprobs import chat_logprobs
@@ -41,12 +43,36 @@ def _reply(call: ChatCall, choices: Sequence[WholeChoice]) -> dict[str, object]:
 def _choice(call: ChatCall, index: int, whole: WholeChoice) -> dict[str, object]:
     return {
         "index": index,
-        "message": {"role": "assistant", "content": whole.text, "refusal": None},
+        "message": _message(call, whole),
         "logprobs": _logprobs(call, whole.logprobs),
         "finish_reason": whole.finish_reason,
         "seed": call.preparation.prompts[0].seed,
         **call.choice_extras(whole),
     }
+
+
+def _message(call: ChatCall, whole: WholeChoice) -> dict[str, object]:
+    if call.preparation.options.answer is None:
+        return {"role": "assistant", "content": whole.text, "refusal": None}
+    content, thought, calls = "", "", list[dict[str, Any]]()
+    for part in merge(whole.answer):
+        if isinstance(part, str):
+            content += part
+        elif isinstance(part, ReasoningDelta):
+            thought += part.text
+        elif part.id is None:
+            calls[-1]["function"]["arguments"] += part.arguments
+        else:
+            function = {"name": part.name, "arguments": part.arguments}
+            calls.append({"id": part.id, "type": "function", "function": function})
+    message: dict[str, object] = {
+        "role": "assistant",
+        "content": content if content or not calls else None,
+        "refusal": None,
+    }
+    if thought:
+        message["reasoning_content"] = thought
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _logprobs(call: ChatCall, tokens: Sequence[ScoredToken]) -> dict[str, object] | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.interface.outputs import FinishReason, TokenLogprobs
+from server.answers import AnswerPart, ReasoningDelta
 from server.api.encoding import encode_string, to_json, to_json_in_parts
 from server.api.text_delta import TextDelta
 from server.api.token_scores import ScoredToken
@@ -35,6 +36,22 @@ def _no_logprobs(_tokens: Sequence[ScoredToken]) -> None:
     return None
 
 
+def message_deltas(part: AnswerPart) -> list[Mapping[str, object]]:
+    """Return OpenAI's deltas of a message for a part of an answer; a call begins without arguments."""
+    if isinstance(part, str):
+        return [{"content": part}]
+    if isinstance(part, ReasoningDelta):
+        return [{"reasoning_content": part.text}]
+    deltas: list[Mapping[str, object]] = []
+    if part.id is not None:
+        function = {"name": part.name, "arguments": ""}
+        call = {"index": part.index, "id": part.id, "type": "function", "function": function}
+        deltas.append({"tool_calls": [call]})
+    if part.arguments:
+        deltas.append({"tool_calls": [{"index": part.index, "function": {"arguments": part.arguments}}]})
+    return deltas
+
+
 class ChunkWriter:
     """Writes the events of one stream.
 
@@ -64,6 +81,7 @@ class ChunkWriter:
         self._prompt_event = prompt_event
         head = "data: " + to_json(members).decode()[:-1] + ',"choices":[{"index":'
         before_text = f",{shape.before_text}"
+        self._heads = [f"{head}{index}" for index in range(len(seeds))]
         self._before_text = [f"{head}{index}{before_text}" for index in range(len(seeds))]
         self._before_logprobs = f'{shape.after_text},"logprobs":'
         self._after_text = f'{self._before_logprobs}null,"finish_reason":null'
@@ -78,7 +96,9 @@ class ChunkWriter:
             sources = to_json([token.to_json() for token in delta.provenance]).decode()
             extras += f',"provenance":{sources}'
         chunks = ""
-        if delta.text or extras or delta.logprobs:
+        if delta.parts is not None:
+            chunks = self._parts(delta, delta.parts, extras)
+        elif delta.text or extras or delta.logprobs:
             text = encode_string(delta.text)
             after_text = self._scored(delta) if delta.logprobs else self._after_text
             chunks = f"{self._before_text[delta.index]}{text}{after_text}{extras}}}]}}\n\n"
@@ -103,6 +123,21 @@ class ChunkWriter:
         if not self._with_usage:
             return DONE
         return event({**self._members, "choices": [], "usage": usage.to_json()}) + DONE
+
+    def _parts(self, delta: TextDelta, parts: Sequence[AnswerPart], extras: str) -> str:
+        """Return a chunk for each part; what belongs to the tokens comes with the first."""
+        messages: list[Mapping[str, object]] = [message for part in parts for message in message_deltas(part)]
+        if not messages and (extras or delta.logprobs):
+            messages = [{}]
+        chunks = ""
+        for number, message in enumerate(messages):
+            is_first = number == 0
+            logprobs = (
+                to_json(self._logprobs(delta.logprobs)).decode() if is_first and delta.logprobs else "null"
+            )
+            members = f'"delta":{to_json(message).decode()},"logprobs":{logprobs},"finish_reason":null'
+            chunks += f"{self._heads[delta.index]},{members}{extras if is_first else ''}}}]}}\n\n"
+        return chunks
 
     def _scored(self, delta: TextDelta) -> str:
         logprobs = to_json(self._logprobs(delta.logprobs)).decode()

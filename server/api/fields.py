@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.interface.errors import RequestError
+from server.answers import ToolCall
 from server.api.errors import describe, shorten
 from server.api.limits import (
     MAX_ALLOWED_TOKEN_IDS,
@@ -17,11 +18,13 @@ from server.api.limits import (
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
 )
+from server.api.tool_fields import parse_tool_calls
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_call_id"})
-_UNSUPPORTED_MESSAGE_KEYS = ("tool_calls", "function_call", "audio", "refusal")
+_MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_call_id", "tool_calls", "reasoning_content"})
+_UNSUPPORTED_MESSAGE_KEYS = ("function_call", "audio")
+_PART_KEYS = frozenset({"type", "text", "refusal"})
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 _MAX_BIAS = 100.0
 
@@ -47,14 +50,20 @@ class ChatMessage:
     content: str
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    reasoning_content: str | None = None
     unknown_keys: tuple[str, ...] = ()
 
-    def for_template(self, *, developer_role: str) -> dict[str, str]:
+    def for_template(self, *, developer_role: str) -> dict[str, object]:
         """Return the mapping that chat templates read; `developer_role` replaces the role developer."""
-        message = {
+        message: dict[str, object] = {
             "role": developer_role if self.role == "developer" else self.role,
             "content": self.content,
         }
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         if self.name is not None:
             message["name"] = self.name
         if self.tool_call_id is not None:
@@ -131,6 +140,13 @@ def parse_messages(value: object) -> tuple[ChatMessage, ...]:
     return tuple(_message(item, f"messages[{i}]") for i, item in enumerate(value))
 
 
+def parse_template_variables(value: object) -> Mapping[str, object]:
+    """Read an object of variables for a chat template."""
+    if not isinstance(value, dict):
+        raise _wrong("chat_template_kwargs", "an object", value)
+    return value
+
+
 def parse_stream_options(value: object) -> StreamOptions:
     """Read `{"include_usage": true}`."""
     if not isinstance(value, dict):
@@ -173,35 +189,46 @@ def _message(value: object, where: str) -> ChatMessage:
     for key in _UNSUPPORTED_MESSAGE_KEYS:
         if value.get(key):
             raise RequestError(f"{where}.{key} is not supported yet", param=f"{where}.{key}")
-    known = _MESSAGE_KEYS.union(_UNSUPPORTED_MESSAGE_KEYS)
+    known = _MESSAGE_KEYS.union(_UNSUPPORTED_MESSAGE_KEYS, ("refusal",) if role == "assistant" else ())
+    unknown = [f"{where}.{key}" for key in value.keys() - known if value[key] is not None]
+    calls = parse_tool_calls(value.get("tool_calls"), f"{where}.tool_calls", unknown)
+    if calls and role != "assistant":
+        raise RequestError(f"{where}.tool_calls: only an assistant calls tools", param=f"{where}.tool_calls")
+    content = value.get("content")
+    if content is None and role == "assistant":  # OpenAI's null beside tool_calls or a refusal
+        content = value.get("refusal") or ""
     return ChatMessage(
         role=role,
-        content=_content(value.get("content"), f"{where}.content"),
+        content=_content(content, f"{where}.content", unknown),
         name=_optional_string(value.get("name"), f"{where}.name"),
         tool_call_id=_optional_string(value.get("tool_call_id"), f"{where}.tool_call_id"),
-        unknown_keys=tuple(f"{where}.{key}" for key in value.keys() - known),
+        tool_calls=calls,
+        reasoning_content=_optional_string(value.get("reasoning_content"), f"{where}.reasoning_content"),
+        unknown_keys=tuple(unknown),
     )
 
 
-def _content(value: object, where: str) -> str:
+def _content(value: object, where: str, unknown: list[str]) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise _wrong(where, "a string or a list of text parts", value)
-    return "".join(_text_part(part, f"{where}[{i}]") for i, part in enumerate(value))
+    return "".join(_text_part(part, f"{where}[{i}]", unknown) for i, part in enumerate(value))
 
 
-def _text_part(value: object, where: str) -> str:
+def _text_part(value: object, where: str, unknown: list[str]) -> str:
     if not isinstance(value, dict):
         raise _wrong(where, 'an object {"type": "text", "text": ...}', value)
-    if value.get("type") != "text":
+    kind = value.get("type")
+    if kind not in ("text", "refusal"):
         raise RequestError(
-            f"{where}.type must be text, got {describe(value.get('type'))}: the model reads text only",
+            f"{where}.type must be text, got {describe(kind)}: the model reads text only",
             param=f"{where}.type",
         )
-    text = value.get("text")
+    text = value.get(kind)
     if not isinstance(text, str):
-        raise _wrong(f"{where}.text", "a string", text)
+        raise _wrong(f"{where}.{kind}", "a string", text)
+    unknown += [f"{where}.{key}" for key in value.keys() - _PART_KEYS]
     return text
 
 

@@ -8,6 +8,7 @@ from engine.interface.engine_client import OutputStream
 from engine.interface.errors import EngineUnavailableError, NonFiniteError
 from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
+from server.answers import AnswerPart, merge
 from server.api.preparation import PreparedRequest, TextOptions
 from server.api.speculation import SpeculationTally, provenance, total
 from server.api.text_delta import PromptScores, TextDelta
@@ -28,8 +29,15 @@ class ChoiceText:
         self.finish_reason: FinishReason | None = None
         self.speculation = SpeculationTally()
         self._options = options
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=options.skip_special_tokens)
+        answer = options.answer
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            skip_special_tokens=options.skip_special_tokens,
+            shown_token_ids=frozenset() if answer is None else answer.shown_token_ids,
+        )
         self._matcher = options.new_matcher()
+        self._parser = None if answer is None else answer.new_parser()
+        self.num_reasoning_tokens = 0
         self._scored = scored
         self._sum_logprobs = 0.0
 
@@ -45,20 +53,28 @@ class ChoiceText:
         visible = len(token_ids)
         if output.stop_token_id is not None and not self._options.include_stop:
             visible -= 1  # the token that ended the request is counted, not shown
-        if self._matcher is None:
+        parts: list[AnswerPart] = []
+        if self._matcher is None and self._parser is None:
             self.num_tokens += len(token_ids)
             text = self._detokenizer.push(token_ids[:visible])
         else:
-            text = self._push_until_stop(token_ids, visible)
+            text = self._push_until_stop(token_ids, visible, parts)
         if self.finish_reason is None and output.finish_reason is not None:
             self.finish_reason = output.finish_reason
-            text += self._flush()
+            rest = self._flush()
+            text += rest
+            self._parse(rest, parts)
+        if self._parser is not None and self.finish_reason is not None:
+            parts += self._parser.finish()
+            if self._parser.has_calls and self.finish_reason is FinishReason.STOP:
+                self.finish_reason = FinishReason.TOOL_CALLS
         num_new = self.num_tokens - num_before
         delta = TextDelta(
             index=output.index,
             text=text,
             token_ids=token_ids[:num_new],
             finish_reason=self.finish_reason,
+            parts=None if self._parser is None else merge(parts),
         )
         self.speculation.add(output, num_new)
         if self._options.with_provenance:
@@ -70,15 +86,26 @@ class ChoiceText:
             delta.logprobs = self._scored.release(len(text), is_last=self.finish_reason is not None)
         return delta
 
-    def _push_until_stop(self, token_ids: Sequence[int], visible: int) -> str:
-        parts = []
+    def _push_until_stop(self, token_ids: Sequence[int], visible: int, parts: list[AnswerPart]) -> str:
+        """Add tokens one by one, so that each ends the text or the answer where it does."""
+        texts = []
         for place, token_id in enumerate(token_ids):
             self.num_tokens += 1
             if place < visible:
-                parts.append(self._match(self._detokenizer.push((token_id,))))
+                texts.append(self._match(self._detokenizer.push((token_id,))))
+                self._parse(texts[-1], parts)
             if self.finish_reason is not None:
                 break
-        return "".join(parts)
+        return "".join(texts)
+
+    def _parse(self, text: str, parts: list[AnswerPart]) -> None:
+        """Read text as the parser does; the last call that an answer may have ends it."""
+        if self._parser is None:
+            return
+        parts += self._parser.push(text)
+        self.num_reasoning_tokens += self._parser.in_reasoning
+        if self._parser.is_over and self.finish_reason is None:
+            self.finish_reason = FinishReason.STOP
 
     def _match(self, text: str) -> str:
         # What comes before min_tokens is not searched, so that no stop string ends the answer there.
@@ -160,6 +187,7 @@ class Generation:
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             cached_tokens=sum(self._cached_tokens),
             speculation=total(choice.speculation for choice in self._choices),
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
         )
 
     def mean_logprob(self, index: int) -> float:

@@ -10,17 +10,12 @@ from server.api.limits import MAX_SHOWN_CHARS, MAX_WARNINGS
 
 NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
     "web_search_options": (),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "priority": (0,),
@@ -31,6 +26,9 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
 
 ELSEWHERE: Mapping[str, str] = {
     "best_of": "/v1/completions has it",
+    "tools": "/v1/chat/completions has it",
+    "tool_choice": "/v1/chat/completions has it",
+    "parallel_tool_calls": "/v1/chat/completions has it",
     "echo": "/v1/completions has it",
     "top_logprobs": "/v1/chat/completions has it; here logprobs is a number",
     "guided_json": "use structured_outputs.json",
@@ -43,6 +41,9 @@ ELSEWHERE: Mapping[str, str] = {
 """Fields of the other endpoint or of other servers, refused with what to do: they change the answer."""
 
 _ELSEWHERE_NO_OPS: Mapping[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "best_of": (1,),
     "echo": (False,),
     "top_logprobs": (0,),
@@ -54,6 +55,7 @@ NO_EFFECT: Mapping[str, str] = {
     "prompt_cache_key": "the prefix cache needs no key; cache_salt separates tenants",
     "prompt_cache_retention": "the prefix cache keeps what fits",
     "safety_identifier": "nobody reads it here",
+    "verbosity": "the model does not know it",
 }
 """Known fields that change nothing in the answer; each is a warning."""
 

@@ -21,6 +21,7 @@ Of a stream only the prompt's count: those of the answer leave as they come.
 """
 
 MAX_MESSAGES = 4096
+MAX_TOOLS = 128
 MAX_CACHE_SALT_CHARS = 256
 MAX_USER_CHARS = 1024
 

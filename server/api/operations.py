@@ -9,7 +9,7 @@ from starlette.responses import Response
 from engine.interface.errors import RequestError
 from server.api.body import run_sized
 from server.api.encoding import json_response
-from server.api.prompts import check_token_ids, encode_chat, encode_text
+from server.api.prompts import check_token_ids, encode_text, render_chat
 from server.api.requests import check_model_name, read_request, server_state
 from server.api.schemas import DetokenizeRequest, TokenizeRequest
 from server.serving import Phase, ServedModel, not_ready
@@ -95,12 +95,9 @@ def _tokenize(body: TokenizeRequest, model: ServedModel) -> tuple[int, ...]:
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is None:
         return encode_text(body.prompt or "", model, param="prompt", add_bos=body.add_special_tokens)
-    return encode_chat(
-        body.messages,
-        model,
-        add_generation_prompt=body.add_generation_prompt,
-        add_bos=bool(body.add_special_tokens),
-    )
+    chat = render_chat(body.messages, model, add_generation_prompt=body.add_generation_prompt)
+    add_bos = bool(body.add_special_tokens)
+    return encode_text(chat.text, model, param="messages", add_bos=add_bos, stand_ins=chat.stand_ins)
 
 
 def _model_card(model: ServedModel) -> dict[str, object]:

@@ -9,10 +9,18 @@ from engine.interface.errors import RequestError
 from engine.interface.outputs import GenerationRequest
 from engine.interface.sampling_params import SamplingParams
 from engine.interface.speculation import SpeculationParams
+from server.api.answer_plan import AnswerPlan, plan_answer, plan_tools, template_variables
 from server.api.errors import describe
 from server.api.grammars import RequestedGrammar
 from server.api.logprobs import LogprobOptions, check_num_logprobs
-from server.api.prompts import PreparedPrompt, check_token_ids, prepare_messages, prepare_prompt
+from server.api.prompts import (
+    PreparedPrompt,
+    check_token_ids,
+    draw_seed,
+    encode_text,
+    prepare_prompt,
+    render_chat,
+)
 from server.api.sampling import sampling_params
 from server.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationBody
 from server.api.token_budget import (
@@ -34,6 +42,7 @@ class TextOptions:
     skip_special_tokens: bool = True
     min_tokens: int = 0
     with_provenance: bool = False
+    answer: AnswerPlan | None = None  # None: all of it is content
 
     def new_matcher(self) -> StopStringMatcher | None:
         """Return a matcher for one choice, None without stop strings."""
@@ -90,15 +99,26 @@ def prepare_chat(
     check_num_logprobs("top_logprobs", body.top_logprobs)
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    tools = plan_tools(body, model)
+    chat = render_chat(
+        body.messages,
+        model,
+        add_generation_prompt=True,
+        tools=() if tools is None else tools.tools,
+        variables=template_variables(body, model),
+    )
+    text = chat.text + (tools.format.begin if tools is not None and tools.is_prefilled else "")
+    token_ids = encode_text(text, model, param="messages", add_bos=False, stand_ins=chat.stand_ins)
     return _prepare(
         body,
-        [prepare_messages(body.messages, model, body.seed)],
+        [PreparedPrompt(token_ids=token_ids, seed=draw_seed(body.seed))],
         model,
         n=body.n,
         logprobs=LogprobOptions(answer=body.num_logprobs, prompt=body.prompt_logprobs),
         salt=salt,
         default=None,
         echo=False,
+        answer=plan_answer(tools, text, model),
     )
 
 
@@ -130,6 +150,7 @@ def _prepare(
     salt: bytes,
     default: int | None,
     echo: bool,
+    answer: AnswerPlan | None = None,
 ) -> PreparedRequest:
     """Make `n` requests of each prompt."""
     for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
@@ -141,7 +162,7 @@ def _prepare(
         max_model_len=model.engine.limits.max_model_len,
         max_scored=max_scored_tokens(body, logprobs, [len(prompt.token_ids) for prompt in prompts], n),
     )
-    grammar = _grammar(body)
+    grammar = _grammar(body, answer)
     shared = sampling_params(
         body,
         model,
@@ -165,7 +186,7 @@ def _prepare(
         prompts=tuple(prompts),
         n=n,
         num_returned=body.n,
-        options=_text_options(body),
+        options=_text_options(body, answer),
         logprobs=logprobs,
         grammar=grammar,
     )
@@ -188,8 +209,10 @@ def _choices(
     ]
 
 
-def _grammar(body: GenerationBody) -> RequestedGrammar | None:
-    """Return the grammar that one of two fields asks for; raises RequestError if both do."""
+def _grammar(body: GenerationBody, answer: AnswerPlan | None) -> RequestedGrammar | None:
+    """Return the grammar of the tools, or that one of two fields asks for; raises RequestError if both do."""
+    if answer is not None and answer.tools is not None and answer.tools.grammar is not None:
+        return answer.tools.grammar
     grammars = [
         RequestedGrammar(field=name, spec=structure.grammar)
         for name, structure in (
@@ -204,13 +227,14 @@ def _grammar(body: GenerationBody) -> RequestedGrammar | None:
     return grammars[0] if grammars else None
 
 
-def _text_options(body: GenerationBody) -> TextOptions:
+def _text_options(body: GenerationBody, answer: AnswerPlan | None) -> TextOptions:
     options = TextOptions(
         stop=body.stop,
         include_stop=body.include_stop_str_in_output,
         skip_special_tokens=body.skip_special_tokens,
         min_tokens=body.min_tokens,
         with_provenance=body.return_provenance,
+        answer=answer,
     )
     options.new_matcher()  # builds the automaton here, where a large request has a thread
     return options

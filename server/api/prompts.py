@@ -3,14 +3,18 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from engine.interface.errors import RequestError
+from server.answers import Tool
+from server.answers.prompt import with_tools_as_text
 from server.api.fields import ChatMessage, Prompt
 from server.api.schemas import CompletionRequest
 from server.serving import ServedModel
 from server.text import TextError
 
 _SEED_BITS = 53  # JavaScript reads no larger integers exactly
+_NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
 _MAX_SHRINK = 3  # normalisation never shortens text to less than a third of its bytes
 
 
@@ -28,7 +32,7 @@ class PreparedPrompt:
 def prepare_prompt(prompt: Prompt, model: ServedModel, body: CompletionRequest) -> PreparedPrompt:
     """Tokenise a prompt of a completion; raises RequestError."""
     # Each prompt draws a seed, so that one given twice without a seed gets two answers.
-    seed = secrets.randbits(_SEED_BITS) if body.seed is None else body.seed
+    seed = draw_seed(body.seed)
     if prompt.text is None:
         return _prepare_ids(prompt.token_ids, model, body, seed)
     token_ids = encode_text(prompt.text, model, param="prompt")
@@ -53,18 +57,31 @@ def _prepare_ids(
     return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, skip_special_tokens=skip)
 
 
-def prepare_messages(messages: Sequence[ChatMessage], model: ServedModel, seed: int | None) -> PreparedPrompt:
-    """Render and tokenise a conversation; raises RequestError."""
-    token_ids = encode_chat(messages, model, add_generation_prompt=True, add_bos=False)
-    return PreparedPrompt(token_ids=token_ids, seed=secrets.randbits(_SEED_BITS) if seed is None else seed)
+@dataclass(frozen=True, kw_only=True)
+class RenderedChat:
+    """What a chat template made of a conversation."""
+
+    text: str
+    stand_ins: Mapping[str, str]  # characters that people wrote, where the text has stand-ins for them
 
 
-def encode_chat(
-    messages: Sequence[ChatMessage], model: ServedModel, *, add_generation_prompt: bool, add_bos: bool
-) -> tuple[int, ...]:
-    """Return the token ids of what the chat template makes of `messages`; raises RequestError.
+def draw_seed(seed: int | None) -> int:
+    """Return the seed that a client gave, or a new one."""
+    return secrets.randbits(_SEED_BITS) if seed is None else seed
 
-    Control tokens come from the template alone: what spells one in a message stays text.
+
+def render_chat(
+    messages: Sequence[ChatMessage],
+    model: ServedModel,
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Tool] = (),
+    variables: Mapping[str, object] = _NO_VARIABLES,
+) -> RenderedChat:
+    """Return what the chat template makes of `messages` and `tools`; raises RequestError.
+
+    A template that knows no tools gets them as plain messages (server/answers/prompt.py). Control tokens come
+    from the template alone: what spells one in a message or a tool stays text.
     """
     if model.chat_template is None:
         raise RequestError(
@@ -72,14 +89,23 @@ def encode_chat(
         )
     for_template: Sequence[Mapping[str, object]]
     for_template = [message.for_template(developer_role=model.developer_role) for message in messages]
+    definitions: Sequence[Mapping[str, object]] = [tool.definition for tool in tools]
+    if "tools" not in model.chat_template.variables:
+        for_template, definitions = with_tools_as_text(for_template, definitions), []
     stand_ins: Mapping[str, str] = {}
     if model.content_guard is not None:
         try:
-            for_template, stand_ins = model.content_guard.guard(for_template)
+            guarded, stand_ins = model.content_guard.guard([*for_template, *definitions])
         except TextError as error:
             raise RequestError(str(error), param="messages") from None
-    text = model.chat_template.render(for_template, add_generation_prompt=add_generation_prompt)
-    return encode_text(text, model, param="messages", add_bos=add_bos, stand_ins=stand_ins)
+        for_template, definitions = guarded[: len(for_template)], guarded[len(for_template) :]
+    text = model.chat_template.render(
+        for_template,
+        add_generation_prompt=add_generation_prompt,
+        tools=definitions or None,
+        variables=variables,
+    )
+    return RenderedChat(text=text, stand_ins=stand_ins)
 
 
 def encode_text(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.interface.outputs import FinishReason, TokenLogprobs
+from server.answers import AnswerPart
 from server.api.generation import Generation
 from server.api.known_fields import FieldWarning
 from server.api.preparation import PreparedRequest
@@ -62,6 +63,7 @@ class WholeChoice:
     provenance: list[TokenProvenance] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprobs] = ()  # from the prompt's second token on
     finish_reason: FinishReason | None = None
+    answer: list[AnswerPart] = field(default_factory=list)  # the text again, where a parser reads it
 
     @property
     def text(self) -> str:
@@ -91,6 +93,7 @@ async def collect(generation: Generation, num_choices: int) -> Sequence[WholeCho
             choice.provenance.extend(delta.provenance)
             choice.prompt_logprobs = delta.prompt_logprobs or choice.prompt_logprobs
             choice.finish_reason = delta.finish_reason
+            choice.answer += delta.parts or ()
     return choices
 
 

@@ -21,12 +21,14 @@ from server.api.fields import (
     parse_stop,
     parse_stop_token_ids,
     parse_stream_options,
+    parse_template_variables,
     parse_token_ids,
 )
 from server.api.known_fields import FieldWarning, refuse_unsupported, warnings_about
 from server.api.limits import MAX_CACHE_SALT_CHARS, MAX_USER_CHARS
 from server.api.speculation import RequestedSpeculation, parse_speculation
 from server.api.structure import Structure, parse_response_format, parse_structured_outputs
+from server.api.tool_fields import RequestedTools, ToolChoice, parse_tool_choice, parse_tools
 
 _IDS = {"type": "array", "items": {"type": "integer"}}
 _STRINGS = {"type": "array", "items": {"type": "string"}}
@@ -39,12 +41,14 @@ _MESSAGES_SCHEMA = {
     "type": "array",
     "items": {
         "type": "object",
-        "required": ["role", "content"],
+        "required": ["role"],
         "properties": {
             "role": {"enum": list(ROLES)},
             "content": {"anyOf": [{"type": "string"}, _TEXT_PARTS]},
             "name": {"type": "string"},
             "tool_call_id": {"type": "string"},
+            "tool_calls": {"type": "array", "items": {"type": "object"}},
+            "reasoning_content": {"type": "string"},
         },
     },
 }
@@ -72,6 +76,34 @@ _FORMAT_SCHEMA = {
             },
         },
     },
+}
+_FUNCTION_SCHEMA = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "description": {"type": "string"},
+        "parameters": {"type": "object"},
+        "strict": {"type": "boolean"},
+    },
+}
+_TOOLS_SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["type", "function"],
+        "properties": {"type": {"const": "function"}, "function": _FUNCTION_SCHEMA},
+    },
+}
+_TOOL_CHOICE_SCHEMA = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"enum": ["function", "allowed_tools"]}},
+        },
+    ]
 }
 _STRUCTURE_SCHEMA = {
     "type": "object",
@@ -112,8 +144,15 @@ ResponseFormatField = Annotated[
 StructuredOutputsField = Annotated[
     Structure, PlainValidator(parse_structured_outputs), WithJsonSchema(_STRUCTURE_SCHEMA)
 ]
+ToolsField = Annotated[RequestedTools, PlainValidator(parse_tools), WithJsonSchema(_TOOLS_SCHEMA)]
+ToolChoiceField = Annotated[
+    ToolChoice, PlainValidator(parse_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)
+]
 SpeculationField = Annotated[
     RequestedSpeculation, PlainValidator(parse_speculation), WithJsonSchema(_SPECULATION_SCHEMA)
+]
+TemplateVariablesField = Annotated[
+    Mapping[str, object], PlainValidator(parse_template_variables), WithJsonSchema({"type": "object"})
 ]
 TokenIdsField = Annotated[tuple[int, ...], PlainValidator(parse_token_ids), WithJsonSchema(_IDS)]
 
@@ -215,6 +254,18 @@ class ChatCompletionRequest(GenerationBody):
     messages: MessagesField = Field(description="The conversation; content is text or a list of text parts.")
     logprobs: bool = Field(False, description="Return the logprob of each token of the answer.")
     top_logprobs: int | None = Field(None, description="0 to 20 likeliest tokens beside each; with logprobs.")
+    tools: ToolsField = Field(RequestedTools(tools=()), description="Functions that the model may call.")
+    tool_choice: ToolChoiceField = Field(
+        ToolChoice(mode="auto"), description="none, auto, required, a function, or allowed_tools."
+    )
+    parallel_tool_calls: bool = Field(True, description="Let an answer have several calls.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None,
+        description="For chat templates that know it; none switches thinking off where that is possible.",
+    )
+    chat_template_kwargs: TemplateVariablesField = Field(
+        {}, description="Further variables of the chat template."
+    )
 
     @property
     def num_logprobs(self) -> int | None:
@@ -280,6 +331,7 @@ def _unknown_nested(body: Body) -> list[str]:
             body.response_format,
             body.structured_outputs,
             body.speculation,
+            body.tools if isinstance(body, ChatCompletionRequest) else None,
         ):
             names += part.unknown_keys if part is not None else ()
     return names

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.interface.outputs import FinishReason, TokenLogprobs
+from server.answers import AnswerPart, merge
 from server.api.speculation import TokenProvenance
 from server.api.token_scores import ScoredToken
 
@@ -19,6 +20,7 @@ class TextDelta:
     logprobs: Sequence[ScoredToken] = ()  # of the tokens whose text is complete now
     provenance: Sequence[TokenProvenance] = ()  # of token_ids, if asked for
     prompt_logprobs: Sequence[TokenLogprobs] | None = None  # on the choice's first delta, if asked for
+    parts: list[AnswerPart] | None = None  # of the text, where a parser reads it
 
     def extend(self, later: "TextDelta") -> None:
         """Take in the choice's next delta, so that both go out as one chunk."""
@@ -27,6 +29,8 @@ class TextDelta:
         self.finish_reason = later.finish_reason
         self.logprobs = (*self.logprobs, *later.logprobs)
         self.provenance = (*self.provenance, *later.provenance)
+        if self.parts is not None and later.parts is not None:
+            self.parts = merge(self.parts + later.parts)
 
 
 class PromptScores:

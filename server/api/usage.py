@@ -12,6 +12,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
     speculation: SpeculationTally = field(default_factory=SpeculationTally)
 
     def to_json(self) -> dict[str, object]:
@@ -23,6 +24,7 @@ class Usage:
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
             "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning_tokens,
                 "accepted_prediction_tokens": num_accepted,
                 "rejected_prediction_tokens": self.speculation.num_draft_tokens - num_accepted,
             },

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from jinja2.exceptions import TemplateError
+from jinja2.meta import find_undeclared_variables
 
 from engine.interface.errors import CheckpointError, RequestError
 from server.text.template_sandbox import TemplateRefusal, TemplateSandbox
@@ -25,7 +26,7 @@ _PYTHON_ERRORS = (
 class ChatTemplate:
     """A checkpoint's Jinja template; safe to share between threads.
 
-    Raises CheckpointError when `source` does not compile.
+    `variables` are the names that it asks for. Raises CheckpointError when `source` does not compile.
     """
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
@@ -38,6 +39,7 @@ class ChatTemplate:
         self._sandbox = TemplateSandbox()
         try:
             self._template = self._sandbox.build(source)
+            self.variables = frozenset(find_undeclared_variables(self._sandbox.parse(source)))
         except (TemplateError, *_PYTHON_ERRORS) as error:
             raise CheckpointError(f"the chat template does not compile: {_describe(error)}") from error
 
@@ -46,22 +48,24 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, object]],
         *,
         add_generation_prompt: bool = True,
-        **variables: object,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        variables: Mapping[str, object] | None = None,
     ) -> str:
         """Return the prompt for a conversation.
 
-        `variables` reach the template beside the ones that every template may expect; `tools` and
-        `documents` are None unless given.
+        `variables` reach the template beside the ones that every template may expect, which they cannot
+        replace.
         Raises RequestError when the template refuses the messages, fails on them, or works too long.
         """
         known: dict[str, object] = {
             "messages": list(messages),
+            "tools": None if tools is None else list(tools),
             "add_generation_prompt": add_generation_prompt,
             "bos_token": self._bos_token,
             "eos_token": self._eos_token,
         }
         try:
-            return self._sandbox.run(self._template, {"tools": None, "documents": None, **variables, **known})
+            return self._sandbox.run(self._template, {"documents": None, **(variables or {}), **known})
         except TemplateRefusal as error:
             raise RequestError(
                 f"the model's chat template refuses the messages: {_describe(error)}", param="messages"

@@ -13,7 +13,6 @@ from server.text.added_tokens import AddedTokens
 from server.text.errors import TextError
 
 _PRIVATE = range(0x100000, 0x10FFFE)  # plane 16, to which Unicode gives no meaning
-_NOT_WRITTEN_BY_PEOPLE = frozenset({"role", "type"})
 
 
 class ContentGuard:
@@ -28,20 +27,20 @@ class ContentGuard:
     def guard(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
         """Return the messages with stand-ins in them, and what each stands for; none is the usual case.
 
-        Roles and types are the server's words. Raises TextError where no private character is left.
+        The roles of messages are the server's words. Raises TextError where no private character is left.
         """
         stand_ins = _StandIns(messages)
-        guarded = [self._guard(message, stand_ins) for message in messages]
+        guarded: list[Mapping[str, Any]] = [
+            {key: item if key == "role" else self._guard(item, stand_ins) for key, item in message.items()}
+            for message in messages
+        ]
         return guarded, {stand_in: character for character, stand_in in stand_ins.chosen.items()}
 
     def _guard(self, value: Any, stand_ins: "_StandIns") -> Any:
         if isinstance(value, str):
             return self._guard_text(value, stand_ins)
         if isinstance(value, Mapping):
-            return {
-                key: item if key in _NOT_WRITTEN_BY_PEOPLE else self._guard(item, stand_ins)
-                for key, item in value.items()
-            }
+            return {self._guard(key, stand_ins): self._guard(item, stand_ins) for key, item in value.items()}
         return [self._guard(item, stand_ins) for item in value] if isinstance(value, list | tuple) else value
 
     def _guard_text(self, text: str, stand_ins: "_StandIns") -> str:

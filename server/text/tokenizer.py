@@ -50,6 +50,10 @@ class Tokenizer:
         """The token that ends a text, if the checkpoint names one."""
         return self._data.eos_token_id
 
+    def find_special(self, text: str) -> int | None:
+        """Return the control token of this text, if there is one."""
+        return next((i for i in self._special_token_ids if self._data.tokens[i] == text), None)
+
     @property
     def special_tokens(self) -> list[str]:
         """The texts of the control tokens."""
@@ -88,9 +92,20 @@ class Tokenizer:
         """Return the text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(token_ids, skip_special_tokens=skip_special_tokens).decode(errors="replace")
 
-    def decode_bytes(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> bytes:
-        """Return the exact bytes of the ids, which may begin or end inside a character."""
-        skipped = self._special_token_ids if skip_special_tokens else frozenset()
+    def decode_bytes(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        shown_token_ids: frozenset[int] = frozenset(),
+    ) -> bytes:
+        """Return the exact bytes of the ids, which may begin or end inside a character.
+
+        Of the special tokens that are skipped, `shown_token_ids` are not.
+        """
+        skipped = self._special_token_ids if skip_special_tokens else frozenset[int]()
+        if shown_token_ids:
+            skipped -= shown_token_ids
         return b"".join([self.token_bytes(token_id) for token_id in token_ids if token_id not in skipped])
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -87,6 +87,7 @@ def check_usage(usage: Any, *, num_choices: int) -> None:
     # 18 tokens in steps of 4, 4, 4, 4 and 2; the last token of each step is the target's own.
     assert usage["completion_tokens"] == 18 * num_choices
     assert usage["completion_tokens_details"] == {
+        "reasoning_tokens": 0,
         "accepted_prediction_tokens": 13 * num_choices,
         "rejected_prediction_tokens": 12 * num_choices,
     }

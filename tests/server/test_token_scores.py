@@ -26,7 +26,7 @@ class PieceTokenizer(Tokenizer):
     def is_special(self, token_id: int) -> bool:
         return False
 
-    def decode_bytes(self, token_ids: object, *, skip_special_tokens: bool = True) -> bytes:
+    def decode_bytes(self, token_ids: object, **_options: object) -> bytes:
         return b"".join(self.pieces[token_id] for token_id in token_ids)
 
 

@@ -233,7 +233,6 @@ def test_too_many_prompts_are_refused_before_anything_is_done(server: RunningSer
     ("field", "value"),
     [
         ("suffix", "x"),
-        ("tools", [{"type": "function"}]),
         ("priority", 1),
         ("deadline_ms", 5),
     ],

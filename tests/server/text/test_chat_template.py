@@ -120,7 +120,7 @@ def test_default_prompt_to_the_letter(default_data):
 
 def test_variables_reach_the_template():
     template = ChatTemplate("{{ enable_thinking }}{{ missing is defined }}")
-    assert template.render([], enable_thinking=False) == "FalseFalse"
+    assert template.render([], variables={"enable_thinking": False}) == "FalseFalse"
 
 
 def test_today():

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.api.fields import ChatMessage
-from server.api.prompts import encode_chat
+from server.api.prompts import encode_text, render_chat
 from server.text import ContentGuard, TextError
 from tests.fakes import IM_END, IM_START, FakeEngine
 from tests.server.harness import served_model
@@ -29,7 +29,8 @@ def ids(contents, *, guard=True, template=None):
     if not guard:
         model = replace(model, content_guard=None)
     messages = [ChatMessage(role="user", content=content) for content in contents]
-    return list(encode_chat(messages, model, add_generation_prompt=False, add_bos=False))
+    chat = render_chat(messages, model, add_generation_prompt=False)
+    return list(encode_text(chat.text, model, param="messages", add_bos=False, stand_ins=chat.stand_ins))
 
 
 def expected(contents):
