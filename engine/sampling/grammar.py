@@ -10,16 +10,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.structural_tag import read_structural_tag
 from engine.sampling.grammar_library import (
     DEAD_END,
+    bounds_numbers,
     build_tokenizer,
     describe,
     library_grammar,
@@ -28,14 +30,20 @@ from engine.sampling.grammar_library import (
 )
 from engine.sampling.grammar_trial import TrialProcess
 from engine.sampling.number_bound import DigitTokens, NumberPlace
+from engine.sampling.thought import ThoughtGrammar, ThoughtState
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_JSON_KINDS = (GrammarKind.JSON_OBJECT, GrammarKind.JSON_SCHEMA, GrammarKind.STRUCTURAL_TAG)
-
 _Words: TypeAlias = npt.NDArray[np.uint32]
 """One bit per token, the lowest bit first."""
+
+
+class CompiledGrammar(Protocol):
+    """A grammar that answers can be started in."""
+
+    def start(self) -> "GrammarState | ThoughtState":
+        """Return the state before the first token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +91,12 @@ class GrammarCompiler:
         )
         self._max_cached = max_cached
         self._trial = TrialProcess(self._token_bytes, deadline_seconds=deadline_seconds)
-        self._cache: OrderedDict[GrammarSpec, Future[Grammar]] = OrderedDict()
+        self._cache: OrderedDict[GrammarSpec, Future[CompiledGrammar]] = OrderedDict()
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = threading.Lock()
 
-    def compile(self, spec: GrammarSpec, *, param: str = "response_format") -> "Grammar":
+    def compile(self, spec: GrammarSpec, *, param: str = "response_format") -> CompiledGrammar:
         """Return the grammar of a spec; many callers at once do the work once.
 
         Takes milliseconds, at worst seconds: not for the event loop. Raises RequestError, which blames
@@ -109,7 +117,7 @@ class GrammarCompiler:
         except RequestError as error:
             raise RequestError(str(error), param=param) from None
 
-    def find(self, spec: GrammarSpec) -> "Grammar | None":
+    def find(self, spec: GrammarSpec) -> CompiledGrammar | None:
         """Return the grammar of a spec that is compiled; takes no time."""
         with self._lock:
             future = self._cache.get(spec)
@@ -122,23 +130,37 @@ class GrammarCompiler:
         """End the trial process; compiling starts it again."""
         self._trial.close()
 
-    def _compile_into(self, future: "Future[Grammar]", spec: GrammarSpec) -> None:
+    def _compile_into(self, future: "Future[CompiledGrammar]", spec: GrammarSpec) -> None:
         try:
-            future.set_result(self._compile(spec))
+            future.set_result(self._compile_any(spec))
         except BaseException as error:  # noqa: BLE001 - those who wait must not wait for ever
             with self._lock:
                 if self._cache.get(spec) is future:
                     del self._cache[spec]
             future.set_exception(error)
 
+    def _compile_any(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Compile a grammar; the library has no part in a thought before it."""
+        if spec.kind is not GrammarKind.STRUCTURAL_TAG:
+            return self._compile(spec)
+        try:
+            tag = read_structural_tag(spec.source)
+        except ValueError as error:
+            raise RequestError(refusal(spec, str(error))) from None
+        if tag.thought is None:
+            return self._compile(spec)
+        rest = self.compile(replace(tag, thought=None).spec()) if tag.is_constrained else None
+        return ThoughtGrammar(tag.thought, self._token_bytes, rest)
+
     def _compile(self, spec: GrammarSpec) -> "Grammar":
         grammar = library_grammar(spec)
         if spec.kind not in (GrammarKind.JSON_OBJECT, GrammarKind.CHOICE):  # those two are always harmless
             self._trial.check(spec, grammar)
         tokenizer = self._get_tokenizer()
-        is_json = spec.kind in _JSON_KINDS
         compiled = Grammar(
-            lambda: new_matcher(tokenizer, grammar, spec.kind), self._tokens, bounds_numbers=is_json
+            lambda: new_matcher(tokenizer, grammar, spec.kind),
+            self._tokens,
+            bounds_numbers=bounds_numbers(spec),
         )
         state = compiled.start()
         if state.is_complete and state.error is not None:

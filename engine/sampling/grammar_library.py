@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.structural_tag import read_structural_tag
 from engine.sampling.json_schema import prepare
 from engine.sampling.structural_tag import structural_tag_rules
 
@@ -64,6 +65,13 @@ def library_grammar(spec: GrammarSpec) -> str:
     except ValueError as error:  # JSON errors, lone surrogates, NaN and our own
         raise RequestError(refusal(spec, str(error))) from None
     return text
+
+
+def bounds_numbers(spec: GrammarSpec) -> bool:
+    """Tell whether numbers of the answer are bounded: where all of it is JSON."""
+    if spec.kind is GrammarKind.STRUCTURAL_TAG:
+        return read_structural_tag(spec.source).is_json_only
+    return spec.kind in (GrammarKind.JSON_OBJECT, GrammarKind.JSON_SCHEMA)
 
 
 def refusal(spec: GrammarSpec, reason: str) -> str:
@@ -161,9 +169,10 @@ def _spaced(schema: dict[str, object]) -> dict[str, object]:
 
 
 def _structural_tag(source: str) -> dict[str, object]:
-    tag = _parse_json(source)
-    schemas = [structure["schema"] for structure in tag["structures"]]
-    if any("x-guidance" in schema for schema in [*schemas, tag["answer"] or {}]):
+    _parse_json(source)  # for its depth and its numbers
+    tag = read_structural_tag(source)
+    schemas = [structure.schema for structure in tag.structures]
+    if any("x-guidance" in schema for schema in [*schemas, tag.answer or {}]):
         raise ValueError("x-guidance is not a keyword of JSON Schema")
     return {"lark_grammar": structural_tag_rules(tag, _spaced)}
 

@@ -1,57 +1,54 @@
-"""Structural tags: JSON that follows schemas, between fixed texts, as a grammar of the library.
-
-    {"structures": [{"begin": text, "schema": {...}, "end": text}, ...],
-     "opening": text, "separator": text, "closing": text, "max": n,
-     "trigger": text or null, "first": text or null, "answer": {...} or null}
-
-The answer is `opening`, 1 to `max` structures with `separator` between them, and `closing`. With `trigger`,
-which every structure begins with, it may say anything else, too, but what follows a trigger is a structure.
-With `first` it is this or a text that does not begin with that character, with `answer` this or JSON that
-follows that schema.
-"""
+"""Structural tags as rules of the grammar library."""
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from engine.interface.structural_tag import StructuralTag
 from engine.sampling.json_schema import prepare
 
 _TEXT = "(?s:.*)"
 
+Spaced = Callable[[Any], Mapping[str, Any]]
+"""Adds to a schema what the library is told of white space."""
 
-def structural_tag_rules(tag: Mapping[str, Any], with_whitespace: Callable[[Any], Mapping[str, Any]]) -> str:
-    """Return the tag as Lark rules; raises ValueError and KeyError for a source of another shape."""
-    trigger, first = tag["trigger"] or "", tag["first"]
-    rules = []
-    for number, structure in enumerate(tag["structures"]):
-        schema = json.dumps(with_whitespace(prepare(structure["schema"])), ensure_ascii=False)
-        begin, end = structure["begin"].removeprefix(trigger), structure["end"]
-        rules += [
-            f"call{number}: {_literal(begin)} json{number} {_literal(end)}",
-            f"json{number}: %json {schema}",
+
+def structural_tag_rules(tag: StructuralTag, spaced: Spaced) -> str:
+    """Return the tag, without its thought, as Lark rules; raises ValueError for what cannot be honoured."""
+    rules = _answer_rules(tag, spaced)
+    for number, structure in enumerate(tag.structures):
+        begin = structure.begin.removeprefix(tag.trigger or "")
+        rules.append(f"call{number}: {_literal(begin)} json{number} {_literal(structure.end)}")
+        rules.append(f"json{number}: {_json(structure.schema, spaced)}")
+    if tag.structures:
+        rules.append("call: " + " | ".join(f"call{number}" for number in range(len(tag.structures))))
+    return "\n".join(rules)
+
+
+def _answer_rules(tag: StructuralTag, spaced: Spaced) -> list[str]:
+    """Return the rules of what may be said beside structures, and of where they stand in it."""
+    answer = [] if tag.answer is None else [f"answer: {_json(tag.answer, spaced)}"]
+    if not tag.structures:
+        return ["start: answer", *answer] if answer else [f"start: /{_TEXT}/"]
+    most = tag.max_structures
+    more = f"({_literal(tag.separator)} call){{0,{most - 1}}}" if most > 1 else ""
+    calls = f"{_literal(tag.opening)} call {more} {_literal(tag.closing)}"
+    if answer:
+        return [f"start: answer | {calls}", *answer]
+    if tag.trigger:
+        trigger = _escape(tag.trigger)
+        return [
+            f"start: OTHER | (until call){{1,{most}}} OTHER",
+            f"OTHER: /{_TEXT}/ & ~/{_TEXT}{trigger}{_TEXT}/",
+            f"until[lazy]: /{_TEXT}{trigger}/",
         ]
-    names = " | ".join(f"call{number}" for number in range(len(tag["structures"])))
-    more = f"({_literal(tag['separator'])} call){{0,{tag['max'] - 1}}}" if tag["max"] > 1 else ""
-    calls = f"{_literal(tag['opening'])} call {more} {_literal(tag['closing'])}"
-    if tag["answer"] is not None:
-        schema = json.dumps(with_whitespace(prepare(tag["answer"])), ensure_ascii=False)
-        start = [f"start: answer | {calls}", f"answer: %json {schema}"]
-    elif trigger:
-        start = [f"start: OTHER | (until call){{1,{tag['max']}}} OTHER", *_free_text(trigger)]
-    elif first:
-        start = [f"start: OTHER | {calls}", f"OTHER: /(?s:\\s*([^\\s{_escape(first)}].*)?)/"]
-    else:
-        start = [f"start: {calls}"]
-    return "\n".join([*start, f"call: {names}", *rules])
+    if tag.first:
+        return [f"start: OTHER | {calls}", f"OTHER: /(?s:\\s*([^\\s{_escape(tag.first)}].*)?)/"]
+    return [f"start: {calls}"]
 
 
-def _free_text(trigger: str) -> list[str]:
-    """Return the rules of text without a trigger, and of text up to one."""
-    pattern = _escape(trigger)
-    return [
-        f"OTHER: /{_TEXT}/ & ~/{_TEXT}{pattern}{_TEXT}/",
-        f"until[lazy]: /{_TEXT}{pattern}/",
-    ]
+def _json(schema: Mapping[str, Any], spaced: Spaced) -> str:
+    return f"%json {json.dumps(spaced(prepare(dict(schema))), ensure_ascii=False)}"
 
 
 def _literal(text: str) -> str:

@@ -9,10 +9,11 @@ mistral       [TOOL_CALLS][{"name": "f", "arguments": {...}}]                  M
 import json
 import secrets
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.interface.structural_tag import StructuralTag, Structure
 from server.answers.bodies import Body, CallCounter, JsonBody, NamedBody, PythonicBody
 from server.answers.parsers import BareParser, TaggedParser, ToolCallParser
 from server.answers.parts import Tool
@@ -62,33 +63,36 @@ class ToolFormat:
         return BareParser(calls, new_body, first=first, begin=self.begin, separator=self.separator.strip())
 
     def structural_tag(
-        self, tools: Sequence[Tool], *, max_calls: int, is_optional: bool, answer: str | None = None
-    ) -> str:
-        """Return the source of a grammar of kind `structural_tag`.
+        self,
+        tools: Sequence[Tool],
+        *,
+        max_calls: int,
+        is_optional: bool,
+        answer: Mapping[str, object] | None = None,
+    ) -> StructuralTag:
+        """Return the tag of answers that are one call or more and nothing else.
 
-        The answer is one call or more and nothing else; with `is_optional` it may say anything, but a call
-        that it begins is one of these, with arguments by the schema of a strict tool. `answer` is the JSON
-        schema, as text, of answers without calls.
+        With `is_optional` they may say anything, but a call that is begun is one of these, with arguments by
+        the schema of a strict tool; `answer` is the JSON schema of answers without calls.
         """
-        structures = [
-            {
-                "begin": self.call_begin.format(name=json.dumps(tool.name)),
-                "schema": tool.parameters if tool.strict or not is_optional else {"type": "object"},
-                "end": self.call_end.format(),
-            }
-            for tool in tools
-        ]
-        tag = {
-            "structures": structures,
-            "opening": self.opening,
-            "separator": self.separator,
-            "closing": self.closing,
-            "max": max_calls,
-            "trigger": self.begin if is_optional and self.kind == "tagged" and answer is None else None,
-            "first": "{" if is_optional and self.kind == "bare" and answer is None else None,
-            "answer": None if answer is None else json.loads(answer),
-        }
-        return json.dumps(tag, ensure_ascii=False, separators=(",", ":"))
+        has_schema = answer is not None
+        return StructuralTag(
+            structures=tuple(
+                Structure(
+                    begin=self.call_begin.format(name=json.dumps(tool.name)),
+                    schema=tool.parameters if tool.strict or not is_optional else {"type": "object"},
+                    end=self.call_end.format(),
+                )
+                for tool in tools
+            ),
+            opening=self.opening,
+            separator=self.separator,
+            closing=self.closing,
+            max_structures=max_calls,
+            trigger=self.begin if is_optional and self.kind == "tagged" and not has_schema else None,
+            first="{" if is_optional and self.kind == "bare" and not has_schema else None,
+            answer=answer,
+        )
 
 
 HERMES = ToolFormat(

@@ -1,14 +1,17 @@
 """AnswerPlan: how a chat's answer is to be read, and what a grammar makes of the tools that it may call."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.interface.errors import RequestError
-from engine.interface.grammar_spec import GrammarKind, GrammarSpec
+from engine.interface.grammar_spec import GrammarKind
+from engine.interface.structural_tag import StructuralTag, Thought
 from server.answers import AnswerParser, ReasoningSplitter, Tool, ToolFormat
 from server.answers.formats import LLAMA3_JSON, MAX_CALLS
 from server.answers.reasoning import BEGIN, END
-from server.api.grammars import RequestedGrammar
+from server.api.known_fields import FieldWarning
+from server.api.limits import MAX_WARNINGS
 from server.api.schemas import ChatCompletionRequest
 from server.api.tool_fields import check_choice
 from server.serving import ServedModel
@@ -24,7 +27,7 @@ class ToolPlan:
     is_required: bool
     is_prefilled: bool  # the prompt ends with the mark that begins calls
     max_calls: int | None  # None: as many as the answer has
-    grammar: RequestedGrammar | None
+    tag: StructuralTag | None  # what a grammar makes of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class AnswerPlan:
     has_reasoning: bool  # the model may think before it answers
     in_reasoning: bool = False  # the prompt ends where a thought begins
     shown_token_ids: frozenset[int] = frozenset()  # control tokens that the parser must see
+    tag: StructuralTag | None = None  # what a grammar makes of the answer
 
     def new_parser(self) -> AnswerParser:
         """Return a parser for one choice."""
@@ -71,13 +75,13 @@ def plan_tools(body: ChatCompletionRequest, model: ServedModel) -> ToolPlan | No
         is_required=is_required,
         is_prefilled=is_prefilled,
         max_calls=None if body.parallel_tool_calls else 1,
-        grammar=_grammar(
+        tag=_tag(
             body, callable_tools, form, is_required=is_required, is_special=is_special, max_calls=max_calls
         ),
     )
 
 
-def _grammar(
+def _tag(
     body: ChatCompletionRequest,
     tools: Sequence[Tool],
     form: ToolFormat,
@@ -85,7 +89,7 @@ def _grammar(
     is_required: bool,
     is_special: bool,
     max_calls: int,
-) -> RequestedGrammar | None:
+) -> StructuralTag | None:
     """Return what makes calls valid: always where one is required, else where a tool is strict."""
     if body.structured_outputs is not None and not is_required:
         message = "structured_outputs and tools exclude each other, unless tool_choice is none or required"
@@ -99,43 +103,90 @@ def _grammar(
             f"calls with the control token {form.begin}, which no grammar can name; use required",
             param="tools",
         )
-    source = form.structural_tag(tools, max_calls=max_calls, is_optional=not is_required, answer=answer)
-    return RequestedGrammar(field="tools", spec=GrammarSpec(kind=GrammarKind.STRUCTURAL_TAG, source=source))
+    return form.structural_tag(tools, max_calls=max_calls, is_optional=not is_required, answer=answer)
 
 
-def _answer_schema(body: ChatCompletionRequest) -> str | None:
+def _answer_schema(body: ChatCompletionRequest) -> Mapping[str, object] | None:
     """Return the JSON schema that an answer without calls follows, None: free text."""
     spec = None if body.response_format is None else body.response_format.grammar
     if spec is None:
         return None
-    return '{"type":"object"}' if spec.kind is GrammarKind.JSON_OBJECT else spec.source
+    schema: Mapping[str, object] = {"type": "object"}
+    if spec.kind is not GrammarKind.JSON_OBJECT:
+        schema = json.loads(spec.source)
+    return schema
 
 
-def plan_answer(tools: ToolPlan | None, prompt: str, model: ServedModel) -> AnswerPlan | None:
+def plan_answer(
+    body: ChatCompletionRequest, tools: ToolPlan | None, prompt: str, model: ServedModel
+) -> AnswerPlan | None:
     """Return how the answer to a rendered prompt is read; None where all of it is content."""
     bare = prompt.rstrip()
-    has_reasoning = model.has_reasoning and not bare.endswith(END)
+    has_reasoning = model.has_reasoning and not bare.endswith(END) and not _has_other_grammar(body, tools)
     if tools is None and not has_reasoning:
         return None
+    in_reasoning = has_reasoning and bare.endswith(BEGIN)
     marks = [BEGIN, END] if has_reasoning else []
     if tools is not None:
         marks += [tools.format.begin, tools.format.end, *tools.format.inner_marks]
     special = [model.tokenizer.find_special(mark) for mark in marks if mark]
+    tag = _tag_of_answer(body, tools)
+    budget = body.reasoning.max_tokens
+    if has_reasoning and (budget is not None or (in_reasoning and tag is not None)):
+        most = model.engine.limits.max_model_len if budget is None else budget
+        encode = model.tokenizer.encode
+        thought = Thought(
+            begin_token_ids=() if in_reasoning else tuple(encode(BEGIN, add_bos=False)),
+            end=END,
+            end_token_ids=tuple(encode(END, add_bos=False)),
+            max_tokens=most,
+        )
+        tag = replace(tag or StructuralTag(), thought=thought)
     return AnswerPlan(
         tools=tools,
         has_reasoning=has_reasoning,
-        in_reasoning=has_reasoning and bare.endswith(BEGIN),
+        in_reasoning=in_reasoning,
         shown_token_ids=frozenset(token_id for token_id in special if token_id is not None),
+        tag=tag,
     )
 
 
-def template_variables(body: ChatCompletionRequest, model: ServedModel) -> dict[str, object]:
-    """Return what a chat template is told beside messages and tools."""
+def _has_other_grammar(body: ChatCompletionRequest, tools: ToolPlan | None) -> bool:
+    """Tell whether a grammar that leaves no room for a thought describes the whole answer."""
+    outputs = body.structured_outputs
+    return tools is None and outputs is not None and outputs.grammar is not None
+
+
+def _tag_of_answer(body: ChatCompletionRequest, tools: ToolPlan | None) -> StructuralTag | None:
+    if tools is not None:
+        return tools.tag
+    schema = _answer_schema(body)
+    return None if schema is None else StructuralTag(answer=schema)
+
+
+def template_variables(
+    body: ChatCompletionRequest, model: ServedModel
+) -> tuple[dict[str, object], tuple[FieldWarning, ...]]:
+    """Return what a chat template is told beside messages and tools, and what of it it does not know."""
+    known = frozenset[str]() if model.chat_template is None else model.chat_template.variables
     variables: dict[str, object] = dict(body.chat_template_kwargs)
-    known = frozenset() if model.chat_template is None else model.chat_template.variables
-    if body.reasoning_effort is not None:
+    warnings = [
+        FieldWarning(param=f"chat_template_kwargs.{name}", message=f"the chat template does not use {name}")
+        for name in list(variables)[:MAX_WARNINGS]
+        if name not in known
+    ]
+    effort = body.reasoning_effort or body.reasoning.effort
+    if effort is not None:
         if "reasoning_effort" in known:
-            variables.setdefault("reasoning_effort", body.reasoning_effort)
+            variables.setdefault("reasoning_effort", effort)
         elif "enable_thinking" in known:
-            variables.setdefault("enable_thinking", body.reasoning_effort != "none")
-    return variables
+            variables.setdefault("enable_thinking", effort != "none")
+        else:
+            name = "reasoning_effort" if body.reasoning_effort else "reasoning.effort"
+            warnings.append(
+                FieldWarning(param=name, message=f"{name} had no effect: the model has no such choice")
+            )
+    if body.reasoning.max_tokens is not None and not model.has_reasoning:
+        name = "reasoning.max_tokens"
+        warnings.append(FieldWarning(param=name, message=f"{name} had no effect: the model does not reason"))
+    return variables, tuple(warnings)

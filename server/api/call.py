@@ -21,7 +21,7 @@ from server.api.preparation import PreparedRequest
 from server.api.prompts import PreparedPrompt
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import is_strict, parse_request, server_state
-from server.api.schemas import GenerationBody, ParsedBody
+from server.api.schemas import GenerationBody, ParsedBody, check_strict
 from server.api.sse import while_connected
 from server.api.token_scores import ScoredToken
 from server.auth import cache_salt
@@ -122,7 +122,9 @@ async def open_call(
                 400, "stream_options needs stream: true", param="stream_options", code="invalid_value"
             )
         salt = cache_salt(context.tenant, parsed.body.cache_salt)
-        return parsed, prepare(parsed.body, model, max_choices=state.limits.max_choices, salt=salt)
+        prepared = prepare(parsed.body, model, max_choices=state.limits.max_choices, salt=salt)
+        check_strict(prepared.warnings, strict=strict)
+        return parsed, prepared
 
     with state.admission.preparing(model.engine.stats()):
         raw = await read_body(request, max_size=state.limits.max_body_size)
@@ -141,7 +143,7 @@ async def open_call(
             rate=state.admission.rate,
             arrived=context.started,
         ),
-        header=ReplyHeader.create(id_prefix, model, parsed.warnings),
+        header=ReplyHeader.create(id_prefix, model, parsed.warnings + preparation.warnings),
         tokenizer=model.tokenizer,
     )
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from engine.interface.errors import RequestError
 from server.answers import ToolCall
@@ -20,6 +21,8 @@ from server.api.limits import (
 )
 from server.api.tool_fields import parse_tool_calls
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+EFFORTS = get_args(Effort)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 _MESSAGE_KEYS = frozenset({"role", "content", "name", "tool_call_id", "tool_calls", "reasoning_content"})
@@ -69,6 +72,15 @@ class ChatMessage:
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         return message
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestedReasoning:
+    """The field `reasoning`."""
+
+    max_tokens: int | None = None
+    effort: str | None = None
+    unknown_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +150,21 @@ def parse_messages(value: object) -> tuple[ChatMessage, ...]:
             f"messages must have 1 to {MAX_MESSAGES} entries, got {len(value)}", param="messages"
         )
     return tuple(_message(item, f"messages[{i}]") for i, item in enumerate(value))
+
+
+def parse_reasoning(value: object) -> RequestedReasoning:
+    """Read `{"max_tokens": 512, "effort": "low"}`."""
+    if not isinstance(value, dict):
+        raise _wrong("reasoning", "an object", value)
+    max_tokens, effort = value.get("max_tokens"), value.get("effort")
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 0):
+        raise _wrong("reasoning.max_tokens", "an integer of at least 0", max_tokens)
+    if effort is not None and effort not in EFFORTS:
+        raise _wrong("reasoning.effort", f"one of {', '.join(EFFORTS)}", effort)
+    unknown = [key for key, item in value.items() if key not in ("max_tokens", "effort") and item is not None]
+    return RequestedReasoning(
+        max_tokens=max_tokens, effort=effort, unknown_keys=tuple(f"reasoning.{key}" for key in unknown)
+    )
 
 
 def parse_template_variables(value: object) -> Mapping[str, object]:

@@ -12,6 +12,7 @@ from engine.interface.speculation import SpeculationParams
 from server.api.answer_plan import AnswerPlan, plan_answer, plan_tools, template_variables
 from server.api.errors import describe
 from server.api.grammars import RequestedGrammar
+from server.api.known_fields import FieldWarning
 from server.api.logprobs import LogprobOptions, check_num_logprobs
 from server.api.prompts import (
     PreparedPrompt,
@@ -64,6 +65,7 @@ class PreparedRequest:
     options: TextOptions
     logprobs: LogprobOptions
     grammar: RequestedGrammar | None
+    warnings: tuple[FieldWarning, ...] = ()  # that only the model knows
 
 
 def prepare_completion(
@@ -100,16 +102,17 @@ def prepare_chat(
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     tools = plan_tools(body, model)
+    variables, warnings = template_variables(body, model)
     chat = render_chat(
         body.messages,
         model,
         add_generation_prompt=True,
         tools=() if tools is None else tools.tools,
-        variables=template_variables(body, model),
+        variables=variables,
     )
     text = chat.text + (tools.format.begin if tools is not None and tools.is_prefilled else "")
     token_ids = encode_text(text, model, param="messages", add_bos=False, stand_ins=chat.stand_ins)
-    return _prepare(
+    prepared = _prepare(
         body,
         [PreparedPrompt(token_ids=token_ids, seed=draw_seed(body.seed))],
         model,
@@ -118,8 +121,9 @@ def prepare_chat(
         salt=salt,
         default=None,
         echo=False,
-        answer=plan_answer(tools, text, model),
+        answer=plan_answer(body, tools, text, model),
     )
+    return replace(prepared, warnings=warnings)
 
 
 def _check_choices(num_prompts: int, num_choices: int, limit: int, name: str) -> None:
@@ -211,8 +215,9 @@ def _choices(
 
 def _grammar(body: GenerationBody, answer: AnswerPlan | None) -> RequestedGrammar | None:
     """Return the grammar of the tools, or that one of two fields asks for; raises RequestError if both do."""
-    if answer is not None and answer.tools is not None and answer.tools.grammar is not None:
-        return answer.tools.grammar
+    if answer is not None and answer.tag is not None:
+        field = "response_format" if answer.tools is None else "tools"
+        return RequestedGrammar(field=field, spec=answer.tag.spec())
     grammars = [
         RequestedGrammar(field=name, spec=structure.grammar)
         for name, structure in (

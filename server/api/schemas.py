@@ -1,6 +1,6 @@
 """Bodies of the requests: types are checked here, ranges by SamplingParams and the parsers of fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -9,15 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from engine.interface.errors import RequestError
 from server.api.errors import ApiError, describe, shorten
 from server.api.fields import (
+    EFFORTS,
     ROLES,
     ChatMessage,
+    Effort,
     Prompt,
+    RequestedReasoning,
     StreamOptions,
     parse_allowed_token_ids,
     parse_bad_words,
     parse_logit_bias,
     parse_messages,
     parse_prompt,
+    parse_reasoning,
     parse_stop,
     parse_stop_token_ids,
     parse_stream_options,
@@ -105,6 +109,13 @@ _TOOL_CHOICE_SCHEMA = {
         },
     ]
 }
+_REASONING_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "max_tokens": {"type": "integer", "minimum": 0},
+        "effort": {"enum": list(EFFORTS)},
+    },
+}
 _STRUCTURE_SCHEMA = {
     "type": "object",
     "properties": {
@@ -150,6 +161,9 @@ ToolChoiceField = Annotated[
 ]
 SpeculationField = Annotated[
     RequestedSpeculation, PlainValidator(parse_speculation), WithJsonSchema(_SPECULATION_SCHEMA)
+]
+ReasoningField = Annotated[
+    RequestedReasoning, PlainValidator(parse_reasoning), WithJsonSchema(_REASONING_SCHEMA)
 ]
 TemplateVariablesField = Annotated[
     Mapping[str, object], PlainValidator(parse_template_variables), WithJsonSchema({"type": "object"})
@@ -259,9 +273,12 @@ class ChatCompletionRequest(GenerationBody):
         ToolChoice(mode="auto"), description="none, auto, required, a function, or allowed_tools."
     )
     parallel_tool_calls: bool = Field(True, description="Let an answer have several calls.")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+    reasoning_effort: Effort | None = Field(
         None,
         description="For chat templates that know it; none switches thinking off where that is possible.",
+    )
+    reasoning: ReasoningField = Field(
+        RequestedReasoning(), description="max_tokens: of the thought; effort: as reasoning_effort."
     )
     chat_template_kwargs: TemplateVariablesField = Field(
         {}, description="Further variables of the chat template."
@@ -316,9 +333,14 @@ def parse_body(schema: type[BodyT], fields: Mapping[str, object], *, strict: boo
         raise _request_error(error) from None
     unknown = [name for name, value in fields.items() if name not in supported and value is not None]
     warnings = (*warnings_about([*unknown, *_unknown_nested(body)], supported), *_without_effect(body))
+    check_strict(warnings, strict=strict)
+    return ParsedBody(body=body, warnings=warnings)
+
+
+def check_strict(warnings: Sequence[FieldWarning], *, strict: bool) -> None:
+    """Raise ApiError for the first warning where the client wants warnings to be errors."""
     if strict and warnings:
         raise ApiError(400, f"X-Strict: {warnings[0].message}", param=warnings[0].param, code="strict")
-    return ParsedBody(body=body, warnings=warnings)
 
 
 def _unknown_nested(body: Body) -> list[str]:
@@ -332,6 +354,7 @@ def _unknown_nested(body: Body) -> list[str]:
             body.structured_outputs,
             body.speculation,
             body.tools if isinstance(body, ChatCompletionRequest) else None,
+            body.reasoning if isinstance(body, ChatCompletionRequest) else None,
         ):
             names += part.unknown_keys if part is not None else ()
     return names

@@ -145,13 +145,13 @@ def test_what_is_required_is_a_grammar(server: RunningServer) -> None:
     tag = grammar_of(server, tools=[WEATHER, NOW], tool_choice="required")
     assert len(tag["structures"]) == 2
     assert tag["structures"][0]["schema"] == WEATHER["function"]["parameters"]
-    assert (tag["max"], tag["trigger"], tag["answer"]) == (4, None, None)
+    assert (tag["max_structures"], tag["trigger"], tag["answer"]) == (4, None, None)
     named = {"type": "function", "function": {"name": "now"}}
     [structure] = grammar_of(server, tools=[WEATHER, NOW], tool_choice=named)["structures"]
     assert '"now"' in structure["begin"]
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}}
     tag = grammar_of(server, tools=[WEATHER, NOW], tool_choice=allowed, parallel_tool_calls=False)
-    assert (len(tag["structures"]), tag["max"]) == (1, 1)
+    assert (len(tag["structures"]), tag["max_structures"]) == (1, 1)
 
 
 def test_strict_tools_and_formats_constrain_auto(server: RunningServer) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.interface.speculation import DraftSource
+from engine.interface.structural_tag import StructuralTag, Thought
 from tests.drafters import END, asking, byte_checkpoint, byte_engine, noisy_copy, scripted_speculator
 from tests.tiny import generate, generation, run_to_end
 
@@ -63,3 +64,19 @@ def test_a_draft_ends_where_the_grammar_does_not_allow_it():
     engine.close()
     assert all(re.match(rb"[yes, ]*\xff?$", bytes(draft)) for draft in verified)
     assert all(END not in draft[:-1] for draft in verified), "nothing is drafted after an end token"
+
+
+@pytest.mark.parametrize("answer", [None, {"type": "object", "properties": {"a": {"type": "boolean"}}}])
+def test_a_thought_is_ended_alike_whatever_drafts(engine, answer):
+    mark = Thought(begin_token_ids=tuple(b"<t>"), end="</t>", end_token_ids=tuple(b"</t>"), max_tokens=12)
+    spec = StructuralTag(thought=mark, answer=answer).spec()
+    requests = [constrained(spec.kind, spec.source, seed=seed) for seed in range(4)]
+    plain = generate(engine, *[asking(request, "off") for request in requests])
+    for mode in ("auto", "ngram", "draft"):
+        assert generate(engine, *[asking(request, mode, 6) for request in requests]) == plain
+    for tokens in plain:
+        text = bytes(t for t in tokens if t != END)
+        assert text.startswith(b"<t>")
+        assert text[3:].index(b"</t>") <= 12
+        if answer is not None:
+            assert set(json.loads(text.split(b"</t>", 1)[1])) <= {"a"}

@@ -1,13 +1,12 @@
 """What is said and what is called, in every format, however the answer is cut into pieces."""
 
-import json
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.answers import FORMATS, CallDelta, Tool, choose_format
+from server.answers import FORMATS, CallDelta, choose_format
 
 NAMES = ("weather", "now", "pkg.search")
 
@@ -205,10 +204,3 @@ def test_the_format_is_the_templates(template, name):
 def test_ids_have_the_shape_that_a_template_wants():
     assert len(FORMATS["mistral"].new_id()) == 9
     assert FORMATS["mistral"].new_id().isalnum()
-
-
-def test_a_grammar_of_calls_is_json():
-    tool = Tool(name="now", definition={}, parameters={"type": "object"})
-    for form in FORMATS.values():
-        tag = json.loads(form.structural_tag([tool], max_calls=2, is_optional=False))
-        assert tag["structures"][0]["schema"] == {"type": "object"}
