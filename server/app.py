@@ -15,6 +15,7 @@ from server.api import operations
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.errors import ApiError, to_api_error
+from server.api.responses.endpoint import create_response, delete_response, retrieve_response
 from server.api.schemas import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.auth import KeyRing
 from server.middleware import AuthMiddleware, RequestMiddleware
@@ -50,7 +51,7 @@ def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str]
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(cors_origins),
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
@@ -60,6 +61,9 @@ def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str]
 def _add_routes(app: FastAPI) -> None:
     app.post("/v1/completions", openapi_extra=_json_body(CompletionRequest))(create_completion)
     app.post("/v1/chat/completions", openapi_extra=_json_body(ChatCompletionRequest))(create_chat_completion)
+    app.post("/v1/responses", openapi_extra=_any_json_body())(create_response)
+    app.get("/v1/responses/{response_id}")(retrieve_response)
+    app.delete("/v1/responses/{response_id}")(delete_response)
     app.post("/tokenize", openapi_extra=_json_body(TokenizeRequest))(operations.tokenize)
     app.post("/detokenize", openapi_extra=_json_body(DetokenizeRequest))(operations.detokenize)
     for path, endpoint in _PAGES.items():
@@ -71,6 +75,12 @@ def _json_body(schema: type[BaseModel]) -> dict[str, Any]:
     """Describe the body to /docs; the endpoint reads it itself, so that every error has one shape."""
     content = {"application/json": {"schema": schema.model_json_schema()}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _any_json_body() -> dict[str, Any]:
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    }
 
 
 async def _answer_error(_request: Request, error: Exception) -> Response:

@@ -67,6 +67,7 @@ def serve(arguments: Sequence[str]) -> None:
     gc.disable()  # until the model is there: nothing that loading makes is garbage
     from server.admission import Admission
     from server.api.limits import MAX_CHOICES
+    from server.api.responses.store import ResponseStore
     from server.app import create_app
     from server.auth import KeyRing
     from server.http_server import listen, run_server
@@ -80,6 +81,7 @@ def serve(arguments: Sequence[str]) -> None:
         admission=Admission(max_open=max_open),
         metrics=ServerMetrics(),
         limits=RequestLimits(max_body_size=settings.max_body_size, max_choices=min(MAX_CHOICES, max_open)),
+        responses=ResponseStore(settings.response_store),
     )
     app = create_app(state, keys=KeyRing(keys), cors_origins=settings.cors_origin)
     listener = listen(settings.host, settings.port)

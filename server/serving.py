@@ -11,6 +11,7 @@ from server.answers import FORMATS, ToolFormat
 from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
 from server.api.grammars import GrammarCompilerPool
 from server.api.limits import MAX_CHOICES
+from server.api.responses.store import ResponseStore
 from server.metrics import ServerMetrics
 from server.text import ChatTemplate, ContentGuard, Tokenizer
 
@@ -58,10 +59,18 @@ class RequestLimits:
 class ServerState:
     """The mutable part of the server: its model once loaded, and whether it drains."""
 
-    def __init__(self, *, admission: Admission, metrics: ServerMetrics, limits: RequestLimits) -> None:
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        metrics: ServerMetrics,
+        limits: RequestLimits,
+        responses: ResponseStore | None = None,
+    ) -> None:
         self.admission = admission
         self.metrics = metrics
         self.limits = limits
+        self.responses = responses or ResponseStore()
         self.grammars = GrammarCompilerPool()
         self.model: ServedModel | None = None
         self._is_draining = False

@@ -192,6 +192,12 @@ class ServeSettings(ModelSettings):
     max_queue: PositiveInt = Field(
         _DEFAULT.max_queue, description="answers that may wait; one more is refused with 429"
     )
+    response_store: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="how many responses of /v1/responses are kept, in memory, to go on from",
+    )
     stream_interval: float = Field(
         0.01,
         ge=0,

@@ -20,7 +20,7 @@ from server.api.logprobs import prompt_logprobs
 from server.api.preparation import PreparedRequest
 from server.api.prompts import PreparedPrompt
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
-from server.api.requests import is_strict, parse_request, server_state
+from server.api.requests import Translate, is_strict, parse_request, server_state, unchanged
 from server.api.schemas import GenerationBody, ParsedBody, check_strict
 from server.api.sse import while_connected
 from server.api.token_scores import ScoredToken
@@ -106,9 +106,14 @@ class Call(Generic[BodyT]):
 
 
 async def open_call(
-    request: Request, schema: type[BodyT], prepare: Prepare[BodyT], *, id_prefix: str
+    request: Request,
+    schema: type[BodyT],
+    prepare: Prepare[BodyT],
+    *,
+    id_prefix: str,
+    translate: Translate = unchanged,
 ) -> Call[BodyT]:
-    """Read and check the request and submit it to the engine.
+    """Read and check the request and submit it to the engine; `translate` makes the fields of `schema`.
 
     Raises ApiError, RequestError, QueueFullError, EngineUnavailableError.
     """
@@ -116,7 +121,7 @@ async def open_call(
     model, strict = state.generating_model(), is_strict(request)
 
     def read(raw: bytes) -> tuple[ParsedBody[BodyT], PreparedRequest]:
-        parsed = parse_request(raw, schema, model, strict=strict)
+        parsed = parse_request(raw, schema, model, strict=strict, translate=translate)
         if parsed.body.stream_options is not None and not parsed.body.stream:
             raise ApiError(
                 400, "stream_options needs stream: true", param="stream_options", code="invalid_value"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from engine.interface.outputs import FinishReason, TokenLogprobs
 from server.answers import AnswerPart, ReasoningDelta
 from server.api.encoding import encode_string, to_json, to_json_in_parts
+from server.api.errors import ApiError
 from server.api.text_delta import TextDelta
 from server.api.token_scores import ScoredToken
 from server.api.usage import Usage
@@ -123,6 +124,10 @@ class ChunkWriter:
         if not self._with_usage:
             return DONE
         return event({**self._members, "choices": [], "usage": usage.to_json()}) + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """Return the event that ends a stream which failed."""
+        return b"event: error\ndata: " + error.body() + b"\n\n"
 
     def _parts(self, delta: TextDelta, parts: Sequence[AnswerPart], extras: str) -> str:
         """Return a chunk for each part; what belongs to the tokens comes with the first."""

@@ -1,11 +1,16 @@
 """What the endpoints read from a request besides its body."""
 
+from collections.abc import Callable, Mapping
+
 from starlette.requests import Request
 
-from server.api.body import parse_json_object, read_body, run_sized
+from server.api.body import JsonObject, parse_json_object, read_body, run_sized
 from server.api.errors import ApiError, describe
 from server.api.schemas import BodyT, ParsedBody, parse_body
 from server.serving import ServedModel, ServerState
+
+Translate = Callable[[JsonObject], Mapping[str, object]]
+"""From the fields of another API to ours; raises RequestError."""
 
 
 def server_state(request: Request) -> ServerState:
@@ -31,9 +36,16 @@ def check_model_name(name: str | None, model: ServedModel) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-def parse_request(raw: bytes, schema: type[BodyT], model: ServedModel, *, strict: bool) -> ParsedBody[BodyT]:
+def unchanged(fields: JsonObject) -> Mapping[str, object]:
+    """Return the fields."""
+    return fields
+
+
+def parse_request(
+    raw: bytes, schema: type[BodyT], model: ServedModel, *, strict: bool, translate: Translate = unchanged
+) -> ParsedBody[BodyT]:
     """Parse and check the body of a request to `model`; raises ApiError or RequestError."""
-    parsed = parse_body(schema, parse_json_object(raw), strict=strict)
+    parsed = parse_body(schema, translate(parse_json_object(raw)), strict=strict)
     check_model_name(parsed.body.model, model)
     return parsed
 

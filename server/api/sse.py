@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -11,10 +11,10 @@ from starlette.types import Receive, Scope, Send
 
 from engine.interface.errors import DraftlineError
 from server.api.body import run_sized
-from server.api.chunks import ChunkWriter
 from server.api.errors import ApiError, to_api_error
 from server.api.generation import Generation
 from server.api.text_delta import TextDelta
+from server.api.usage import Usage
 from server.middleware import RequestContext
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,30 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
+class EventWriter(Protocol):
+    """Writes the events of one stream."""
+
+    @property
+    def opening(self) -> bytes:
+        """The events before any text."""
+
+    def deltas(self, deltas: Sequence[TextDelta]) -> bytes:
+        """Return the events of several deltas."""
+
+    def size(self, deltas: Sequence[TextDelta]) -> int:
+        """Return about how many bytes take long to write, 0 for none."""
+
+    def closing(self, usage: Usage) -> bytes:
+        """Return the events after the last choice has finished."""
+
+    def error(self, error: ApiError) -> bytes:
+        """Return the event that ends a stream which failed."""
+
+
 class EventStream(Response):
     """Streams a generation; an error before its first token still gets a status of its own."""
 
-    def __init__(self, generation: Generation, writer: ChunkWriter, context: RequestContext) -> None:
+    def __init__(self, generation: Generation, writer: EventWriter, context: RequestContext) -> None:
         super().__init__()
         self._generation = generation
         self._writer = writer
@@ -73,7 +93,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         last = await _or_error(self._send_deltas(send, deltas))
         if isinstance(last, ApiError):
-            last = b"event: error\ndata: " + last.body() + b"\n\n"
+            last = self._writer.error(last)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send_deltas(self, send: Send, deltas: list[TextDelta]) -> bytes:

@@ -1,0 +1,100 @@
+"""ResponseWriter: a response as OpenAI's typed events, numbered and in their order."""
+
+from collections.abc import Callable, Sequence
+
+from engine.interface.outputs import FinishReason
+from server.answers import AnswerPart
+from server.api.encoding import to_json
+from server.api.errors import ApiError
+from server.api.responses.json_object import Json
+from server.api.responses.output_items import OutputItems
+from server.api.text_delta import TextDelta
+from server.api.token_scores import ScoredToken
+from server.api.usage import Usage
+
+
+class ResponseWriter:
+    """Writes the events of one stream.
+
+    `snapshot` makes the response object of a status, usage and output; `keep` is told of the last one.
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[str, Usage | None, list[Json]], Json],
+        *,
+        logprobs: Callable[[Sequence[ScoredToken]], list[object]],
+        keep: Callable[[Json], None],
+    ) -> None:
+        self._snapshot = snapshot
+        self._logprobs = logprobs
+        self._keep = keep
+        self._output = OutputItems()
+        self._number = 0
+        self._status = "completed"
+        begun = snapshot("in_progress", None, [])
+        self.opening = self._write(
+            [
+                {"type": "response.created", "response": begun},
+                {"type": "response.in_progress", "response": begun},
+            ]
+        )
+
+    def deltas(self, deltas: Sequence[TextDelta]) -> bytes:
+        """Return the events of several deltas."""
+        events: list[Json] = []
+        for delta in deltas:
+            events += push_delta(self._output, delta, self._logprobs)
+            if delta.finish_reason is not None:
+                self._status = status_of(delta.finish_reason)
+                events += self._output.finish(self._status)
+        return self._write(events)
+
+    def size(self, _deltas: Sequence[TextDelta]) -> int:
+        """Return 0: a response has no scores of its prompt."""
+        return 0
+
+    def closing(self, usage: Usage) -> bytes:
+        """Return the event after the answer has finished."""
+        response = self._snapshot(self._status, usage, self._output.items)
+        self._keep(response)
+        return self._write([{"type": f"response.{self._status}", "response": response}])
+
+    def error(self, error: ApiError) -> bytes:
+        """Return the event that ends a stream which failed."""
+        members = {"code": error.code, "message": error.message, "param": error.param}
+        return self._write([{"type": "error", **members}])
+
+    def _write(self, events: Sequence[Json]) -> bytes:
+        parts = []
+        for event in events:
+            kind = event["type"].encode()
+            parts.append(
+                b"event: "
+                + kind
+                + b"\ndata: "
+                + to_json({**event, "sequence_number": self._number})
+                + b"\n\n"
+            )
+            self._number += 1
+        return b"".join(parts)
+
+
+def push_delta(
+    output: OutputItems, delta: TextDelta, logprobs: Callable[[Sequence[ScoredToken]], list[object]]
+) -> list[Json]:
+    """Add what a delta brought; return the events."""
+    parts: Sequence[AnswerPart] = (
+        delta.parts if delta.parts is not None else [delta.text] if delta.text else []
+    )
+    events: list[Json] = []
+    scores = logprobs(delta.logprobs) if delta.logprobs else []
+    for part in parts:
+        events += output.push(part, scores if isinstance(part, str) else ())
+        scores = [] if isinstance(part, str) else scores
+    return events
+
+
+def status_of(reason: FinishReason) -> str:
+    """Return the status of a response that ended so."""
+    return "incomplete" if reason is FinishReason.LENGTH else "completed"
