@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -14,7 +15,7 @@ from engine.interface.errors import DraftlineError
 from server.api import operations
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
-from server.api.errors import ApiError, to_api_error
+from server.api.errors import ApiError, describe, to_api_error
 from server.api.responses.endpoint import create_response, delete_response, retrieve_response
 from server.api.schemas import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.auth import KeyRing
@@ -24,6 +25,7 @@ from server.serving import ServerState
 _PAGES = {
     "/v1/models": operations.list_models,
     "/v1/models/{model:path}": operations.retrieve_model,
+    "/tokenizer_info": operations.tokenizer_info,
     "/health": operations.health,
     "/ready": operations.ready,
     "/metrics": operations.metrics,
@@ -66,6 +68,9 @@ def _add_routes(app: FastAPI) -> None:
     app.delete("/v1/responses/{response_id}")(delete_response)
     app.post("/tokenize", openapi_extra=_json_body(TokenizeRequest))(operations.tokenize)
     app.post("/detokenize", openapi_extra=_json_body(DetokenizeRequest))(operations.detokenize)
+    app.post("/v1/chat/completions/render", openapi_extra=_json_body(ChatCompletionRequest))(
+        operations.render_chat_prompt
+    )
     for path, endpoint in _PAGES.items():
         app.get(path)(endpoint)
         app.head(path, include_in_schema=False)(endpoint)
@@ -83,7 +88,19 @@ def _any_json_body() -> dict[str, Any]:
     }
 
 
-async def _answer_error(_request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):  # of the router: no such path, or not with this method
-        error = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        error = ApiError(error.status_code, _explain(request, error), headers=error.headers)
     return to_api_error(error).response()
+
+
+def _explain(request: Request, error: HTTPException) -> str:
+    """Say which path or method there is not, and what there is."""
+    path = describe(request.url.path)
+    if error.status_code == 404:
+        routes = {route.path for route in request.app.routes if isinstance(route, APIRoute)}
+        return f"there is no {path} here; there is {', '.join(sorted(routes))}"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return f"{path} does not take {describe(request.method)}; it takes {allowed}"
+    return str(error.detail)

@@ -66,6 +66,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if len(scope["path"]) > 1:  # /v1/models/ is /v1/models
+            scope["path"] = scope["path"].rstrip("/") or "/"
         sent_id = Headers(scope=scope).get("x-request-id", "")
         request_id = sent_id if _SANE_ID.fullmatch(sent_id) else f"req-{secrets.token_hex(12)}"
         context = RequestContext(request_id=request_id, started=time.perf_counter())

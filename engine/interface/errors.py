@@ -24,11 +24,12 @@ class CheckpointError(DraftlineError):
 
 
 class RequestError(DraftlineError):
-    """A request that can never run; `param` is the name of the offending field."""
+    """A request that can never run; `param` names the offending field, `code` is OpenAI's word for why."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class NonFiniteError(DraftlineError):

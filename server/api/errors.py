@@ -67,7 +67,7 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestError):
-        return ApiError(400, str(error), param=error.param, code="invalid_value")
+        return ApiError(400, str(error), param=error.param, code=error.code)
     if isinstance(error, NonFiniteError):
         return ApiError(500, str(error), kind="server_error", code="non_finite")
     if isinstance(error, EngineDeadError):
@@ -79,7 +79,9 @@ def to_api_error(error: Exception) -> ApiError:
 
 def queue_full(message: str, *, retry_after: float) -> ApiError:
     """Return the 429 for a full queue."""
-    return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=retry_after)
+    return ApiError(
+        429, message, kind="rate_limit_error", code="rate_limit_exceeded", retry_after=retry_after
+    )
 
 
 def unavailable(message: str, *, code: str) -> ApiError:

@@ -8,6 +8,8 @@ from engine.interface.errors import RequestError
 from server.api.errors import describe, shorten
 from server.api.limits import MAX_SHOWN_CHARS, MAX_WARNINGS
 
+_UNSUPPORTED = "unsupported_parameter"
+
 NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "suffix": ("",),
     "functions": ([],),
@@ -18,7 +20,6 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "priority": (0,),
     "cache_explain": (False,),
     "deadline_ms": (),
 }
@@ -31,11 +32,9 @@ ELSEWHERE: Mapping[str, str] = {
     "parallel_tool_calls": "/v1/chat/completions has it",
     "echo": "/v1/completions has it",
     "top_logprobs": "/v1/chat/completions has it; here logprobs is a number",
-    "guided_json": "use structured_outputs.json",
-    "guided_regex": "use structured_outputs.regex",
-    "guided_choice": "use structured_outputs.choice",
-    "guided_grammar": "use structured_outputs.grammar",
-    "grammar": "use structured_outputs.grammar",
+    "guided_grammar": "use structured_outputs.grammar, which is Lark",
+    "grammar": "use structured_outputs.grammar, which is Lark",
+    "ebnf": "use structured_outputs.grammar, which is Lark",
     "repeat_penalty": "use repetition_penalty",
 }
 """Fields of the other endpoint or of other servers, refused with what to do: they change the answer."""
@@ -56,6 +55,7 @@ NO_EFFECT: Mapping[str, str] = {
     "prompt_cache_retention": "the prefix cache keeps what fits",
     "safety_identifier": "nobody reads it here",
     "verbosity": "the model does not know it",
+    "priority": "requests run in the order in which they come",
 }
 """Known fields that change nothing in the answer; each is a warning."""
 
@@ -73,11 +73,14 @@ def refuse_unsupported(fields: Mapping[str, object], supported: Iterable[str]) -
     for name in fields.keys() & (NOT_SUPPORTED.keys() - set(supported)):
         value = fields[name]
         if value is not None and not _asks_nothing(value, NOT_SUPPORTED[name]):
-            raise RequestError(f"{name} is not supported yet, got {describe(value)}", param=name)
+            raise RequestError(
+                f"{name} is not supported, got {describe(value)}", param=name, code=_UNSUPPORTED
+            )
     for name in fields.keys() & (ELSEWHERE.keys() - set(supported)):
         value = fields[name]
         if value is not None and not _asks_nothing(value, _ELSEWHERE_NO_OPS.get(name, ())):
-            raise RequestError(f"{name} is no field of this endpoint: {ELSEWHERE[name]}", param=name)
+            message = f"{name} is no field of this endpoint: {ELSEWHERE[name]}"
+            raise RequestError(message, param=name, code=_UNSUPPORTED)
 
 
 def warnings_about(names: Iterable[str], supported: Iterable[str]) -> tuple[FieldWarning, ...]:

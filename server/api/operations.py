@@ -8,10 +8,11 @@ from starlette.responses import Response
 
 from engine.interface.errors import RequestError
 from server.api.body import run_sized
+from server.api.chat_prompt import prepare_chat_prompt
 from server.api.encoding import json_response
 from server.api.prompts import check_token_ids, encode_text, render_chat
 from server.api.requests import check_model_name, read_request, server_state
-from server.api.schemas import DetokenizeRequest, TokenizeRequest
+from server.api.schemas import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.serving import Phase, ServedModel, not_ready
 
 
@@ -60,6 +61,46 @@ async def retrieve_model(request: Request) -> Response:
 async def show_version(request: Request) -> Response:  # noqa: ARG001 - the signature of an endpoint
     """Return the server's version."""
     return json_response({"version": installed_version()})
+
+
+async def tokenizer_info(request: Request) -> Response:  # as vLLM's, which lm-eval reads
+    """Describe the tokenizer and the chat template."""
+    model = server_state(request).loaded_model()
+    template = model.chat_template
+    bos, eos = (
+        _special_text(model, token_id)
+        for token_id in (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
+    )
+    return json_response(
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "vocab_size": model.tokenizer.vocab_size,
+            "model_max_length": model.engine.limits.max_model_len,
+            "bos_token": bos,
+            "eos_token": eos,
+            "pad_token": eos,
+            "chat_template": None if template is None else template.source,
+        }
+    )
+
+
+async def render_chat_prompt(request: Request) -> Response:
+    """Return the prompt that a chat's body makes, as text and tokens; nothing is generated."""
+    parsed = await read_request(request, ChatCompletionRequest)
+    model = server_state(request).loaded_model()
+    size = sum(len(message.content) for message in parsed.body.messages)
+    prompt = await run_sized(size, prepare_chat_prompt, parsed.body, model)
+    warnings = [{"param": w.param, "message": w.message} for w in (*parsed.warnings, *prompt.warnings)]
+    reply: dict[str, object] = {
+        "prompt": prompt.text,
+        "token_ids": prompt.token_ids,
+        "count": len(prompt.token_ids),
+    }
+    return json_response({**reply, "warnings": warnings} if warnings else reply)
+
+
+def _special_text(model: ServedModel, token_id: int | None) -> str | None:
+    return None if token_id is None else model.tokenizer.decode([token_id], skip_special_tokens=False)
 
 
 async def tokenize(request: Request) -> Response:

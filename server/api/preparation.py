@@ -9,7 +9,8 @@ from engine.interface.errors import RequestError
 from engine.interface.outputs import GenerationRequest
 from engine.interface.sampling_params import SamplingParams
 from engine.interface.speculation import SpeculationParams
-from server.api.answer_plan import AnswerPlan, plan_answer, plan_tools, template_variables
+from server.api.answer_plan import AnswerPlan, plan_answer
+from server.api.chat_prompt import prepare_chat_prompt
 from server.api.errors import describe
 from server.api.grammars import RequestedGrammar
 from server.api.known_fields import FieldWarning
@@ -18,9 +19,7 @@ from server.api.prompts import (
     PreparedPrompt,
     check_token_ids,
     draw_seed,
-    encode_text,
     prepare_prompt,
-    render_chat,
 )
 from server.api.sampling import sampling_params
 from server.api.schemas import ChatCompletionRequest, CompletionRequest, GenerationBody
@@ -101,29 +100,19 @@ def prepare_chat(
     check_num_logprobs("top_logprobs", body.top_logprobs)
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    tools = plan_tools(body, model)
-    variables, warnings = template_variables(body, model)
-    chat = render_chat(
-        body.messages,
-        model,
-        add_generation_prompt=True,
-        tools=() if tools is None else tools.tools,
-        variables=variables,
-    )
-    text = chat.text + (tools.format.begin if tools is not None and tools.is_prefilled else "")
-    token_ids = encode_text(text, model, param="messages", add_bos=False, stand_ins=chat.stand_ins)
+    prompt = prepare_chat_prompt(body, model)
     prepared = _prepare(
         body,
-        [PreparedPrompt(token_ids=token_ids, seed=draw_seed(body.seed))],
+        [PreparedPrompt(token_ids=prompt.token_ids, seed=draw_seed(body.seed))],
         model,
         n=body.n,
         logprobs=LogprobOptions(answer=body.num_logprobs, prompt=body.prompt_logprobs),
         salt=salt,
         default=None,
         echo=False,
-        answer=plan_answer(body, tools, text, model),
+        answer=plan_answer(body, prompt.tools, prompt.text, model),
     )
-    return replace(prepared, warnings=warnings)
+    return replace(prepared, warnings=prompt.warnings)
 
 
 def _check_choices(num_prompts: int, num_choices: int, limit: int, name: str) -> None:
@@ -164,6 +153,7 @@ def _prepare(
         requested=requested_max_tokens(body, may_be_zero=echo or body.prompt_logprobs is not None),
         default=default,
         max_model_len=model.engine.limits.max_model_len,
+        prompt_field="prompt" if isinstance(body, CompletionRequest) else "messages",
         max_scored=max_scored_tokens(body, logprobs, [len(prompt.token_ids) for prompt in prompts], n),
     )
     grammar = _grammar(body, answer)
@@ -173,10 +163,9 @@ def _prepare(
         logprobs=0 if logprobs.answer is None and n > body.n else logprobs.answer,  # 0: to rank them by
         grammar=None if grammar is None else grammar.spec,
     )
-    requests: list[GenerationRequest] = []
+    requests, score = list[GenerationRequest](), logprobs.engine_prompt_logprobs
     for prompt in prompts:
         max_tokens = budget.max_tokens(len(prompt.token_ids))
-        score = logprobs.engine_prompt_logprobs
         params = replace(
             shared,
             max_tokens=max_tokens,

@@ -15,6 +15,7 @@ from server.text import TextError
 
 _SEED_BITS = 53  # JavaScript reads no larger integers exactly
 _NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
+_END_OF_CONTENT = "\U0010fffe"  # a code point that stands for no character
 _MAX_SHRINK = 3  # normalisation never shortens text to less than a third of its bytes
 
 
@@ -75,13 +76,15 @@ def render_chat(
     model: ServedModel,
     *,
     add_generation_prompt: bool,
+    continue_final_message: bool = False,
     tools: Sequence[Tool] = (),
     variables: Mapping[str, object] = _NO_VARIABLES,
 ) -> RenderedChat:
     """Return what the chat template makes of `messages` and `tools`; raises RequestError.
 
     A template that knows no tools gets them as plain messages (server/answers/prompt.py). Control tokens come
-    from the template alone: what spells one in a message or a tool stays text.
+    from the template alone: what spells one in a message or a tool stays text. With `continue_final_message`
+    the prompt ends with the last message's content.
     """
     if model.chat_template is None:
         raise RequestError(
@@ -89,6 +92,8 @@ def render_chat(
         )
     for_template: Sequence[Mapping[str, object]]
     for_template = [message.for_template(developer_role=model.developer_role) for message in messages]
+    if continue_final_message:
+        for_template = [*for_template[:-1], _marked(for_template[-1])]
     definitions: Sequence[Mapping[str, object]] = [tool.definition for tool in tools]
     if "tools" not in model.chat_template.variables:
         for_template, definitions = with_tools_as_text(for_template, definitions), []
@@ -105,7 +110,20 @@ def render_chat(
         tools=definitions or None,
         variables=variables,
     )
+    if continue_final_message:
+        text, mark, _ = text.rpartition(_END_OF_CONTENT)
+        if not mark:
+            message = "continue_final_message: the chat template does not show the last message"
+            raise RequestError(message, param="continue_final_message")
     return RenderedChat(text=text, stand_ins=stand_ins)
+
+
+def _marked(message: Mapping[str, object]) -> dict[str, object]:
+    """Return a message with a mark behind its content, where the prompt is to be cut."""
+    content = str(message["content"])
+    if _END_OF_CONTENT in content:
+        raise RequestError("messages: the last one holds U+10FFFE, which is no character", param="messages")
+    return {**message, "content": content + _END_OF_CONTENT}
 
 
 def encode_text(
@@ -121,7 +139,10 @@ def encode_text(
     num_bytes = len(text) if text.isascii() else len(text.encode())
     if num_bytes > limit * model.max_token_bytes * _MAX_SHRINK:
         raise RequestError(
-            f"{param} has {num_bytes} bytes, more than {limit} tokens (max_model_len) can hold", param=param
+            f"{param} has {num_bytes} bytes, more than the maximum context length of {limit} tokens "
+            "(max_model_len) can hold",
+            param=param,
+            code="context_length_exceeded",
         )
     try:
         return tuple(model.tokenizer.encode(text, add_bos=add_bos, stand_ins=stand_ins))

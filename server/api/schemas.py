@@ -2,173 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.interface.errors import RequestError
 from server.api.errors import ApiError, describe, shorten
-from server.api.fields import (
-    EFFORTS,
-    ROLES,
-    ChatMessage,
-    Effort,
-    Prompt,
-    RequestedReasoning,
-    StreamOptions,
-    parse_allowed_token_ids,
-    parse_bad_words,
-    parse_logit_bias,
-    parse_messages,
-    parse_prompt,
-    parse_reasoning,
-    parse_stop,
-    parse_stop_token_ids,
-    parse_stream_options,
-    parse_template_variables,
-    parse_token_ids,
+from server.api.field_types import (
+    AllowedTokenIdsField,
+    BadWordsField,
+    LogitBiasField,
+    MessagesField,
+    PromptField,
+    ReasoningField,
+    ResponseFormatField,
+    SpeculationField,
+    StopField,
+    StopTokenIdsField,
+    StreamOptionsField,
+    StructuredOutputsField,
+    TemplateVariablesField,
+    TokenIdsField,
+    ToolChoiceField,
+    ToolsField,
 )
+from server.api.fields import Effort, RequestedReasoning
 from server.api.known_fields import FieldWarning, refuse_unsupported, warnings_about
 from server.api.limits import MAX_CACHE_SALT_CHARS, MAX_USER_CHARS
-from server.api.speculation import RequestedSpeculation, parse_speculation
-from server.api.structure import Structure, parse_response_format, parse_structured_outputs
-from server.api.tool_fields import RequestedTools, ToolChoice, parse_tool_choice, parse_tools
-
-_IDS = {"type": "array", "items": {"type": "integer"}}
-_STRINGS = {"type": "array", "items": {"type": "string"}}
-_PROMPT_SCHEMA = {"anyOf": [{"type": "string"}, _STRINGS, _IDS, {"type": "array", "items": _IDS}]}
-_TEXT_PARTS = {
-    "type": "array",
-    "items": {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}},
-}
-_MESSAGES_SCHEMA = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["role"],
-        "properties": {
-            "role": {"enum": list(ROLES)},
-            "content": {"anyOf": [{"type": "string"}, _TEXT_PARTS]},
-            "name": {"type": "string"},
-            "tool_call_id": {"type": "string"},
-            "tool_calls": {"type": "array", "items": {"type": "object"}},
-            "reasoning_content": {"type": "string"},
-        },
-    },
-}
-_SPECULATION_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "mode": {"enum": ["off", "auto", "draft", "ngram"]},
-        "k": {"type": "integer", "minimum": 1, "maximum": 16},
-    },
-}
-_BIAS_SCHEMA = {"type": "object", "additionalProperties": {"type": "number"}}
-_FORMAT_SCHEMA = {
-    "type": "object",
-    "required": ["type"],
-    "properties": {
-        "type": {"enum": ["text", "json_object", "json_schema"]},
-        "json_schema": {
-            "type": "object",
-            "required": ["schema"],
-            "properties": {
-                "name": {"type": "string"},
-                "description": {"type": "string"},
-                "schema": {"type": "object"},
-                "strict": {"type": "boolean"},
-            },
-        },
-    },
-}
-_FUNCTION_SCHEMA = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {
-        "name": {"type": "string"},
-        "description": {"type": "string"},
-        "parameters": {"type": "object"},
-        "strict": {"type": "boolean"},
-    },
-}
-_TOOLS_SCHEMA = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["type", "function"],
-        "properties": {"type": {"const": "function"}, "function": _FUNCTION_SCHEMA},
-    },
-}
-_TOOL_CHOICE_SCHEMA = {
-    "anyOf": [
-        {"enum": ["none", "auto", "required"]},
-        {
-            "type": "object",
-            "required": ["type"],
-            "properties": {"type": {"enum": ["function", "allowed_tools"]}},
-        },
-    ]
-}
-_REASONING_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "max_tokens": {"type": "integer", "minimum": 0},
-        "effort": {"enum": list(EFFORTS)},
-    },
-}
-_STRUCTURE_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "json": {"anyOf": [{"type": "object"}, {"type": "string"}]},
-        "json_object": {"const": True},
-        "regex": {"type": "string"},
-        "choice": _STRINGS,
-        "grammar": {"type": "string"},
-    },
-    "minProperties": 1,
-    "maxProperties": 1,
-}
-
-PromptField = Annotated[tuple[Prompt, ...], PlainValidator(parse_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
-MessagesField = Annotated[
-    tuple[ChatMessage, ...], PlainValidator(parse_messages), WithJsonSchema(_MESSAGES_SCHEMA)
-]
-StopField = Annotated[
-    tuple[str, ...], PlainValidator(parse_stop), WithJsonSchema({"anyOf": [{"type": "string"}, _STRINGS]})
-]
-StopTokenIdsField = Annotated[frozenset[int], PlainValidator(parse_stop_token_ids), WithJsonSchema(_IDS)]
-StreamOptionsField = Annotated[
-    StreamOptions,
-    PlainValidator(parse_stream_options),
-    WithJsonSchema({"type": "object", "properties": {"include_usage": {"type": "boolean"}}}),
-]
-LogitBiasField = Annotated[
-    Mapping[int, float], PlainValidator(parse_logit_bias), WithJsonSchema(_BIAS_SCHEMA)
-]
-AllowedTokenIdsField = Annotated[
-    frozenset[int], PlainValidator(parse_allowed_token_ids), WithJsonSchema(_IDS)
-]
-BadWordsField = Annotated[tuple[str, ...], PlainValidator(parse_bad_words), WithJsonSchema(_STRINGS)]
-ResponseFormatField = Annotated[
-    Structure, PlainValidator(parse_response_format), WithJsonSchema(_FORMAT_SCHEMA)
-]
-StructuredOutputsField = Annotated[
-    Structure, PlainValidator(parse_structured_outputs), WithJsonSchema(_STRUCTURE_SCHEMA)
-]
-ToolsField = Annotated[RequestedTools, PlainValidator(parse_tools), WithJsonSchema(_TOOLS_SCHEMA)]
-ToolChoiceField = Annotated[
-    ToolChoice, PlainValidator(parse_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)
-]
-SpeculationField = Annotated[
-    RequestedSpeculation, PlainValidator(parse_speculation), WithJsonSchema(_SPECULATION_SCHEMA)
-]
-ReasoningField = Annotated[
-    RequestedReasoning, PlainValidator(parse_reasoning), WithJsonSchema(_REASONING_SCHEMA)
-]
-TemplateVariablesField = Annotated[
-    Mapping[str, object], PlainValidator(parse_template_variables), WithJsonSchema({"type": "object"})
-]
-TokenIdsField = Annotated[tuple[int, ...], PlainValidator(parse_token_ids), WithJsonSchema(_IDS)]
+from server.api.speculation import RequestedSpeculation
+from server.api.structure import with_structured_outputs
+from server.api.tool_fields import RequestedTools, ToolChoice
 
 
 class Body(BaseModel):
@@ -273,6 +136,10 @@ class ChatCompletionRequest(GenerationBody):
         ToolChoice(mode="auto"), description="none, auto, required, a function, or allowed_tools."
     )
     parallel_tool_calls: bool = Field(True, description="Let an answer have several calls.")
+    add_generation_prompt: bool | None = Field(
+        None, description="End the prompt where an answer begins; false with continue_final_message."
+    )
+    continue_final_message: bool = Field(False, description="Go on with the text of the last message.")
     reasoning_effort: Effort | None = Field(
         None,
         description="For chat templates that know it; none switches thinking off where that is possible.",
@@ -325,6 +192,7 @@ def parse_body(schema: type[BodyT], fields: Mapping[str, object], *, strict: boo
     """
     supported = schema.model_fields.keys()
     if issubclass(schema, GenerationBody):
+        fields = with_structured_outputs(fields)
         refuse_unsupported(fields, supported)
     known = {name: value for name, value in fields.items() if name in supported and value is not None}
     try:

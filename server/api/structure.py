@@ -10,7 +10,7 @@ from server.api.body import RoundedFloat, load_json
 from server.api.errors import describe, shorten
 from server.api.limits import MAX_GRAMMAR_CHARS, MAX_GRAMMAR_CHOICES
 
-_FORMAT_KEYS = frozenset({"type", "json_schema"})
+_FORMAT_KEYS = frozenset({"type", "json_schema", "schema"})
 _SCHEMA_KEYS = frozenset({"name", "description", "schema", "strict"})
 
 
@@ -29,8 +29,12 @@ def parse_response_format(value: object) -> Structure:
     kind = fields.get("type")
     if kind == "text":
         return Structure(grammar=None, unknown_keys=unknown)
-    if kind == "json_object":
+    if kind == "json_object" and fields.get("schema") is None:
         return Structure(grammar=GrammarSpec(kind=GrammarKind.JSON_OBJECT), unknown_keys=unknown)
+    if kind == "json_object":  # llama.cpp's and Together's way to give a schema
+        where = "response_format.schema"
+        source = _schema_source(_object(fields["schema"], where), where)
+        return Structure(grammar=_spec(GrammarKind.JSON_SCHEMA, source, where), unknown_keys=unknown)
     if kind != "json_schema":
         raise _wrong("response_format.type", "text, json_object or json_schema", kind)
     where = "response_format.json_schema"
@@ -43,6 +47,29 @@ def parse_response_format(value: object) -> Structure:
         grammar=_spec(GrammarKind.JSON_SCHEMA, source, where),
         unknown_keys=unknown + _unknown(members, _SCHEMA_KEYS, where),
     )
+
+
+DIALECTS: Mapping[str, str] = {
+    "guided_json": "json",  # vLLM's older names
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "json_schema": "json",  # llama.cpp's and SGLang's
+    "regex": "regex",
+}
+"""Fields of other servers, and the member of structured_outputs that each means."""
+
+
+def with_structured_outputs(fields: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the fields of a body with other servers' ways to constrain an answer as structured_outputs."""
+    given = [name for name in DIALECTS if fields.get(name) is not None]
+    if not given:
+        return fields
+    if len(given) > 1 or fields.get("structured_outputs") is not None:
+        names = [*given, *(["structured_outputs"] if len(given) == 1 else [])]
+        raise RequestError(f"{' and '.join(names)} exclude each other", param=given[0])
+    (name,) = given
+    rest = {key: value for key, value in fields.items() if key != name}
+    return {**rest, "structured_outputs": {DIALECTS[name]: fields[name]}}
 
 
 def parse_structured_outputs(value: object) -> Structure:

@@ -20,6 +20,7 @@ class TokenBudget:
     requested: int | None
     default: int | None  # None: all that fits
     max_model_len: int
+    prompt_field: str = "prompt"
     max_scored: int | None = None  # by MAX_LOGPROB_ENTRIES; None: no bound
 
     def max_tokens(self, num_prompt_tokens: int) -> int:
@@ -29,9 +30,10 @@ class TokenBudget:
         if room < least:
             wanted = "at least 1 more" if self.requested is None else f"{least} more"
             raise RequestError(
-                f"the prompt has {num_prompt_tokens} tokens and {wanted} were requested, "
-                f"but max_model_len is {self.max_model_len}",
-                param="prompt" if room < min(1, least) else "max_tokens",
+                f"the maximum context length is {self.max_model_len} tokens (max_model_len); the prompt has "
+                f"{num_prompt_tokens} and {wanted} were requested: reduce either",
+                param=self.prompt_field if room < min(1, least) else "max_tokens",
+                code="context_length_exceeded",
             )
         if self.max_scored is not None and least > self.max_scored:
             raise RequestError(
@@ -55,6 +57,8 @@ def requested_max_tokens(body: GenerationBody, *, may_be_zero: bool) -> int | No
                 param="max_completion_tokens",
             )
         requested = body.max_completion_tokens
+    if requested == -1:  # as null, for clients of other servers
+        return None
     if requested is not None and requested < (0 if may_be_zero else 1):
         raise RequestError(
             f"max_tokens must be at least 1, or 0 to score a prompt with echo or prompt_logprobs, "

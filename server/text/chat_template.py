@@ -34,6 +34,7 @@ class ChatTemplate:
             raise CheckpointError(
                 f"the chat template has {len(source)} characters, the limit is {_MAX_SOURCE_CHARACTERS}"
             )
+        self.source = source
         self._bos_token = bos_token
         self._eos_token = eos_token
         self._sandbox = TemplateSandbox()

@@ -101,7 +101,7 @@ def test_the_openai_sdk_completes_async_and_three_at_a_time(port):
 def test_the_openai_sdk_raises_its_own_errors(openai):
     with pytest.raises(NotFoundError, match="gpt-4"):
         openai.completions.create(model="gpt-4", prompt="x")
-    with pytest.raises(BadRequestError, match="max_model_len is 2048") as caught:
+    with pytest.raises(BadRequestError, match="maximum context length is 2048 tokens") as caught:
         openai.completions.create(model=MODEL, prompt="word " * 3000, max_tokens=1)
     assert caught.value.param == "prompt"
 

@@ -20,7 +20,7 @@ def test_the_engines_refusal_is_a_429_with_its_estimate() -> None:
             "message": "the queue is full: 0 are open",
             "type": "rate_limit_error",
             "param": None,
-            "code": "queue_full",
+            "code": "rate_limit_exceeded",
         }
         assert server.client.post("/v1/completions", json={"prompt": "x", "n": 2}).status_code == 200
 

@@ -20,7 +20,7 @@ def test_every_path_but_the_probes_needs_a_key(caplog: pytest.LogCaptureFixture)
     with serving(FakeEngine(), keys=KEYS) as server:
         paths = [route.path for route in server.server.config.app.routes]
         assert "/metrics" in paths
-        for path in (*paths, "/", "/nowhere", "/health/", "/READY", "/x//health"):
+        for path in (*paths, "/", "/nowhere", "/health/x", "/READY", "/x//health", "//health"):
             for method in ("GET", "POST", "OPTIONS"):
                 response = server.client.request(method, path)
                 if path in ("/health", "/ready"):

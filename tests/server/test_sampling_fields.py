@@ -315,8 +315,8 @@ def test_best_of_is_bounded(server: RunningServer, body: dict[str, object], para
     [
         (CHAT, {"best_of": 2}, "/v1/completions"),
         (CHAT, {"echo": True}, "/v1/completions"),
-        (COMPLETIONS, {"guided_json": {}}, "structured_outputs.json"),
-        (CHAT, {"guided_regex": "a"}, "structured_outputs.regex"),
+        (CHAT, {"guided_grammar": "a"}, "structured_outputs.grammar"),
+        (COMPLETIONS, {"ebnf": "a"}, "structured_outputs.grammar"),
         (COMPLETIONS, {"repeat_penalty": 1.1}, "repetition_penalty"),
     ],
 )

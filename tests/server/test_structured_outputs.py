@@ -152,11 +152,11 @@ def test_both_fields_at_once_are_refused(server: RunningServer) -> None:
 def test_unknown_members_are_warned_about(server: RunningServer) -> None:
     warnings = post(
         server,
-        response_format={"type": "text", "schema": {}, "json_schema": None},
+        response_format={"type": "text", "mood": {}, "json_schema": None},
         structured_outputs={"regex": "a", "whitespace_pattern": "b"},
     ).json()["warnings"]
     assert [warning["param"] for warning in warnings] == [
-        "response_format.schema",
+        "response_format.mood",
         "structured_outputs.whitespace_pattern",
     ]
 

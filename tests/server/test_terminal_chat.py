@@ -96,5 +96,5 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
 def test_an_error_is_shown_and_the_message_taken_back() -> None:
     engine = FakeEngine(lambda _: say("ok", eos=True), max_model_len=60)
     shown = talk(engine, ScriptedConsole("x" * 100, "short", EOFError))
-    assert "max_model_len is 60" in shown
+    assert "maximum context length is 60 tokens" in shown
     assert prompt_text(engine.requests[0]) == "user\nshort\nassistant\n"

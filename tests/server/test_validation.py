@@ -100,7 +100,7 @@ def test_top_k_off_or_larger_than_the_vocabulary(server: RunningServer, top_k: i
         ("seed", 2**63),
         ("seed", -(2**63) - 1),
         ("max_tokens", 0),
-        ("max_tokens", -1),
+        ("max_tokens", -2),
         ("min_tokens", -1),
         ("min_tokens", 17),
         ("n", 0),
@@ -233,16 +233,16 @@ def test_too_many_prompts_are_refused_before_anything_is_done(server: RunningSer
     ("field", "value"),
     [
         ("suffix", "x"),
-        ("priority", 1),
         ("deadline_ms", 5),
     ],
 )
-def test_d10_known_fields_are_refused_until_they_are_honoured(
+def test_known_fields_that_are_not_honoured_are_refused(
     server: RunningServer, field: str, value: object
 ) -> None:
     error = refusal(server, {"prompt": "x", field: value})
     assert error["param"] == field
-    assert "not supported yet" in error["message"]
+    assert "not supported" in error["message"]
+    assert error["code"] == "unsupported_parameter"
 
 
 def test_d10_asking_for_nothing_is_fine(server: RunningServer) -> None:

@@ -209,5 +209,6 @@ def _in_our_words(error: RequestError) -> RequestError:
         if error.param is not None and (
             error.param == chat or error.param.startswith((f"{chat}.", f"{chat}["))
         ):
-            return RequestError(str(error).replace(chat, ours), param=error.param.replace(chat, ours, 1))
+            param = error.param.replace(chat, ours, 1)
+            return RequestError(str(error).replace(chat, ours), param=param, code=error.code)
     return error
