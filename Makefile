@@ -11,7 +11,7 @@ ARGS ?=
 # A torch that satisfies the requirement is kept as it is: a CPU-only machine never has to download CUDA.
 TORCH_REQUIREMENT := $(if $(TORCH),$(if $(filter torch%,$(TORCH)),$(TORCH),torch==$(TORCH)),torch>=2.9)
 
-.PHONY: install serve test test-avx2 mutants sanitize lint format bench clean
+.PHONY: install serve test test-avx2 test-ecosystem mutants sanitize lint format bench clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,14 @@ test: install lint
 # As on a processor without AVX-512: hidden from torch, from oneDNN and from the CPU kernels.
 test-avx2: install
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DRAFTLINE_MAX_CPU_ISA=avx2 $(BIN)/pytest $(ARGS)
+
+# Third-party clients against a real server, from an environment of their own: some minutes to install. TORCH as above.
+ECOSYSTEM := .venv-ecosystem
+test-ecosystem: install
+	test -x $(ECOSYSTEM)/bin/python || $(PYTHON) -m venv $(ECOSYSTEM)
+	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check "$(TORCH_REQUIREMENT)" -r tests/ecosystem/requirements.txt
+	-command -v npm >/dev/null && cd tests/ecosystem && npm install --silent
+	DRAFTLINE=$(abspath $(BIN))/draftline $(ECOSYSTEM)/bin/pytest -c /dev/null --noconftest -p no:cacheprovider tests/ecosystem/clients_check.py $(ARGS)
 
 # Single faults planted in the code, and the share that the tests notice: some ten minutes.
 mutants: install

@@ -139,8 +139,8 @@ def encode_text(
     num_bytes = len(text) if text.isascii() else len(text.encode())
     if num_bytes > limit * model.max_token_bytes * _MAX_SHRINK:
         raise RequestError(
-            f"{param} has {num_bytes} bytes, more than the maximum context length of {limit} tokens "
-            "(max_model_len) can hold",
+            f"this model's maximum context length is {limit} tokens; {param} has {num_bytes} bytes, more "
+            "than they can hold",
             param=param,
             code="context_length_exceeded",
         )

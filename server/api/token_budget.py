@@ -30,7 +30,7 @@ class TokenBudget:
         if room < least:
             wanted = "at least 1 more" if self.requested is None else f"{least} more"
             raise RequestError(
-                f"the maximum context length is {self.max_model_len} tokens (max_model_len); the prompt has "
+                f"this model's maximum context length is {self.max_model_len} tokens; the prompt has "
                 f"{num_prompt_tokens} and {wanted} were requested: reduce either",
                 param=self.prompt_field if room < min(1, least) else "max_tokens",
                 code="context_length_exceeded",
