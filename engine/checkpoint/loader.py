@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from engine.checkpoint import hub
@@ -34,7 +35,9 @@ def load_checkpoint(
     model = find_model(spec)
     if model is not None:
         path = fetch_model(model, cache_dir=cache_dir or default_cache_dir(), progress=progress)
-        return load_gguf(path, name=model.name)
+        checkpoint = load_gguf(path, name=model.name)
+        defaults = {**dict(model.generation_defaults), **checkpoint.generation_defaults}
+        return replace(checkpoint, generation_defaults=defaults)
     path = _existing_path(spec)
     return _load_folder(path) if path.is_dir() else _load_file(path)
 

@@ -272,7 +272,8 @@ def test_the_chosen_token_is_listed_even_outside_of_the_top(api):
 def test_bans_leave_no_infinity(api):
     """parse_constant fails on NaN and Infinity."""
     allowed = [100, 200, 300]
-    body = {"allowed_token_ids": allowed, "max_tokens": 4, "logprobs": 20, "temperature": 1.0, "seed": 1}
+    body = {"allowed_token_ids": allowed, "max_tokens": 4, "logprobs": 20, "seed": 1}
+    body |= {"temperature": 1.0, "top_p": 1.0}
     raw = complete(api, **body)["logprobs"]
     assert [len(top) for top in raw["top_logprobs"]] == [21] * 4
     processed = complete(api, **body, logprobs_mode="processed")["logprobs"]
@@ -381,8 +382,8 @@ def test_the_ends_of_the_ranges_are_greedy(api, greedy, body):
 
 
 def test_filters_that_are_off_change_nothing(api):
-    body = {"max_tokens": 5, "temperature": 1.0, "seed": 3}
-    off = {"top_k": -1, "top_p": 1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1.0}
+    body = {"max_tokens": 5, "temperature": 1.0, "top_p": 1.0, "seed": 3}
+    off = {"top_k": -1, "min_p": 0, "typical_p": 1, "repetition_penalty": 1.0}
     off |= {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "bad_words": [], "stop": []}
     assert complete(api, **body, **off)["token_ids"] == complete(api, **body)["token_ids"]
     assert complete(api, **body, top_k=10**9)["token_ids"] == complete(api, **body, top_k=0)["token_ids"]
