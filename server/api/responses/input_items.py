@@ -5,7 +5,7 @@ from server.api.errors import describe, shorten
 from server.api.limits import MAX_MESSAGES
 from server.api.responses.json_object import Json
 
-_TEXT_PARTS = ("input_text", "output_text", "text")
+_TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
 
 
 def read_input(value: object) -> list[Json]:
@@ -40,10 +40,7 @@ def _add_item(messages: list[Json], item: object, where: str) -> None:
         content = _content(item.get("output"), f"{where}.output")
         _add(messages, {"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
     elif kind == "reasoning":
-        text = "".join(
-            str(part.get("text", "")) for part in item.get("content") or () if isinstance(part, dict)
-        )
-        messages.append({"reasoning_content": text})
+        messages.append({"reasoning_content": _content(item.get("content") or "", f"{where}.content")})
     else:
         raise RequestError(
             f"{where}.type must be message, function_call, function_call_output or reasoning, "
