@@ -123,6 +123,7 @@ class Engine:
             stop_token_ids=self._stop_token_ids(params),
             max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
             speculation=self.speculator.resolve(generation.speculation),
+            prediction=generation.prediction,
             grammar_state=state,
         )
         self._next_request_id += 1

@@ -78,6 +78,7 @@ class Request:
     num_in_flight: int = 0  # tokens that steps under way are choosing
     num_steps_in_flight: int = 0
     speculation: SpeculationParams = NOT_SPECULATING  # its mode is never None here
+    prediction: tuple[int, ...] = ()  # what the caller expects of the answer, for drafts alone
     draft_token_ids: tuple[int, ...] = ()  # proposed for the next step, never part of the answer by itself
     num_model_drafts: int = 0  # that the draft model is to make for the next step
     num_cached_tokens: int = 0  # of the prompt, when the request first ran

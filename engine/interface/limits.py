@@ -28,6 +28,7 @@ class EngineLimits:
                 param="max_tokens" if num_prompt_tokens < self.max_model_len else "prompt",
             )
         self._check_token_ids("prompt", generation.prompt_token_ids)
+        self._check_token_ids("prediction", generation.prediction)
         self._check_token_ids("stop_token_ids", params.stop_token_ids)
         self._check_token_ids("logit_bias", params.logit_bias)
         self._check_token_ids("allowed_token_ids", params.allowed_token_ids or ())

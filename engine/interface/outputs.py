@@ -30,6 +30,7 @@ class GenerationRequest:
     choice: int = 0
     cache_salt: bytes = b""
     speculation: SpeculationParams = SpeculationParams()  # noqa: RUF009 - frozen
+    prediction: tuple[int, ...] = ()  # tokens that the answer may resemble, to draft from; never changes it
 
 
 @dataclass(frozen=True, slots=True)

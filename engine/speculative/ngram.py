@@ -72,7 +72,7 @@ class CopyCursor:
 
 
 class NgramDrafter:
-    """Prompt lookup over each request's own prompt and answer (the method of arXiv 2304.04487)."""
+    """Prompt lookup over each request's prediction, prompt and answer (the method of arXiv 2304.04487)."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[NgramIndex, CopyCursor]] = {}
@@ -89,18 +89,28 @@ class NgramDrafter:
         known = self._known.get(request.request_id)
         if known is None:
             known = self._known[request.request_id] = NgramIndex(), CopyCursor()
-        index, trail = known
-        token_ids = request.token_ids
+        index, cursor = known
+        # A prediction is looked up like a text before the prompt.
+        token_ids = [*request.prediction, *request.token_ids] if request.prediction else request.token_ids
         index.update(token_ids)
-        position = index.find(token_ids)
+        position = _begun(request) or index.find(token_ids)
         if position is not None:
-            trail.follow(position, len(token_ids))
+            cursor.follow(position, len(token_ids))
             length = match_length(token_ids, token_ids, position)
         else:
-            position, length = trail.resume(token_ids), 1
+            position, length = cursor.resume(token_ids), 1
         if position is None:
             return _NOTHING
         return Draft(continuation(token_ids, position, limit), DraftSource.NGRAM, length)
+
+
+def _begun(request: Request) -> int | None:
+    """Return where an answer stands in its prediction that is too short for an n-gram; None otherwise."""
+    num_tokens = request.num_output_tokens
+    if not request.prediction or not 0 < num_tokens < NGRAM_SIZES[0]:
+        return None
+    answer = tuple(request.token_ids[request.num_prompt_tokens :])
+    return num_tokens if answer == request.prediction[:num_tokens] else None
 
 
 def continuation(token_ids: Sequence[int], position: int, limit: int) -> tuple[int, ...]:

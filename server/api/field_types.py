@@ -16,6 +16,7 @@ from server.api.fields import (
     parse_bad_words,
     parse_logit_bias,
     parse_messages,
+    parse_prediction,
     parse_prompt,
     parse_reasoning,
     parse_stop,
@@ -158,6 +159,9 @@ SpeculationField = Annotated[
 ]
 ReasoningField = Annotated[
     RequestedReasoning, PlainValidator(parse_reasoning), WithJsonSchema(_REASONING_SCHEMA)
+]
+PredictionField = Annotated[
+    str, PlainValidator(parse_prediction), WithJsonSchema({"type": "object", "required": ["type", "content"]})
 ]
 TemplateVariablesField = Annotated[
     Mapping[str, object], PlainValidator(parse_template_variables), WithJsonSchema({"type": "object"})

@@ -152,6 +152,13 @@ def parse_messages(value: object) -> tuple[ChatMessage, ...]:
     return tuple(_message(item, f"messages[{i}]") for i, item in enumerate(value))
 
 
+def parse_prediction(value: object) -> str:
+    """Read OpenAI's `{"type": "content", "content": text or text parts}`."""
+    if not isinstance(value, dict) or value.get("type") != "content":
+        raise _wrong("prediction", 'an object {"type": "content", "content": ...}', value)
+    return _content(value.get("content"), "prediction.content", [])
+
+
 def parse_reasoning(value: object) -> RequestedReasoning:
     """Read `{"max_tokens": 512, "effort": "low"}`."""
     if not isinstance(value, dict):

@@ -16,7 +16,6 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
-    "prediction": (),
     "web_search_options": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
@@ -27,6 +26,7 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
 
 ELSEWHERE: Mapping[str, str] = {
     "best_of": "/v1/completions has it",
+    "prediction": "/v1/chat/completions has it",
     "tools": "/v1/chat/completions has it",
     "tool_choice": "/v1/chat/completions has it",
     "parallel_tool_calls": "/v1/chat/completions has it",

@@ -19,6 +19,7 @@ from server.api.prompts import (
     PreparedPrompt,
     check_token_ids,
     draw_seed,
+    encode_text,
     prepare_prompt,
 )
 from server.api.sampling import sampling_params
@@ -112,7 +113,18 @@ def prepare_chat(
         echo=False,
         answer=plan_answer(body, prompt.tools, prompt.text, model),
     )
-    return replace(prepared, warnings=prompt.warnings)
+    return replace(
+        prepared, warnings=prompt.warnings, requests=_with_prediction(prepared.requests, body, model)
+    )
+
+
+def _with_prediction(
+    requests: Sequence[GenerationRequest], body: ChatCompletionRequest, model: ServedModel
+) -> tuple[GenerationRequest, ...]:
+    if not body.prediction:
+        return tuple(requests)
+    token_ids = encode_text(body.prediction, model, param="prediction", add_bos=False)
+    return tuple(replace(request, prediction=token_ids) for request in requests)
 
 
 def _check_choices(num_prompts: int, num_choices: int, limit: int, name: str) -> None:

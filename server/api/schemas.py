@@ -13,6 +13,7 @@ from server.api.field_types import (
     BadWordsField,
     LogitBiasField,
     MessagesField,
+    PredictionField,
     PromptField,
     ReasoningField,
     ResponseFormatField,
@@ -136,6 +137,9 @@ class ChatCompletionRequest(GenerationBody):
         ToolChoice(mode="auto"), description="none, auto, required, a function, or allowed_tools."
     )
     parallel_tool_calls: bool = Field(True, description="Let an answer have several calls.")
+    prediction: PredictionField = Field(
+        "", description="Text that the answer resembles: drafts come from it."
+    )
     add_generation_prompt: bool | None = Field(
         None, description="End the prompt where an answer begins; false with continue_final_message."
     )

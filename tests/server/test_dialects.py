@@ -156,3 +156,16 @@ def test_a_path_that_does_not_exist_is_named_with_those_that_do(server: RunningS
     wrong = server.client.get("/v1/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert "it takes POST" in wrong.json()["error"]["message"]
+
+
+def test_a_prediction_reaches_the_drafts(server: RunningServer) -> None:
+    for content in ("abc", [{"type": "text", "text": "a"}, {"type": "text", "text": "bc"}]):
+        reply = post(server, prediction={"type": "content", "content": content}, n=2)
+        assert reply.status_code == 200, reply.text
+        assert "warnings" not in reply.json()
+        assert [request.prediction for request in server.engine.requests[-2:]] == [tuple(b"abc")] * 2
+    for value in ("abc", {"type": "other", "content": "abc"}, {"type": "content", "content": 5}):
+        error = post(server, prediction=value).json()["error"]
+        assert error["param"].startswith("prediction")
+    response = server.client.post("/v1/completions", json={"prompt": "x", "prediction": {"type": "content"}})
+    assert response.json()["error"]["code"] == "unsupported_parameter"

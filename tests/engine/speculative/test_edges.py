@@ -424,3 +424,18 @@ def test_the_draft_model_is_measured_within_the_positions_that_there_are(max_mod
     )
     assert set(measured) == {num_steps}
     assert engine.kv_cache_manager.pool.num_free == engine.kv_cache_manager.pool.num_blocks
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_a_prediction_saves_steps_and_changes_nothing(part):
+    """Right to its end, or from its middle on about something else."""
+    engine = byte_engine(enable_prefix_caching=False)
+    plain = generation(b"Once upon a time", max_tokens=60, temperature=0.8, seed=3)
+    [answer] = generate(engine, asking(plain, "off"))
+    right = answer[: int(len(answer) * part)]
+    guess = (*right, *[(token + 1) % 250 for token in answer[len(right) :]])
+    predicted = replace(asking(plain, "ngram", 8), prediction=guess)
+    before = engine.stats().num_steps
+    assert generate(engine, predicted) == [answer]
+    assert engine.stats().num_steps - before < 60 - len(right) + len(right) // 4
+    engine.close()

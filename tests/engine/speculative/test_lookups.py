@@ -160,3 +160,32 @@ def test_an_answer_longer_than_the_pool_is_cut():
     pool = NgramPool(max_tokens=10)
     pool.finish(request([1], range(100)))
     assert pool.num_tokens == 10
+
+
+def predicting(prediction, prompt, answer):
+    made = request(prompt, answer)
+    made.prediction = tuple(prediction)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ([50], (51, 52, 53)),  # shorter than an n-gram, but the prediction's beginning
+        ([50, 51, 52, 53, 54, 55], (56, 57, 58)),
+        ([7, 8, 9, 55, 56], (57, 58, 59)),  # found in the middle
+        ([99], ()),
+        ([99, 98], ()),
+    ],
+)
+def test_a_prediction_is_looked_up_from_its_beginning(answer, expected):
+    [draft] = NgramDrafter().propose([predicting(range(50, 70), [1, 2, 3], answer)], [3])
+    assert draft.token_ids == expected
+
+
+def test_a_prediction_goes_on_behind_a_changed_word():
+    drafter, text = NgramDrafter(), predicting(range(50, 70), [1, 2, 3], [50, 51, 52, 53])
+    drafter.propose([text], [3])
+    text.append(99)
+    [draft] = drafter.propose([text], [3])
+    assert draft.token_ids == (55, 56, 57)
