@@ -1,11 +1,9 @@
 """create_app: the endpoints, their errors, and what surrounds them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -16,6 +14,7 @@ from server.api import operations
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.errors import ApiError, describe, to_api_error
+from server.api.openapi import describe_with_keys, page, posting
 from server.api.responses.endpoint import create_response, delete_response, retrieve_response
 from server.api.schemas import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.auth import KeyRing
@@ -25,6 +24,7 @@ from server.serving import ServerState
 _PAGES = {
     "/v1/models": operations.list_models,
     "/v1/models/{model:path}": operations.retrieve_model,
+    "/v1/responses/{response_id}": retrieve_response,
     "/tokenizer_info": operations.tokenizer_info,
     "/health": operations.health,
     "/ready": operations.ready,
@@ -61,31 +61,22 @@ def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str]
 
 
 def _add_routes(app: FastAPI) -> None:
-    app.post("/v1/completions", openapi_extra=_json_body(CompletionRequest))(create_completion)
-    app.post("/v1/chat/completions", openapi_extra=_json_body(ChatCompletionRequest))(create_chat_completion)
-    app.post("/v1/responses", openapi_extra=_any_json_body())(create_response)
-    app.get("/v1/responses/{response_id}")(retrieve_response)
-    app.delete("/v1/responses/{response_id}")(delete_response)
-    app.post("/tokenize", openapi_extra=_json_body(TokenizeRequest))(operations.tokenize)
-    app.post("/detokenize", openapi_extra=_json_body(DetokenizeRequest))(operations.detokenize)
-    app.post("/v1/chat/completions/render", openapi_extra=_json_body(ChatCompletionRequest))(
-        operations.render_chat_prompt
-    )
-    for path, endpoint in _PAGES.items():
-        app.get(path)(endpoint)
-        app.head(path, include_in_schema=False)(endpoint)
-
-
-def _json_body(schema: type[BaseModel]) -> dict[str, Any]:
-    """Describe the body to /docs; the endpoint reads it itself, so that every error has one shape."""
-    content = {"application/json": {"schema": schema.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _any_json_body() -> dict[str, Any]:
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
-    }
+    streamed, chat = True, "/v1/chat/completions"
+    for path, schema, streams, endpoint in (
+        ("/v1/completions", CompletionRequest, streamed, create_completion),
+        (chat, ChatCompletionRequest, streamed, create_chat_completion),
+        (f"{chat}/render", ChatCompletionRequest, not streamed, operations.render_chat_prompt),
+        ("/v1/responses", None, streamed, create_response),
+        ("/tokenize", TokenizeRequest, not streamed, operations.tokenize),
+        ("/detokenize", DetokenizeRequest, not streamed, operations.detokenize),
+    ):
+        app.post(path, openapi_extra=posting(schema, streams=streams))(endpoint)
+    for path, page_endpoint in _PAGES.items():
+        app.get(path, openapi_extra=page(path))(page_endpoint)
+        app.head(path, include_in_schema=False)(page_endpoint)
+    kept = "/v1/responses/{response_id}"
+    app.delete(kept, openapi_extra=page(kept))(delete_response)
+    describe_with_keys(app)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

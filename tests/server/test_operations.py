@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from server.api.openapi import RANGES
 from server.logs import JsonFormatter, TextFormatter
 from server.text import Tokenizer
 from tests.fakes import IM_END, IM_START, FakeEngine, byte_tokenizer_data, say
@@ -127,6 +128,46 @@ def test_version_and_docs(server: RunningServer) -> None:
     paths = server.client.get("/openapi.json").json()["paths"]
     schema = paths["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "stop", "seed"} <= schema["properties"].keys()
+
+
+def test_openapi_says_what_operations_take_and_answer(server: RunningServer) -> None:
+    api = server.client.get("/openapi.json").json()
+    assert api["components"]["securitySchemes"] == {"bearer": {"type": "http", "scheme": "bearer"}}
+    for path, operations in api["paths"].items():
+        for method, operation in operations.items():
+            assert operation["security"] == [{"bearer": []}, {}]
+            assert {"200", "401", "404", "500", "503"} <= operation["responses"].keys(), (path, method)
+            assert ("400" in operation["responses"]) is (method == "post")
+            names = [parameter["name"] for parameter in operation.get("parameters", [])]
+            assert len(names) == path.count("{")
+            assert all(f"{{{name}" in path for name in names)
+    metrics = api["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert "text/plain" in metrics
+    streamed = api["paths"]["/v1/responses"]["post"]["responses"]["200"]["content"]
+    assert "text/event-stream" in streamed
+
+
+BOUNDS = [
+    (name, bound, step)
+    for name, bounds in RANGES.items()
+    for bound, step in (("minimum", -1), ("exclusiveMinimum", 0), ("maximum", 1))
+    if bound in bounds
+]
+
+
+@pytest.mark.parametrize(("name", "bound", "step"), BOUNDS)
+def test_the_ranges_in_docs_are_those_that_hold(
+    server: RunningServer, name: str, bound: str, step: int
+) -> None:
+    """The bound itself is taken, unless it is excluded, and what lies beyond is refused."""
+    limit = RANGES[name][bound]
+    chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True}
+    is_completion = name in ("best_of", "logprobs")
+    path, base = ("/v1/completions", {"prompt": "x"}) if is_completion else ("/v1/chat/completions", chat)
+    beyond = limit + step if step else limit
+    assert server.client.post(path, json={**base, name: beyond}).status_code == 400
+    if step and name not in ("max_tokens", "max_completion_tokens"):
+        assert server.client.post(path, json={**base, name: limit}).status_code == 200
 
 
 @pytest.mark.parametrize(
