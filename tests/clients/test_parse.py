@@ -91,14 +91,14 @@ def test_unknown_fields_are_kept_at_every_level() -> None:
         **CHAT,
         "newer": 1,
         "choices": [
-            {"index": 0, "seen": True, "message": {"role": "assistant", "content": None, "tool_calls": [1]}}
+            {"index": 0, "seen": True, "message": {"role": "assistant", "content": None, "audio": [1]}}
         ],
         "usage": {**USAGE, "watts": 2, "prompt_tokens_details": {"audio_tokens": 0}},
     }
     answer = _parse.parse_chat_completion(fields(reply))
     assert answer.extra == {"newer": 1}
     assert answer.choices[0].extra == {"seen": True}
-    assert answer.choices[0].message == ChatMessage(role="assistant", extra={"tool_calls": [1]})
+    assert answer.choices[0].message == ChatMessage(role="assistant", extra={"audio": [1]})
     assert answer.usage.extra == {"watts": 2}
     assert answer.usage.prompt_tokens_details == PromptTokensDetails(extra={"audio_tokens": 0})
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from draftline_client import Client
 from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -329,3 +330,28 @@ def test_a_control_token_that_begins_calls() -> None:
         response = post(server, tools=[strict])
         assert response.status_code == 400
         assert "use required" in response.json()["error"]["message"]
+
+
+def test_our_clients_tool_loop() -> None:
+    """A message with calls goes back as it is, and a stream's deltas make the same call."""
+
+    def answer(request: Any) -> Any:
+        prompt = bytes(i for i in request.prompt_token_ids if i < 256)
+        return say("It is sunny.", eos=True) if b"<tool_response>" in prompt else say(CALL, eos=True)
+
+    with serving(FakeEngine(answer)) as server, Client(base_url=server.url) as client:
+        asked: Any = {"messages": HELLO, "tools": [WEATHER], "parallel_tool_calls": True}
+        message = client.chat.create(**asked).choices[0].message
+        [call] = message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Paris"}')
+        with client.chat.create(**asked, stream=True) as stream:
+            deltas = [
+                delta for chunk in stream for choice in chunk.choices for delta in choice.delta.tool_calls
+            ]
+        assert deltas[0].function.name == "weather"
+        assert "".join(delta.function.arguments for delta in deltas) == call.function.arguments
+        result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        reply = client.chat.create(messages=[*HELLO, message, result], tools=[WEATHER])
+        assert reply.choices[0].message.content == "It is sunny."
+        assert reply.usage.completion_tokens_details is not None
+        assert reply.usage.completion_tokens_details.reasoning_tokens == 0

@@ -163,10 +163,31 @@ def _encode_field(name: str, value: object) -> bytes:
         raise kind(f"{name} cannot be sent as JSON: {error}") from error
 
 
+def _message(message: ChatMessage) -> dict[str, object]:
+    """Return a message as it came."""
+    fields: dict[str, object] = {"role": message.role, "content": message.content, **message.extra}
+    if message.reasoning_content is not None:
+        fields["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {
+                **call.extra,
+                "id": call.id,
+                "function": {
+                    **call.function.extra,
+                    "name": call.function.name,
+                    "arguments": call.function.arguments,
+                },
+            }
+            for call in message.tool_calls
+        ]
+    return fields
+
+
 def _plain(value: object) -> object:
     """Return what JSON can hold for the collections it does not know."""
     if isinstance(value, ChatMessage):
-        return {"role": value.role, "content": value.content, **value.extra}
+        return _message(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence | Set) and not isinstance(value, bytes | bytearray | memoryview):

@@ -20,6 +20,8 @@ from draftline_client.types import (
     CompletionTokensDetails,
     Delta,
     DraftlineUsage,
+    FunctionCall,
+    FunctionCallDelta,
     Model,
     ModelList,
     PromptLogprob,
@@ -30,6 +32,8 @@ from draftline_client.types import (
     Tokenization,
     TokenLogprob,
     TokenProvenance,
+    ToolCall,
+    ToolCallDelta,
     TopLogprob,
     Usage,
 )
@@ -165,6 +169,7 @@ def _parse_prompt_details(fields: Fields) -> PromptTokensDetails:
 
 def _parse_completion_details(fields: Fields) -> CompletionTokensDetails:
     return CompletionTokensDetails(
+        reasoning_tokens=fields.optional_integer("reasoning_tokens"),
         accepted_prediction_tokens=fields.optional_integer("accepted_prediction_tokens"),
         rejected_prediction_tokens=fields.optional_integer("rejected_prediction_tokens"),
         extra=fields.extra(),
@@ -258,13 +263,47 @@ def _parse_chat_chunk_choice(fields: Fields) -> ChatChunkChoice:
 
 
 def _parse_message(fields: Fields) -> ChatMessage:
-    role, content = fields.string("role"), fields.optional_string("content")
-    return ChatMessage(role=role, content=content, extra=fields.extra())
+    return ChatMessage(
+        role=fields.string("role"),
+        content=fields.optional_string("content"),
+        reasoning_content=fields.optional_string("reasoning_content"),
+        tool_calls=fields.optional_records("tool_calls", _parse_tool_call),
+        extra=fields.extra(),
+    )
+
+
+def _parse_tool_call(fields: Fields) -> ToolCall:
+    call_id, function = fields.string("id"), fields.record("function", _parse_function_call)
+    return ToolCall(id=call_id, function=function, extra=fields.extra())
+
+
+def _parse_function_call(fields: Fields) -> FunctionCall:
+    name, arguments = fields.string("name"), fields.string("arguments")
+    return FunctionCall(name=name, arguments=arguments, extra=fields.extra())
 
 
 def _parse_delta(fields: Fields) -> Delta:
-    role, content = fields.optional_string("role"), fields.optional_string("content")
-    return Delta(role=role, content=content, extra=fields.extra())
+    return Delta(
+        role=fields.optional_string("role"),
+        content=fields.optional_string("content"),
+        reasoning_content=fields.optional_string("reasoning_content"),
+        tool_calls=fields.optional_records("tool_calls", _parse_tool_call_delta),
+        extra=fields.extra(),
+    )
+
+
+def _parse_tool_call_delta(fields: Fields) -> ToolCallDelta:
+    return ToolCallDelta(
+        index=fields.integer("index"),
+        id=fields.optional_string("id"),
+        function=fields.record("function", _parse_function_call_delta),
+        extra=fields.extra(),
+    )
+
+
+def _parse_function_call_delta(fields: Fields) -> FunctionCallDelta:
+    name, arguments = fields.optional_string("name"), fields.optional_string("arguments")
+    return FunctionCallDelta(name=name, arguments=arguments or "", extra=fields.extra())
 
 
 def _parse_chat_logprobs(fields: Fields) -> ChatLogprobs:

@@ -123,6 +123,13 @@ class ChatOptions(GenerationOptions, total=False):
     top_logprobs: Option[int]
     tools: Option[Sequence[Mapping[str, Any]]]
     tool_choice: Option[str | Mapping[str, Any]]
+    parallel_tool_calls: Option[bool]
+    reasoning: Option[Mapping[str, Any]]  # {"max_tokens": 512}
+    reasoning_effort: Option[str]
+    prediction: Option[Mapping[str, Any]]  # {"type": "content", "content": "..."}: drafts come from it
+    chat_template_kwargs: Option[Mapping[str, Any]]
+    continue_final_message: Option[bool]
+    add_generation_prompt: Option[bool]
 
 
 class TokenizeOptions(CallOptions, total=False):

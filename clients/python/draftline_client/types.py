@@ -26,8 +26,9 @@ class PromptTokensDetails(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionTokensDetails(_Record):
-    """What speculation did for the generated tokens."""
+    """What the generated tokens were."""
 
+    reasoning_tokens: int | None = None
     accepted_prediction_tokens: int | None = None
     rejected_prediction_tokens: int | None = None
 
@@ -172,11 +173,46 @@ class ChatLogprobs(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FunctionCall(_Record):
+    """A function that the model calls."""
+
+    name: str
+    arguments: str  # JSON text of an object
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall(_Record):
+    """A call; its result goes back in a message of the role tool with its id."""
+
+    id: str
+    function: FunctionCall
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionCallDelta(_Record):
+    """What a chunk adds to a function's call."""
+
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCallDelta(_Record):
+    """What a chunk adds to a call; the first has the id and the name."""
+
+    index: int
+    id: str | None = None
+    function: FunctionCallDelta
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatMessage(_Record):
     """A message of a conversation; may be passed back in `messages` as it is."""
 
     role: str
     content: str | None = None
+    reasoning_content: str | None = None  # what the model thought before it answered
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +244,8 @@ class Delta(_Record):
 
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """ResponseStore: the last responses, in memory, so that a client may go on from one by its id."""
 
 import json
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -27,15 +28,17 @@ class ResponseStore:
         self.capacity = capacity
         self._stored: OrderedDict[str, StoredResponse] = OrderedDict()
         self._num_bytes = 0
+        self._lock = threading.Lock()  # a large answer is put together on a worker thread
 
     def put(self, tenant: bytes, response: Json, messages: list[Json]) -> None:
         """Keep a response; the oldest ones make room."""
         num_bytes = len(json.dumps([response, messages]))
         stored = StoredResponse(tenant=tenant, response=response, messages=messages, num_bytes=num_bytes)
-        self._stored[response["id"]] = stored
-        self._num_bytes += num_bytes
-        while self._stored and (len(self._stored) > self.capacity or self._num_bytes > MAX_BYTES):
-            self._num_bytes -= self._stored.popitem(last=False)[1].num_bytes
+        with self._lock:
+            self._stored[response["id"]] = stored
+            self._num_bytes += num_bytes
+            while self._stored and (len(self._stored) > self.capacity or self._num_bytes > MAX_BYTES):
+                self._num_bytes -= self._stored.popitem(last=False)[1].num_bytes
 
     def find(self, tenant: bytes, response_id: str) -> StoredResponse | None:
         """Return a response of this tenant."""
@@ -44,8 +47,8 @@ class ResponseStore:
 
     def delete(self, tenant: bytes, response_id: str) -> bool:
         """Forget a response; False if the tenant has none of this id."""
-        stored = self.find(tenant, response_id)
-        if stored is None:
-            return False
-        self._num_bytes -= self._stored.pop(response_id).num_bytes
-        return True
+        with self._lock:
+            if self.find(tenant, response_id) is None:
+                return False
+            self._num_bytes -= self._stored.pop(response_id).num_bytes
+            return True
