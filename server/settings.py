@@ -27,7 +27,7 @@ from engine.interface.config import (
     Kernels,
     KVCacheDType,
     Quantization,
-    Speculation,
+    SpeculationChoice,
 )
 from engine.interface.errors import ConfigError
 from engine.interface.speculation import MAX_DRAFT_TOKENS
@@ -130,7 +130,7 @@ class ModelSettings(BaseSettings):
         None, description="for keys and values, as 512MiB or 2GiB; chosen from what is free if not given"
     )
     block_size: PositiveInt = Field(_DEFAULT.block_size, description="tokens in a block of the KV cache")
-    speculation: Speculation = Field(
+    speculation: SpeculationChoice = Field(
         "auto", description="how to guess ahead for requests that do not say; never changes an answer"
     )
     draft_model: str | None = Field(

@@ -86,7 +86,7 @@ class Request:
     block_table: list[Block] = field(default_factory=list)
     block_ids: tuple[int, ...] = ()  # of block_table; a new tuple when it changes: steps keep theirs
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of token_ids
-    num_published_blocks: int = 0
+    num_cached_full_blocks: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second prompt token on
     answer_counts: Counter[int] = field(default_factory=Counter)  # kept only for penalties
     grammar_state: GrammarState | None = None

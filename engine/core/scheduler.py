@@ -138,7 +138,7 @@ class Scheduler:
         return outputs
 
     def _fail(self, request: Request) -> StepOutput:
-        """End a request whose values are not finite; nothing of the step is published."""
+        """End a request whose values are not finite; nothing of the step is cached."""
         self.finish(request, FinishReason.ERROR)
         return StepOutput(request, is_first=request.num_output_tokens == 0)
 
@@ -199,7 +199,7 @@ class Scheduler:
     def _settle(self, request: Request, num_tokens: int) -> None:
         """Count tokens whose KV is there and final."""
         request.num_committed_tokens = num_tokens
-        is_at_edge = num_tokens // self._block_size != request.num_published_blocks
+        is_at_edge = num_tokens // self._block_size != request.num_cached_full_blocks
         if is_at_edge or num_tokens == request.num_prompt_tokens:
             self.kv_cache_manager.cache_computed_blocks(request)
 

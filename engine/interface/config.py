@@ -11,7 +11,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Kernels = Literal["auto", "fused", "torch"]  # fused: CPU kernels or an error
 KVCacheDType = Literal["auto", "bfloat16", "float32", "int8"]
 Quantization = Literal["q8_0", "q4_1", "q4_0"]
-Speculation = Literal["off", "auto", "draft", "ngram"]
+SpeculationChoice = Literal["off", "auto", "draft", "ngram"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     max_queue: int = 256  # requests that may wait; one more is refused
     stream_interval: float = 0.0  # seconds that a stream's outputs are at least apart
-    speculation: Speculation = "off"  # of requests that do not say
+    speculation: SpeculationChoice = "off"  # of requests that do not say
     num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
     steps_ahead: int = 0  # steps in torch that are launched before the tokens of the last one are read
 
@@ -58,7 +58,7 @@ _CHOICES = {
     "dtype": DType,
     "kernels": Kernels,
     "kv_cache_dtype": KVCacheDType,
-    "speculation": Speculation,
+    "speculation": SpeculationChoice,
 }
 _AT_LEAST_ONE = (
     *("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue", "num_draft_tokens"),

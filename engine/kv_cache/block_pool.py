@@ -35,7 +35,7 @@ class BlockPool:
         return len(self._free)
 
     def find(self, block_hash: bytes) -> Block | None:
-        """Return the block published under this hash, free or in use."""
+        """Return the block cached under this hash, free or in use."""
         return self._cached.get(block_hash)
 
     def find_partial_block(self, parent_hash: bytes) -> Block | None:
@@ -73,7 +73,7 @@ class BlockPool:
                 self._move_forward_if_lost(block)
 
     def cache_full_block(self, block: Block, block_hash: bytes) -> None:
-        """Make a full block findable; the first block published under a hash keeps it."""
+        """Make a full block findable; the first block cached under a hash keeps it."""
         if block.block_hash is None and block_hash not in self._cached:
             block.block_hash = block_hash
             self._cached[block_hash] = block
@@ -104,7 +104,7 @@ class BlockPool:
         assert free_ids == set(self._free), "free queue and reference counts disagree"
         assert all(block.ref_count >= 0 for block in self.blocks), "negative reference count"
         hashed = {block.block_hash: block for block in self.blocks if block.block_hash is not None}
-        assert hashed == self._cached, "published blocks and their hashes disagree"
+        assert hashed == self._cached, "cached blocks and their hashes disagree"
         offered = {block.parent_hash: block for block in self.blocks if block.parent_hash is not None}
         assert offered == self._continuations, "continuations and their prefixes disagree"
         assert all(bool(block.token_ids) == (block.parent_hash is not None) for block in self.blocks)

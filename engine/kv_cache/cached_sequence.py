@@ -19,7 +19,7 @@ class CachedSequence(Protocol):
     block_table: list[Block]
     block_ids: tuple[int, ...]
     block_hashes: list[bytes]
-    num_published_blocks: int
+    num_cached_full_blocks: int
 
     @property
     def num_tokens(self) -> int: ...  # noqa: D102

@@ -26,10 +26,10 @@ class KVCacheManager:
     A request's tokens, with block_size 4 and 11 tokens of which 9 are computed:
 
         | 0 1 2 3 | 4 5 6 7 | 8 . . . |    block_table
-        |published|published| offered |    only full and computed blocks are published, to be shared
+        | cached  | cached  |registered|   only full and computed blocks are cached, to be shared
 
     A request that goes on differently within a block, or whose block is not full there, copies the block and
-    keeps the tokens that both have: a block is offered for that when it is full, when the prompt is
+    keeps the tokens that both have: a block is registered for that when it is full, when the prompt is
     computed and when the request leaves.
     """
 
@@ -98,7 +98,7 @@ class KVCacheManager:
             self.pool.touch(block)
         self._append(request, cached.blocks)
         request.num_computed_tokens = request.num_committed_tokens = len(cached.blocks) * self.block_size
-        request.num_published_blocks = len(cached.blocks)
+        request.num_cached_full_blocks = len(cached.blocks)
         for block_hash in request.block_hashes[len(cached.blocks) :]:
             self._in_flight.setdefault(block_hash, request.request_id)
         return self._take_tail(request, cached)
@@ -117,16 +117,16 @@ class KVCacheManager:
     def cache_computed_blocks(self, request: CachedSequence) -> None:
         """Make every full, computed block of the request findable. Call after num_committed_tokens moved."""
         num_full = request.num_committed_tokens // self.block_size
-        if self.enable_prefix_caching and num_full != request.num_published_blocks:
+        if self.enable_prefix_caching and num_full != request.num_cached_full_blocks:
             self._extend_hashes(request)
-            for number in range(request.num_published_blocks, num_full):
+            for number in range(request.num_cached_full_blocks, num_full):
                 block_hash = request.block_hashes[number]
                 self.pool.cache_full_block(request.block_table[number], block_hash)
-                self._offer(request, number)
+                self._register(request, number)
                 self._forget_in_flight(block_hash, request)
-            request.num_published_blocks = num_full
+            request.num_cached_full_blocks = num_full
         if request.num_committed_tokens == request.num_prompt_tokens:
-            self._offer_tail(request)
+            self._register_tail(request)
 
     def release_draft_slots(self, request: CachedSequence) -> bool:
         """Give back the blocks that hold drafts only; False if there were none."""
@@ -139,16 +139,16 @@ class KVCacheManager:
 
     def free(self, request: CachedSequence) -> None:
         """Take every block from the request; the tail is evicted first, it is the least shared."""
-        for block_hash in request.block_hashes[request.num_published_blocks :]:
+        for block_hash in request.block_hashes[request.num_cached_full_blocks :]:
             self._forget_in_flight(block_hash, request)
-        self._offer_tail(request)
+        self._register_tail(request)
         if self._listener is not None:
             self._listener.sequence_released(request)
         self.pool.free(reversed(request.block_table))
         request.block_table.clear()
         request.block_ids = ()
         request.num_computed_tokens = request.num_committed_tokens = request.num_in_flight = 0
-        request.num_published_blocks = 0
+        request.num_cached_full_blocks = 0
 
     def check_invariants(self, requests: Sequence[CachedSequence]) -> None:
         """Check the pool and that exactly these requests hold its blocks; raises AssertionError."""
@@ -174,7 +174,7 @@ class KVCacheManager:
         request.num_committed_tokens = request.num_computed_tokens
         return None if own is cached.tail else BlockCopy(cached.tail.block_id, own.block_id)
 
-    def _offer(self, request: CachedSequence, number: int) -> None:
+    def _register(self, request: CachedSequence, number: int) -> None:
         """Let others copy what is computed of a block of the request."""
         first = number * self.block_size
         token_ids = request.token_ids[first : min(first + self.block_size, request.num_committed_tokens)]
@@ -182,10 +182,10 @@ class KVCacheManager:
             request.block_table[number], self._prefix_hash(request, number), token_ids
         )
 
-    def _offer_tail(self, request: CachedSequence) -> None:
+    def _register_tail(self, request: CachedSequence) -> None:
         if self.enable_prefix_caching and request.num_committed_tokens % self.block_size:
             self._extend_hashes(request)
-            self._offer(request, request.num_committed_tokens // self.block_size)
+            self._register(request, request.num_committed_tokens // self.block_size)
 
     def _prefix_hash(self, request: CachedSequence, num_blocks: int) -> bytes:
         """Return the hash of the request's first blocks."""

@@ -150,7 +150,7 @@ class GrammarCompiler:
         if tag.thought is None:
             return self._compile(spec)
         rest = self.compile(replace(tag, thought=None).spec()) if tag.is_constrained else None
-        return ThoughtGrammar(tag.thought, self._token_bytes, rest)
+        return ThoughtGrammar(tag.thought, self._token_bytes, rest, self._tokens.end_token_ids)
 
     def _compile(self, spec: GrammarSpec) -> "Grammar":
         grammar = library_grammar(spec)

@@ -66,11 +66,15 @@ class ThoughtState:
     its `max_tokens` are used up: then what is left of the end mark is forced.
     """
 
-    def __init__(self, thought: Thought, token_bytes: Sequence[bytes], rest: State) -> None:
+    def __init__(
+        self, thought: Thought, token_bytes: Sequence[bytes], rest: State, end_token_ids: frozenset[int]
+    ) -> None:
         self._thought = thought
         self._token_bytes = token_bytes
         self._rest = rest
+        self._refused = end_token_ids  # that would end the answer in its thought
         self._forced = thought.begin_token_ids
+        self._is_ending = False  # the end mark is forced
         self._num_tokens = 0
         self._tail = b""  # the end of the thought, as long as a mark may begin there
         self._is_over = False
@@ -91,18 +95,19 @@ class ThoughtState:
         """Return a bit per token, the lowest of a byte first: 1 if it may come next. None: any may."""
         if self._is_over:
             return self._rest.token_bitmask()
-        if not self._forced:
+        num_bytes = 4 * -(-len(self._token_bytes) // 32)
+        if self._forced:
+            return (1 << self._forced[0]).to_bytes(num_bytes, "little")
+        if not self._refused:
             return None
-        bits = bytearray(4 * -(-len(self._token_bytes) // 32))
-        token_id = self._forced[0]
-        bits[token_id >> 3] |= 1 << (token_id & 7)
-        return bytes(bits)
+        refused = sum(1 << token_id for token_id in self._refused)
+        return ((1 << 8 * num_bytes) - 1 - refused).to_bytes(num_bytes, "little")
 
     def allows(self, token_id: int) -> bool:
         """Tell whether a token may come next."""
         if self._is_over:
             return self._rest.allows(token_id)
-        return not self._forced or token_id == self._forced[0]
+        return token_id == self._forced[0] if self._forced else token_id not in self._refused
 
     def accept(self, token_id: int) -> None:
         """Advance by a token that was allowed."""
@@ -111,7 +116,7 @@ class ThoughtState:
         elif self._forced:
             self._forced = self._forced[1:]
             if not self._forced:
-                self._is_over = self._num_tokens >= self._thought.max_tokens
+                self._is_over = self._is_ending
                 self._check_budget()
         else:
             self._think(token_id)
@@ -141,7 +146,7 @@ class ThoughtState:
             return
         mark = self._thought.end_token_ids
         written = next((n for n in range(len(mark), 0, -1) if self._ends_with(mark[:n])), 0)
-        self._forced = mark[written:]
+        self._forced, self._is_ending = mark[written:], True
 
     def _ends_with(self, token_ids: Sequence[int]) -> bool:
         text = b"".join([self._token_bytes[token_id] for token_id in token_ids])
@@ -149,15 +154,26 @@ class ThoughtState:
 
 
 class ThoughtGrammar:
-    """A thought, then what another grammar says; without one any text. Any thread may start answers."""
+    """A thought, then what another grammar says; without one any text. Any thread may start answers.
 
-    def __init__(self, thought: Thought, token_bytes: Sequence[bytes], rest: "StartsStates | None") -> None:
+    Where a grammar follows, no end token may come before it: what it promises would be missing.
+    """
+
+    def __init__(
+        self,
+        thought: Thought,
+        token_bytes: Sequence[bytes],
+        rest: "StartsStates | None",
+        end_token_ids: frozenset[int],
+    ) -> None:
         self._thought, self._token_bytes, self._rest = thought, token_bytes, rest
+        self._end_token_ids = end_token_ids
 
     def start(self) -> ThoughtState:
         """Return the state before the first token."""
-        rest: State = AnyText() if self._rest is None else self._rest.start()
-        return ThoughtState(self._thought, self._token_bytes, rest)
+        if self._rest is None:
+            return ThoughtState(self._thought, self._token_bytes, AnyText(), frozenset())
+        return ThoughtState(self._thought, self._token_bytes, self._rest.start(), self._end_token_ids)
 
 
 class StartsStates(Protocol):

@@ -103,6 +103,8 @@ class CallScanner:
             self._at = _At.KEY
         elif at in (_At.COMMA, _At.KEY) and character == "}":
             self._end()
+        elif at is _At.COLON and self._key in ARGUMENT_KEYS and self._has_arguments:
+            self.is_broken = True  # arguments twice
         elif character == expected:
             self._at = _At.KEY if at is _At.START else _At.VALUE
             self._value, self._parts = ValueScanner(), []

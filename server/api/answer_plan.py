@@ -24,7 +24,6 @@ class ToolPlan:
     tools: tuple[Tool, ...]  # that the template shows
     names: tuple[str, ...]  # of those that may be called
     format: ToolFormat
-    is_required: bool
     is_prefilled: bool  # the prompt ends with the mark that begins calls
     max_calls: int | None  # None: as many as the answer has
     tag: StructuralTag | None  # what a grammar makes of them
@@ -72,7 +71,6 @@ def plan_tools(body: ChatCompletionRequest, model: ServedModel) -> ToolPlan | No
         tools=tools,
         names=tuple(tool.name for tool in callable_tools),
         format=form,
-        is_required=is_required,
         is_prefilled=is_prefilled,
         max_calls=None if body.parallel_tool_calls else 1,
         tag=_tag(

@@ -245,7 +245,7 @@ def test_known_fields_that_are_not_honoured_are_refused(
     assert error["code"] == "unsupported_parameter"
 
 
-def test_d10_asking_for_nothing_is_fine(server: RunningServer) -> None:
+def test_known_fields_that_ask_for_nothing_are_fine(server: RunningServer) -> None:
     body = {
         "prompt": "x",
         "n": 2,

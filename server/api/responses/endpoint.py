@@ -127,12 +127,11 @@ def _whole(
     def reply(call: ResponseCall, choices: Sequence[WholeChoice]) -> object:
         [whole] = choices
         output = OutputItems()
-        parts = merge(whole.answer) if call.preparation.options.answer is not None else [whole.text]
-        scores = logprobs(whole.logprobs) if whole.logprobs else []
-        for part in parts:
-            if part != "":
-                output.push(part, scores if isinstance(part, str) else ())
-                scores = [] if isinstance(part, str) else scores
+        is_parsed = call.preparation.options.answer is not None
+        output.push_all(
+            merge(whole.answer if is_parsed else [whole.text]),
+            logprobs(whole.logprobs) if whole.logprobs else [],
+        )
         assert whole.finish_reason is not None
         status = status_of(whole.finish_reason)
         output.finish(status)
@@ -173,10 +172,7 @@ def _response(
 def _usage(usage: Usage) -> Json:
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {
-            "cached_tokens": usage.cached_tokens,
-            "cache_write_tokens": 0,
-        },  # none are charged
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

@@ -16,11 +16,13 @@ class OutputItems:
         self._text: list[str] = []  # of the open item
         self._logprobs: list[object] = []
 
-    @property
-    def text(self) -> str:
-        """The text of all messages."""
-        parts = [part for item in self.items if item["type"] == "message" for part in item["content"]]
-        return "".join([part["text"] for part in parts])
+    def push_all(self, parts: Sequence[AnswerPart], logprobs: Sequence[object]) -> list[Json]:
+        """Add parts, of which the first text has the logprobs; return the events."""
+        events: list[Json] = []
+        for part in parts:
+            events += self.push(part, logprobs if isinstance(part, str) else ())
+            logprobs = () if isinstance(part, str) else logprobs
+        return events
 
     def push(self, part: AnswerPart, logprobs: Sequence[object] = ()) -> list[Json]:
         """Add a part, with the logprobs of a text; return the events."""
@@ -49,7 +51,7 @@ class OutputItems:
         }
         item |= {"role": "assistant", "content": []} if kind == "message" else {"summary": [], "content": []}
         events.append(self._add(item))
-        part = {**_empty_part(kind)}
+        part = _empty_part(kind)
         item["content"] = [part]
         return [*events, self._event("content_part.added", content_index=0, part={**part})]
 

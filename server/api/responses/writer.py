@@ -44,7 +44,9 @@ class ResponseWriter:
         """Return the events of several deltas."""
         events: list[Json] = []
         for delta in deltas:
-            events += push_delta(self._output, delta, self._logprobs)
+            text: Sequence[AnswerPart] = [delta.text] if delta.text else []
+            scores = self._logprobs(delta.logprobs) if delta.logprobs else []
+            events += self._output.push_all(text if delta.parts is None else delta.parts, scores)
             if delta.finish_reason is not None:
                 self._status = status_of(delta.finish_reason)
                 events += self._output.finish(self._status)
@@ -78,21 +80,6 @@ class ResponseWriter:
             )
             self._number += 1
         return b"".join(parts)
-
-
-def push_delta(
-    output: OutputItems, delta: TextDelta, logprobs: Callable[[Sequence[ScoredToken]], list[object]]
-) -> list[Json]:
-    """Add what a delta brought; return the events."""
-    parts: Sequence[AnswerPart] = (
-        delta.parts if delta.parts is not None else [delta.text] if delta.text else []
-    )
-    events: list[Json] = []
-    scores = logprobs(delta.logprobs) if delta.logprobs else []
-    for part in parts:
-        events += output.push(part, scores if isinstance(part, str) else ())
-        scores = [] if isinstance(part, str) else scores
-    return events
 
 
 def status_of(reason: FinishReason) -> str:

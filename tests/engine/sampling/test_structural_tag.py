@@ -157,7 +157,8 @@ def test_a_thought_that_is_too_long_is_ended(compiler):
     assert state.forced_tokens(9) == list(b"<t>")
     for byte in b"<t>hm":
         state.accept(byte)
-    assert state.token_bitmask() is None, "thinking is free"
+    assert all(state.allows(token_id) for token_id in range(END)), "thinking is free"
+    assert not state.allows(END)
     copy = state.copy()
     state.accept(ord("m"))
     assert state.forced_tokens(9) == list(b"</t>")
@@ -183,3 +184,22 @@ def test_a_mark_may_end_inside_a_token():
     assert not state.allows(0)
     assert state.allows(3)
     made.close()
+
+
+def test_a_thought_of_no_tokens_still_has_its_end_mark(compiler):
+    tag = StructuralTag(thought=thought(0), answer={"type": "object"})
+    assert accepts(compiler, tag, "<t></t>{}")
+    assert not accepts(compiler, tag, "<t>{}")
+
+
+def test_an_answer_does_not_end_in_its_thought_where_a_grammar_follows(compiler):
+    constrained = compiler.compile(StructuralTag(thought=thought(9, ""), answer={"type": "object"}).spec())
+    free = compiler.compile(StructuralTag(thought=thought(9, "")).spec())
+    for state in (constrained.start(), free.start()):
+        state.accept(ord("h"))
+        mask = state.token_bitmask()
+        assert state.allows(ord("m"))
+        assert mask is None or mask[ord("m") >> 3] >> (ord("m") & 7) & 1
+        assert state.allows(END) is (mask is None or bool(mask[END >> 3] >> (END & 7) & 1))
+    assert not constrained.start().allows(END)
+    assert free.start().allows(END)

@@ -78,6 +78,12 @@ ANSWERS = [
     ("hermes", '<tool_call>{"name": "now", "arguments": {}} and so on', "and so on", [("now", "{}")]),
     ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>', None, []),
     ("hermes", "<tool_call>weather(Paris)</tool_call>", None, []),
+    (
+        "hermes",
+        '<tool_call>{"arguments": {"a": 1}, "parameters": {"b": 2}, "name": "now"}</tool_call>',
+        None,
+        [],
+    ),
     ("hermes", '<tool_call>{"name": "now"', "", [("now", "")]),
     ("hermes", '<tool_call>{"name": "no', None, []),
     ("hermes", "<tool_call>", None, []),
