@@ -13,10 +13,17 @@ from engine.interface.errors import DraftlineError
 from server.api import operations
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
+from server.api.embeddings import create_embeddings
 from server.api.errors import ApiError, describe, to_api_error
 from server.api.openapi import describe_with_keys, page, posting
 from server.api.responses.endpoint import create_response, delete_response, retrieve_response
-from server.api.schemas import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from server.api.schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from server.auth import KeyRing
 from server.middleware import AuthMiddleware, RequestMiddleware
 from server.serving import ServerState
@@ -67,6 +74,7 @@ def _add_routes(app: FastAPI) -> None:
         (chat, ChatCompletionRequest, streamed, create_chat_completion),
         (f"{chat}/render", ChatCompletionRequest, not streamed, operations.render_chat_prompt),
         ("/v1/responses", None, streamed, create_response),
+        ("/v1/embeddings", EmbeddingRequest, not streamed, create_embeddings),
         ("/tokenize", TokenizeRequest, not streamed, operations.tokenize),
         ("/detokenize", DetokenizeRequest, not streamed, operations.detokenize),
     ):

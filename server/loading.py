@@ -12,10 +12,11 @@ from engine.checkpoint import Checkpoint, TokenizerData, load_checkpoint
 from engine.interface.config import EngineConfig
 from engine.interface.errors import CheckpointError
 from engine.interface.info import EngineInfo
+from engine.interface.pooling import Pooling
 from engine.loading.loader import load_engine
 from server.answers import FORMATS, ToolFormat, choose_format
 from server.answers.reasoning import BEGIN
-from server.serving import ServedModel
+from server.serving import EmbeddingModel, ServedModel
 from server.settings import ModelSettings, ServeSettings
 from server.text import ChatTemplate, ContentGuard, Tokenizer
 
@@ -29,6 +30,7 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         tokenizer, chat_template = Tokenizer(checkpoint.tokenizer), _chat_template(checkpoint.tokenizer)
     draft_checkpoint = None if settings.draft_model is None else load_checkpoint(settings.draft_model)
     engine = load_engine(checkpoint, config, draft_checkpoint)
+    embedding = _embedding_model(settings, checkpoint)
     return ServedModel(
         name=name or checkpoint.name,
         description=_describe(checkpoint),
@@ -41,6 +43,8 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         tool_format=_tool_format(settings, checkpoint.tokenizer),
         has_reasoning=BEGIN in (checkpoint.tokenizer.chat_template or "")
         or BEGIN in checkpoint.tokenizer.tokens,
+        embedding=None if isinstance(embedding, str) else embedding,
+        why_no_embeddings=embedding if isinstance(embedding, str) else "",
         generation_defaults=checkpoint.generation_defaults,
         system_fingerprint=_system_fingerprint(checkpoint, _precision(engine.info)),
     )
@@ -53,6 +57,25 @@ def _engine_config(settings: ModelSettings) -> EngineConfig:
     if not isinstance(settings, ServeSettings):
         return EngineConfig(**values, max_num_seqs=1)
     return EngineConfig(**values, enable_prefix_caching=not settings.no_prefix_caching)
+
+
+def _embedding_model(settings: ModelSettings, checkpoint: Checkpoint) -> EmbeddingModel | str:
+    """Return how the model makes embeddings, or why it makes none."""
+    asked = settings.pooling if isinstance(settings, ServeSettings) else "auto"
+    if asked == "off":
+        return "this server makes no embeddings (--pooling off)"
+    defaults = checkpoint.embedding_defaults
+    if asked == "auto" and defaults.unsupported is not None:
+        return (
+            f"this model's embeddings need {defaults.unsupported}, which is not supported; "
+            "--pooling last or mean makes others of it"
+        )
+    return EmbeddingModel(
+        pooling=(defaults.pooling or Pooling.LAST) if asked == "auto" else Pooling(asked),
+        hidden_size=checkpoint.config.hidden_size,
+        suffix_token_id=checkpoint.tokenizer.suffix_token_id,
+        is_matryoshka=defaults.is_matryoshka,
+    )
 
 
 def _describe(checkpoint: Checkpoint) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.interface.engine_client import EngineClient
+from engine.interface.pooling import Pooling
 from server.admission import Admission
 from server.answers import FORMATS, ToolFormat
 from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
@@ -30,6 +31,16 @@ class Phase(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbeddingModel:
+    """How the model makes embeddings."""
+
+    pooling: Pooling
+    hidden_size: int  # values of an embedding
+    suffix_token_id: int | None = None  # behind every text
+    is_matryoshka: bool = False  # the first values of an embedding are a smaller one
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A loaded model with all that the endpoints need to serve it."""
 
@@ -43,6 +54,8 @@ class ServedModel:
     developer_role: str = "system"  # what the template is given for the role developer
     tool_format: ToolFormat = FORMATS["hermes"]  # how the model writes calls of tools
     has_reasoning: bool = False  # it may think, between tags, before it answers
+    embedding: EmbeddingModel | None = None
+    why_no_embeddings: str = "this model makes none"
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
     system_fingerprint: str = "fp_0"
     created: int = field(default_factory=lambda: int(time.time()))

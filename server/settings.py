@@ -189,6 +189,11 @@ class ServeSettings(ModelSettings):
     tool_call_parser: Literal["auto", "hermes", "llama3_json", "pythonic", "mistral"] = Field(
         "auto", description="how the model writes calls of tools; auto: as its chat template says"
     )
+    pooling: Literal["auto", "last", "mean", "off"] = Field(
+        "auto",
+        description="how /v1/embeddings makes one vector of a text's hidden states; auto: as the checkpoint "
+        "says, else last",
+    )
     max_queue: PositiveInt = Field(
         _DEFAULT.max_queue, description="answers that may wait; one more is refused with 429"
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import struct
 import threading
 import time
 from collections import deque
@@ -124,6 +125,14 @@ def fake_speculation(script: Script, place: int, num_tokens: int) -> Speculation
     )
 
 
+def fake_embedding(request: GenerationRequest) -> bytes | None:
+    """Pool a prompt to four values that say its tenant, length, first and last token."""
+    if request.params.pooling is None:
+        return None
+    token_ids = request.prompt_token_ids
+    return struct.pack("<4f", len(request.cache_salt), len(token_ids), token_ids[0], -token_ids[-1])
+
+
 @dataclass
 class _Running:
     stream: OutputStream
@@ -162,6 +171,7 @@ class FakeEngine:
         compile_grammar: Callable[[GrammarSpec], None] = lambda _: None,
     ) -> None:
         self.script = script
+        self.pooled_script: Callable[[GenerationRequest], Script] = lambda _: Script(steps=((),))
         self.compile_grammar = compile_grammar  # called on a worker thread
         self.limits = EngineLimits(max_model_len=max_model_len, vocab_size=vocab_size)
         self.max_open = max_open
@@ -196,7 +206,8 @@ class FakeEngine:
         self._loop = asyncio.get_running_loop()
         stream = OutputStream(len(self.requests), len(requests), on_abort=self._forget)
         for index, request in enumerate(requests):
-            script = self.script(request)
+            is_pooled = request.params.pooling is not None
+            script = self.pooled_script(request) if is_pooled else self.script(request)
             self._num_prompt_tokens += len(request.prompt_token_ids)
             self._num_cached_tokens += script.num_cached_tokens
             self._running.append(
@@ -323,6 +334,7 @@ class FakeEngine:
                     queue_seconds=0.001,
                     steps=(self.num_delivered_steps + 1,) * len(token_ids),
                     speculation=fake_speculation(script, place, len(token_ids)),
+                    embedding=fake_embedding(running.request) if is_last else None,
                 )
             )
             if is_last:

@@ -225,6 +225,12 @@ def _says_only_tokens(output: StepOutput) -> bool:
     )
 
 
+def _embedding(request: Request) -> bytes | None:
+    """Return what a prompt was pooled to, once all of it is."""
+    is_whole = request.pooled_sum is not None and request.finish_reason is FinishReason.LENGTH
+    return request.pooled_sum.mean() if is_whole and request.pooled_sum is not None else None
+
+
 def _request_output(output: StepOutput, index: int, step: int) -> RequestOutput:
     request = output.request
     last = output.token_ids[-1] if output.token_ids else None
@@ -236,6 +242,7 @@ def _request_output(output: StepOutput, index: int, step: int) -> RequestOutput:
         new_token_ids=output.token_ids,
         logprobs=output.logprobs,
         prompt_logprobs=tuple(request.prompt_logprobs) if output.is_first and wants_scores else None,
+        embedding=_embedding(request),
         num_cached_tokens=request.num_cached_tokens,
         is_first=output.is_first,
         finish_reason=request.finish_reason,

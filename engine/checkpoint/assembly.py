@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.checkpoint.checkpoint import Checkpoint, StoredTensor, TokenizerData
+from engine.checkpoint.embedding_defaults import EmbeddingDefaults
 from engine.checkpoint.fingerprint import compute_fingerprint
 from engine.checkpoint.metadata import shorten
 from engine.checkpoint.model_config import ModelConfig, RopeConfig, RopeScaling
@@ -39,6 +40,7 @@ def assemble(
     tokenizer: TokenizerData,
     stop_token_ids: frozenset[int],
     generation_defaults: Mapping[str, float],
+    embedding_defaults: EmbeddingDefaults | None = None,
 ) -> Checkpoint:
     """Build a Checkpoint after the checks that keep a corrupt configuration from costing memory.
 
@@ -66,6 +68,7 @@ def assemble(
         tokenizer=tokenizer,
         stop_token_ids=frozenset(i for i in stop_token_ids if 0 <= i < config.vocab_size),
         generation_defaults=generation_defaults,
+        embedding_defaults=embedding_defaults or EmbeddingDefaults(),
         fingerprint=compute_fingerprint(config, kept, weight_files),
     )
 

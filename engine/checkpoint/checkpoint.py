@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from engine.checkpoint.embedding_defaults import EmbeddingDefaults
 from engine.checkpoint.model_config import ModelConfig
 
 
@@ -48,6 +49,7 @@ class TokenizerData:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     add_bos: bool = False  # put the begin token before every prompt
+    suffix_token_id: int | None = None  # behind every text whose embedding is wanted
     chat_template: str | None = None
 
 
@@ -69,4 +71,5 @@ class Checkpoint:
     tokenizer: TokenizerData
     stop_token_ids: frozenset[int] = frozenset()  # end-of-text and end-of-turn tokens
     generation_defaults: Mapping[str, float] = field(default_factory=dict)  # by name in SamplingParams
+    embedding_defaults: EmbeddingDefaults = EmbeddingDefaults()  # noqa: RUF009 - frozen
     fingerprint: bytes = b""  # 16 bytes; equal files have equal fingerprints

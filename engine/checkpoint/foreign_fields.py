@@ -28,6 +28,8 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("moe_num_experts", "n_shared_experts"), (0.0, 1.0)),
     **dict.fromkeys(("rope_interleave", "rope_interleaved", "alibi", "use_alibi"), _OFF),
     **dict.fromkeys(("use_qk_norm", "qk_norm", "qk_layernorm", "use_parallel_residual"), _OFF),
+    **dict.fromkeys(("is_causal",), (True,)),
+    **dict.fromkeys(("use_bidirectional_attention",), _OFF),
     **dict.fromkeys(("parallel_attn", "per_layer_config", "kv_lora_rank", "q_lora_rank"), _OFF),
 }
 """The values that leave the forward pass of any family as it is; null does, too."""

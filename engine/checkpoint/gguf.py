@@ -9,6 +9,7 @@ from engine.checkpoint.architectures.architecture import Architecture
 from engine.checkpoint.architectures.registry import GGUF_ARCHITECTURES, find_architecture
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.embedding_defaults import read_gguf_pooling
 from engine.checkpoint.generation_defaults import read_gguf_sampling
 from engine.checkpoint.gguf_config import (
     GGUFHeader,
@@ -64,6 +65,7 @@ def load_gguf(path: Path, *, name: str | None = None) -> Checkpoint:
         tokenizer=tokenizer,
         stop_token_ids=read_stop_token_ids(metadata, tokenizer),
         generation_defaults=read_gguf_sampling(metadata),
+        embedding_defaults=read_gguf_pooling(metadata, architecture.name),
     )
 
 

@@ -35,7 +35,7 @@ _KNOWN = frozenset(
     {"vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"}
     | {"attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"}
     | {"attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "attention.sliding_window"}
-    | {"attention.scale", "rope.dimension_count", "rope.freq_base", "rope.scale_linear"}
+    | {"attention.scale", "pooling_type", "rope.dimension_count", "rope.freq_base", "rope.scale_linear"}
     | {"rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.finetuned"}
     | {"rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
 )

@@ -32,6 +32,8 @@ def read_tokenizer(metadata: Metadata) -> TokenizerData:
     is_llama3 = name in pre_tokenizers.GGUF_LLAMA3
     tokens = _read_tokens(metadata)
     types = _read_token_types(metadata, len(tokens))
+    eos_token_id = _read_token_id(metadata, "eos", len(tokens))
+    adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token", default=False)
     return TokenizerData(
         tokens=tokens,
         merges=_read_merges(metadata),
@@ -41,8 +43,9 @@ def read_tokenizer(metadata: Metadata) -> TokenizerData:
         ignore_merges=is_llama3,
         normalization="nfc" if pre_tokenizer == "qwen2" else "none",
         bos_token_id=_read_token_id(metadata, "bos", len(tokens)),
-        eos_token_id=_read_token_id(metadata, "eos", len(tokens)),
+        eos_token_id=eos_token_id,
         add_bos=metadata.boolean("tokenizer.ggml.add_bos_token", default=is_llama3),
+        suffix_token_id=eos_token_id if adds_eos else None,
         chat_template=metadata.find_text("tokenizer.chat_template"),
     )
 

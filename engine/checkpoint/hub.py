@@ -24,6 +24,8 @@ _FILES = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+    "modules.json",
+    "*_Pooling/config.json",
 )
 
 

@@ -13,6 +13,7 @@ from engine.checkpoint import names
 from engine.checkpoint.architectures.architecture import Architecture
 from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
+from engine.checkpoint.embedding_defaults import read_embedding_defaults
 from engine.checkpoint.generation_defaults import read_generation_config
 from engine.checkpoint.huggingface_config import read_architecture, read_model_config
 from engine.checkpoint.huggingface_tokenizer import read_tokenizer
@@ -47,6 +48,7 @@ def load_huggingface(folder: Path, *, name: str | None = None) -> Checkpoint:
         tokenizer=tokenizer,
         stop_token_ids=_read_stop_token_ids((generation, metadata), tokenizer.eos_token_id),
         generation_defaults=read_generation_config(generation),
+        embedding_defaults=read_embedding_defaults(folder, metadata),
     )
 
 

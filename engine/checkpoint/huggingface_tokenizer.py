@@ -30,6 +30,7 @@ class _Vocabulary:
     special: set[str] = field(default_factory=set)
     added: set[str] = field(default_factory=set)
     first_token: str | None = None  # put before every text by the post-processor
+    last_token: str | None = None  # put behind it
     ignore_merges: bool = False
     has_tokenizer_json: bool = False  # which alone says what begins a text, as in transformers
 
@@ -80,6 +81,7 @@ def read_tokenizer(folder: Path, *, architecture: Architecture, config: Metadata
         bos_token_id=None if bos is None else vocabulary.ids[bos],
         eos_token_id=None if eos is None else vocabulary.ids[eos],
         add_bos=bos is not None and _adds_bos(vocabulary, settings),
+        suffix_token_id=None if vocabulary.last_token is None else vocabulary.ids.get(vocabulary.last_token),
         chat_template=_read_chat_template(folder, settings),
     )
 
@@ -105,7 +107,8 @@ def _read_tokenizer_json(path: Path) -> _Vocabulary:
         merges=_parse_merges(model.find_list("merges") or [], path),
         pre_tokenizer=pre_tokenizers.from_huggingface(document.find("pre_tokenizer"), path),
         normalization=_read_normalization(document.find("normalizer"), path),
-        first_token=_read_first_token(document.find("post_processor")),
+        first_token=_read_edge_token(document.find("post_processor"), 0),
+        last_token=_read_edge_token(document.find("post_processor"), -1),
         ignore_merges=model.boolean("ignore_merges", default=False),
         has_tokenizer_json=True,
     )
@@ -201,18 +204,18 @@ def _read_normalization(normalizer: object, path: Path) -> Literal["none", "nfc"
     )
 
 
-def _read_first_token(post_processor: object) -> str | None:
-    """Return the special token that the post-processor puts before a text."""
+def _read_edge_token(post_processor: object, place: int) -> str | None:
+    """Return the special token that the post-processor puts before (place 0) or behind (-1) a text."""
     if not isinstance(post_processor, dict):
         return None
     if post_processor.get("type") == "Sequence":
         steps = post_processor.get("processors")
-        found = map(_read_first_token, steps) if isinstance(steps, list) else ()
+        found = (_read_edge_token(step, place) for step in steps) if isinstance(steps, list) else ()
         return next((token for token in found if token is not None), None)
     single = post_processor.get("single")
     if post_processor.get("type") != "TemplateProcessing" or not isinstance(single, list) or not single:
         return None
-    special = single[0].get("SpecialToken") if isinstance(single[0], dict) else None
+    special = single[place].get("SpecialToken") if isinstance(single[place], dict) else None
     token = special.get("id") if isinstance(special, dict) else None
     return token if isinstance(token, str) else None
 
@@ -250,7 +253,7 @@ def _adds_bos(vocabulary: _Vocabulary, settings: Metadata) -> bool:
     """Tell whether texts begin with the begin token, as transformers does.
 
     It reads add_bos_token only where there is no tokenizer.json. An end token that a post-processor puts
-    behind a text is left out on purpose: here texts are there to be continued.
+    behind a text is for embeddings alone: other texts are there to be continued.
     """
     if vocabulary.has_tokenizer_json:
         return vocabulary.first_token is not None

@@ -131,13 +131,28 @@ def read_json(path: Path, *, max_bytes: int) -> Metadata:
 
     Raises CheckpointError when the file is missing, larger than `max_bytes`, or not a JSON object.
     """
+    values = _read_value(path, max_bytes)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object, got {shorten(values)}")
+    return Metadata(values, path=path)
+
+
+def read_json_list(path: Path, *, max_bytes: int) -> list[object]:
+    """Read a JSON list from a file; raises CheckpointError as read_json() does."""
+    values = _read_value(path, max_bytes)
+    if not isinstance(values, list):
+        raise CheckpointError(f"{path}: must hold a JSON list, got {shorten(values)}")
+    return values
+
+
+def _read_value(path: Path, max_bytes: int) -> object:
     try:
         size = path.stat().st_size
         if size > max_bytes:
             raise CheckpointError(
                 f"{path}: {size} bytes, more than the {max_bytes} that such a file may have"
             )
-        values = json.loads(path.read_text(encoding="utf-8"))
+        value: object = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
@@ -146,6 +161,4 @@ def read_json(path: Path, *, max_bytes: int) -> Metadata:
         raise CheckpointError(
             f"{path}: not valid JSON ({shorten(str(error))}); fetch the file again"
         ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, got {shorten(values)}")
-    return Metadata(values, path=path)
+    return value

@@ -65,7 +65,7 @@ class Executor(Protocol):
     max_draft_positions: int  # that the draft model knows; 0 where there is none
 
     def launch(self, batch: Batch) -> PendingStep:
-        """Make the batch's copies, run its tokens, score prompts and choose a token for each row."""
+        """Make the batch's copies, run its tokens, score and pool prompts, choose a token for each row."""
 
     def draft(self, jobs: Sequence[DraftJob]) -> DraftOutput:
         """Guess tokens with the draft model, whose storage has the target's block ids."""

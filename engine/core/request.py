@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from engine.core.pooled_sum import PooledSum
 from engine.interface.outputs import FinishReason, TokenLogprobs
+from engine.interface.pooling import Pooling
 from engine.interface.sampling_params import SamplingParams
 from engine.interface.speculation import NOT_SPECULATING, SpeculationParams
 from engine.kv_cache.block import Block
@@ -88,6 +90,7 @@ class Request:
     block_hashes: list[bytes] = field(default_factory=list)  # of the full blocks of token_ids
     num_cached_full_blocks: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second prompt token on
+    pooled_sum: PooledSum | None = field(init=False, default=None)
     answer_counts: Counter[int] = field(default_factory=Counter)  # kept only for penalties
     grammar_state: GrammarState | None = None
     looks_back: bool = field(init=False)  # choosing a token needs the tokens before it, here on the host
@@ -100,6 +103,9 @@ class Request:
         self.num_prompt_tokens = len(self.prompt_token_ids)
         self.has_penalties = self.params.has_penalties
         self.looks_back = self.params.looks_back or self.grammar_state is not None
+        if self.params.pooling is not None:
+            is_last = self.params.pooling is Pooling.LAST
+            self.pooled_sum = PooledSum(self.num_prompt_tokens - 1 if is_last else 0)
 
     def append(self, token_id: int) -> None:
         """Add a token to the answer."""
@@ -111,14 +117,16 @@ class Request:
 
     @property
     def wants_token(self) -> bool:
-        """False for a request that only scores its prompt."""
+        """False for a request that only scores or pools its prompt."""
         return self.num_tokens < self.max_total_tokens
 
     @property
-    def wants_prompt_logprobs(self) -> bool:
-        """True until every prompt token has its logprob."""
-        wanted = self.params.prompt_logprobs is not None
-        return wanted and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+    def wants_whole_prompt(self) -> bool:
+        """True until every prompt token that is to have a logprob, or is to be averaged, is computed."""
+        params = self.params
+        if params.pooling is Pooling.MEAN and self.pooled_sum is not None:
+            return self.pooled_sum.next_position < self.num_prompt_tokens
+        return params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     @property
     def num_tokens(self) -> int:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from engine.core.pooled_sum import PooledSum
 from engine.core.request import Request, RequestStatus
 from engine.core.rows import rows_of
 from engine.core.schedule import Claim, Schedule
@@ -100,17 +101,18 @@ class Scheduler:
         """Take in the result of the oldest step under way, a token per sampled row, in order.
 
         Returns what it brought the requests that advanced or ended: the sampled ones, then those that only
-        wanted scores. A draft token stays if it is what the target chose in its place; the tokens chosen
+        read their prompt. A draft token stays if it is what the target chose in its place; the tokens chosen
         after the first that does not are dropped. Requests that ended meanwhile give their blocks back.
         """
         self._num_steps_in_flight -= 1
         outputs: list[StepOutput] = []
-        scores = iter(output.prompt_logprobs)
+        scores, sums = iter(output.prompt_logprobs), iter(output.pooled)
         first_row = first_token = 0
         for chunk in batch.chunks:
             request = self._requests[chunk.request_id]
             request.num_steps_in_flight -= 1
             prompt_logprobs = next(scores) if chunk.scored is not None else ()
+            pooled = next(sums) if chunk.pooled_from is not None else None
             faults = output.faults and _faults_of(chunk, first_token, output.faults)
             if request.status is RequestStatus.FINISHED:
                 self._release(request)
@@ -119,16 +121,18 @@ class Scheduler:
             else:
                 if prompt_logprobs:
                     request.prompt_logprobs.extend(prompt_logprobs)
+                if pooled is not None and request.pooled_sum is not None:
+                    request.pooled_sum.add(pooled, end=chunk.first_position + len(chunk.token_ids))
                 if chunk.rows:
                     outputs.append(self._advance(request, chunk, output, first_row, faults))
                 else:
                     self._settle(request, chunk.first_position + len(chunk.token_ids))
             first_row += len(chunk.rows)
             first_token += len(chunk.token_ids)
-        return outputs + self._finish_scored(batch)
+        return outputs + self._finish_read(batch)
 
-    def _finish_scored(self, batch: Batch) -> list[StepOutput]:
-        """End the requests whose scores are all there and that want nothing else."""
+    def _finish_read(self, batch: Batch) -> list[StepOutput]:
+        """End the requests whose prompts are read to the end and that want nothing else."""
         outputs = []
         for request_id in [chunk.request_id for chunk in batch.chunks if chunk.ends_request]:
             request = self._requests.get(request_id)
@@ -230,9 +234,9 @@ class Scheduler:
                 break
             if request.status is not RequestStatus.RUNNING:
                 continue  # preempted just now
-            if request.num_in_flight and not request.wants_token:
-                continue  # its last token is being chosen
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+            if num_tokens == 0 or (request.num_in_flight and not request.wants_token):
+                continue  # its prompt is being read to the end, or its last token chosen
             while not self.kv_cache_manager.allocate_slots(request, num_tokens):
                 if self._drop_drafts():
                     continue
@@ -344,6 +348,7 @@ def _chunk_of(claim: Claim) -> ScheduledChunk:
         rows_of(request, drafts) if reaches_end and wants_token else (),
         len(drafts),
         scored,
+        None if request.pooled_sum is None else _pooled_from(request.pooled_sum, first, end),
         reaches_end and not wants_token,
     )
 
@@ -355,6 +360,12 @@ def _scored_tokens(request: Request, first: int, end: int) -> ScoredTokens | Non
     if not targets:
         return None
     return ScoredTokens(start - first, targets, request.params.prompt_logprobs or 0)
+
+
+def _pooled_from(pooled_sum: PooledSum, first: int, end: int) -> int | None:
+    """Return the first token of a chunk that counts: after a preemption some are in the sum already."""
+    start = max(first, pooled_sum.next_position)
+    return start - first if start < end else None
 
 
 def _faults_of(chunk: ScheduledChunk, first_token: int, faults: frozenset[int]) -> frozenset[int]:

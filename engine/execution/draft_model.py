@@ -19,6 +19,9 @@ class LoadedModel(Protocol):
     def __call__(self, model_input: ModelInput) -> Tensor:
         """Return hidden states [num_tokens, ...] and write the step's keys and values."""
 
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """Apply the model's last norm to rows of hidden states: [num_rows, hidden_size]."""
+
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Map rows of hidden states to logits [num_rows, vocab_size]."""
 

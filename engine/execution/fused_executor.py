@@ -33,6 +33,10 @@ class FusedModel(NamedTuple):
         """Return hidden states [num_tokens, ...] and write the step's keys and values."""
         return self.decoder(model_input, self.kv_storage)
 
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """Apply the model's last norm to rows of hidden states: [num_rows, hidden_size]."""
+        return self.decoder.normalize(hidden)
+
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Map rows of hidden states to logits [num_rows, vocab_size]."""
         return self.decoder.compute_logits(hidden)
@@ -64,11 +68,11 @@ class FusedExecutor:
         self._block_size = block_size
 
     def launch(self, batch: Batch) -> FinishedStep:
-        """Make the batch's copies, run its tokens, score prompts and choose a token for each row."""
+        """Make the batch's copies, run its tokens, score and pool prompts, choose a token for each row."""
         for copy in batch.block_copies:
             self.model.kv_storage.copy_block(copy.source, copy.target)
         model_input = build_model_input(batch, block_size=self._block_size, device=_CPU)
-        if batch.is_scored:
+        if batch.reads_hidden_states:
             with torch.inference_mode():
                 return FinishedStep(run_in_torch(self.model, self._sampler, batch, model_input))
         rows = batch.rows

@@ -15,6 +15,7 @@ from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage
 from engine.model.model_input import ModelInput, build_model_input
+from engine.model.pooling import fixed_point_sum
 from engine.sampling.logprobs import token_logprobs
 from engine.sampling.sampler import Sampler, broken_rows
 
@@ -30,6 +31,10 @@ class TorchModel(NamedTuple):
     def __call__(self, model_input: ModelInput) -> Tensor:
         """Return hidden states [num_tokens, hidden_size] and write the step's keys and values."""
         return self.model(model_input, self.kv_storage)
+
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """Apply the model's last norm to rows of hidden states [num_rows, hidden_size]."""
+        return self.model.norm(hidden)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Map rows of hidden states to logits [num_rows, vocab_size]."""
@@ -63,7 +68,7 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> FinishedStep:
-        """Make the batch's copies, run its tokens, score prompts and choose a token for each row."""
+        """Make the batch's copies, run its tokens, score and pool prompts, choose a token for each row."""
         for copy in batch.block_copies:
             self.model.kv_storage.copy_block(copy.source, copy.target)
         if self.steps_ahead:
@@ -106,12 +111,13 @@ def run_in_torch(
     """Run a batch with hidden states and logits as tensors."""
     hidden = model(model_input)
     prompt_logprobs, faults = _score_prompts(model, sampler.vocab_size, batch, hidden)
-    faults.update(model_input.faults.nonzero().flatten().tolist())
+    pooled, broken = _pool_prompts(model, batch, hidden)
+    faults.update(broken, model_input.faults.nonzero().flatten().tolist())
     output, rows = SamplerOutput((), ()), batch.rows
     if rows:
         output = sampler(model.compute_logits(model_input.take_logits_rows(hidden)), rows)
         faults.update(model_input.logits_rows[row] for row in output.faults)
-    return output._replace(faults=frozenset(faults), prompt_logprobs=prompt_logprobs)
+    return output._replace(faults=frozenset(faults), prompt_logprobs=prompt_logprobs, pooled=pooled)
 
 
 def _score_prompts(
@@ -131,3 +137,17 @@ def _score_prompts(
             scores.append(tuple(found))
         start += chunk.num_tokens
     return tuple(scores), faults
+
+
+def _pool_prompts(model: LoadedModel, batch: Batch, hidden: Tensor) -> tuple[tuple[bytes, ...], set[int]]:
+    """Return the sum of each chunk that is pooled, and the tokens whose hidden states are not finite."""
+    sums, start, faults = list[bytes](), 0, set[int]()
+    for chunk in batch.chunks:
+        if chunk.pooled_from is not None:
+            first = start + chunk.pooled_from
+            rows = model.normalize(hidden[first : start + chunk.num_tokens])
+            is_broken = ~rows.isfinite().all(dim=-1)
+            faults.update(first + row for row in is_broken.nonzero().flatten().tolist())
+            sums.append(fixed_point_sum(rows.nan_to_num()).cpu().numpy().astype("<i8").tobytes())
+        start += chunk.num_tokens
+    return tuple(sums), faults

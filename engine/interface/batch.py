@@ -34,7 +34,8 @@ class ScheduledChunk(NamedTuple):
     rows: tuple[SampledRow, ...] = ()  # of the last tokens: 1 + number of drafts if the step chooses any
     num_drafts: int = 0
     scored: ScoredTokens | None = None
-    ends_request: bool = False  # it only wants scores, and these are the last
+    pooled_from: int | None = None  # token of the chunk from which on hidden states are added up
+    ends_request: bool = False  # it wants no token, and this is the last of its prompt
 
     @property
     def num_tokens(self) -> int:
@@ -64,9 +65,9 @@ class Batch(NamedTuple):
         return sum([chunk.num_drafts for chunk in self.chunks])
 
     @property
-    def is_scored(self) -> bool:
-        """True if any prompt token is scored."""
-        return any(chunk.scored is not None for chunk in self.chunks)
+    def reads_hidden_states(self) -> bool:
+        """True if any prompt token is scored or pooled."""
+        return any(chunk.scored is not None or chunk.pooled_from is not None for chunk in self.chunks)
 
     @property
     def rows(self) -> list[SampledRow]:
@@ -83,3 +84,4 @@ class SamplerOutput(NamedTuple):
     prompt_logprobs: tuple[
         tuple[TokenLogprobs, ...], ...
     ] = ()  # of each chunk that is scored, in batch order
+    pooled: tuple[bytes, ...] = ()  # sum of hidden states of each chunk that is pooled, in batch order

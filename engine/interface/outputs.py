@@ -54,6 +54,7 @@ class RequestOutput:
     new_token_ids: tuple[int, ...]  # an end or stop token that ended the request is the last one
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token, if asked for
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # once, on the first output, from the 2nd token
+    embedding: bytes | None = None  # of a pooled prompt: float32 [hidden_size], little-endian, not normalised
     num_cached_tokens: int  # prompt tokens taken from the prefix cache when the request first ran
     is_first: bool = False
     finish_reason: FinishReason | None = None

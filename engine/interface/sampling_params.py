@@ -7,6 +7,7 @@ from functools import cached_property
 
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
+from engine.interface.pooling import Pooling
 
 MAX_SEED = 2**63 - 1
 MIN_SEED = -(2**63)
@@ -26,7 +27,7 @@ class SamplingParams:
     parameters. Raises RequestError naming the field, its value and the limit.
     """
 
-    max_tokens: int = 16  # 0 only with prompt_logprobs: score the prompt and generate nothing
+    max_tokens: int = 16  # 0 only with prompt_logprobs or pooling: read the prompt and generate nothing
     min_tokens: int = 0
     temperature: float = 1.0
     top_k: int = 0  # 0 or -1: off
@@ -46,10 +47,12 @@ class SamplingParams:
     logprobs: int | None = None  # how many of the likeliest tokens to report beside the chosen one
     prompt_logprobs: int | None = None  # the same for every prompt token
     processed_logprobs: bool = False  # after the chain instead of the model's own distribution
+    pooling: Pooling | None = None  # of the prompt's hidden states; max_tokens is 0 then
 
     def __post_init__(self) -> None:
         """Check every field against its range."""
-        _check_int("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, None)
+        reads_only = self.prompt_logprobs is not None or self.pooling is not None
+        _check_int("max_tokens", self.max_tokens, 0 if reads_only else 1, None if self.pooling is None else 0)
         _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
         _check_real("temperature", self.temperature, 0.0, 2.0)
         _check_int("top_k", self.top_k, -1, None)

@@ -25,7 +25,7 @@ class CachedSequence(Protocol):
     def num_tokens(self) -> int: ...  # noqa: D102
 
     @property
-    def wants_prompt_logprobs(self) -> bool: ...  # noqa: D102
+    def wants_whole_prompt(self) -> bool: ...  # noqa: D102
 
 
 class BlockListener(Protocol):

@@ -55,9 +55,9 @@ class KVCacheManager:
         """Return the longest prefix of the request that the cache holds, without taking it.
 
         The last token is never covered: its logits are wanted, so it is always recomputed. A request that
-        wants the logprobs of its prompt needs all of its logits and takes nothing.
+        scores or averages its whole prompt needs every hidden state and takes nothing.
         """
-        if not self.enable_prefix_caching or request.wants_prompt_logprobs:
+        if not self.enable_prefix_caching or request.wants_whole_prompt:
             return CachedPrefix()
         self._extend_hashes(request)
         found: list[Block] = []
@@ -76,7 +76,7 @@ class KVCacheManager:
 
     def is_prefix_in_flight(self, request: CachedSequence, num_cached_blocks: int) -> bool:
         """Tell whether another request is computing the block that this one would compute first."""
-        if request.wants_prompt_logprobs:
+        if request.wants_whole_prompt:
             return False
         hashes = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
         if num_cached_blocks >= len(hashes):

@@ -14,6 +14,7 @@ from server.api.fields import (
     StreamOptions,
     parse_allowed_token_ids,
     parse_bad_words,
+    parse_input,
     parse_logit_bias,
     parse_messages,
     parse_prediction,
@@ -125,6 +126,7 @@ _STRUCTURE_SCHEMA = {
 }
 
 PromptField = Annotated[tuple[Prompt, ...], PlainValidator(parse_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+InputField = Annotated[tuple[Prompt, ...], PlainValidator(parse_input), WithJsonSchema(_PROMPT_SCHEMA)]
 MessagesField = Annotated[
     tuple[ChatMessage, ...], PlainValidator(parse_messages), WithJsonSchema(_MESSAGES_SCHEMA)
 ]

@@ -13,6 +13,7 @@ from server.api.limits import (
     MAX_BAD_WORD_CHARS,
     MAX_BAD_WORDS,
     MAX_CHOICES,
+    MAX_EMBEDDING_INPUTS,
     MAX_LOGIT_BIAS,
     MAX_MESSAGES,
     MAX_STOP_STRING_CHARS,
@@ -93,17 +94,12 @@ class StreamOptions:
 
 def parse_prompt(value: object) -> tuple[Prompt, ...]:
     """Read a string, a list of strings, a list of token ids or a list of lists of token ids."""
-    if isinstance(value, str):
-        return (_text_prompt(value, "prompt"),)
-    if not isinstance(value, list):
-        raise _wrong("prompt", "a string, a list of strings or token ids", value)
-    if not value:
-        raise RequestError("prompt must not be empty", param="prompt")
-    if isinstance(value[0], str | list):
-        if len(value) > MAX_CHOICES:
-            raise RequestError(f"prompt has {len(value)} prompts, the limit is {MAX_CHOICES}", param="prompt")
-        return tuple(_one_of_many(item, f"prompt[{i}]") for i, item in enumerate(value))
-    return (Prompt(token_ids=_token_ids(value, "prompt")),)
+    return _texts(value, "prompt", things="prompts", limit=MAX_CHOICES)
+
+
+def parse_input(value: object) -> tuple[Prompt, ...]:
+    """Read the texts of /v1/embeddings, which are given as prompts are."""
+    return _texts(value, "input", things="texts", limit=MAX_EMBEDDING_INPUTS)
 
 
 def parse_stop(value: object) -> tuple[str, ...]:
@@ -278,6 +274,20 @@ def _one_of_many(value: object, where: str) -> Prompt:
     if isinstance(value, list):
         return Prompt(token_ids=_token_ids(value, where))
     raise _wrong(where, "a string or a list of token ids", value)
+
+
+def _texts(value: object, where: str, *, things: str, limit: int) -> tuple[Prompt, ...]:
+    if isinstance(value, str):
+        return (_text_prompt(value, where),)
+    if not isinstance(value, list):
+        raise _wrong(where, "a string, a list of strings or token ids", value)
+    if not value:
+        raise RequestError(f"{where} must not be empty", param=where)
+    if isinstance(value[0], str | list):
+        if len(value) > limit:
+            raise _too_many(where, len(value), things, limit)
+        return tuple(_one_of_many(item, f"{where}[{i}]") for i, item in enumerate(value))
+    return (Prompt(token_ids=_token_ids(value, where)),)
 
 
 def _text_prompt(value: str, where: str) -> Prompt:

@@ -3,6 +3,10 @@
 MAX_CHOICES = 128
 """Answers that one request may ask for: number of prompts times `n`."""
 
+MAX_EMBEDDING_INPUTS = 2048
+MAX_EMBEDDING_VALUES = 2**22
+"""Numbers in one reply of /v1/embeddings, each about 12 bytes of JSON, or 5 of base64."""
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256

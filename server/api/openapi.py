@@ -49,6 +49,7 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     "presence_penalty": {"minimum": -2, "maximum": 2},
     "frequency_penalty": {"minimum": -2, "maximum": 2},
     "repetition_penalty": {"minimum": 0.01, "maximum": 10},
+    "dimensions": {"minimum": 1},
     "n": {"minimum": 1, "maximum": 128},
     "best_of": {"minimum": 1, "maximum": 128},
     "logprobs": {"minimum": 0, "maximum": 20},

@@ -11,6 +11,7 @@ from server.api.errors import ApiError, describe, shorten
 from server.api.field_types import (
     AllowedTokenIdsField,
     BadWordsField,
+    InputField,
     LogitBiasField,
     MessagesField,
     PredictionField,
@@ -159,6 +160,20 @@ class ChatCompletionRequest(GenerationBody):
     def num_logprobs(self) -> int | None:
         """What `logprobs` and `top_logprobs` say together."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class EmbeddingRequest(Body):
+    """POST /v1/embeddings."""
+
+    input: InputField = Field(description="Text or token ids, one or a list of up to 2048.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: of little-endian float32, a third of the size."
+    )
+    dimensions: int | None = Field(None, description="Return the first so many values, normalised anew.")
+    cache_salt: str | None = Field(
+        None, max_length=MAX_CACHE_SALT_CHARS, description="Shares cached prefixes only with equal salts."
+    )
+    user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
 
 
 class TokenizeRequest(Body):

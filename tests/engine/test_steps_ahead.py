@@ -184,3 +184,14 @@ def test_the_snapshot_is_idle_after_the_last_step_of_an_aborted_request():
     assert engine.has_work
     assert engine.step() == []
     engine.check_invariants()
+
+
+@DEPTHS
+def test_a_prompt_that_is_only_scored_runs_once_to_its_end(steps_ahead):
+    engine = torch_engine(max_num_batched_tokens=16, steps_ahead=steps_ahead).engine
+    request = engine.add_request(generation(list(range(90)), max_tokens=0, prompt_logprobs=1))
+    other = engine.add_request(generation([7, 8, 9], max_tokens=20))
+    run_to_end(engine)
+    engine.check_invariants()
+    assert [score.token_id for score in request.prompt_logprobs] == list(range(1, 90))
+    assert other.num_output_tokens == 20

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import httpx
 
+from engine.interface.pooling import Pooling
 from server.admission import Admission
 from server.app import create_app
 from server.auth import KeyRing
 from server.http_server import DrainingServer, listen
 from server.metrics import ServerMetrics
-from server.serving import RequestLimits, ServedModel, ServerState
+from server.serving import EmbeddingModel, RequestLimits, ServedModel, ServerState
 from server.text import ChatTemplate, ContentGuard, Tokenizer
 from tests.fakes import CHAT_TEMPLATE, FakeEngine, byte_tokenizer_data
 
@@ -42,6 +43,7 @@ def served_model(
     name: str = "fake",
     chat_template: str | None = CHAT_TEMPLATE,
     tokenizer: Tokenizer | None = None,
+    embedding: EmbeddingModel | None = None,
 ) -> ServedModel:
     """A model of the byte vocabulary behind a fake engine."""
     return ServedModel(
@@ -53,6 +55,7 @@ def served_model(
         else ChatTemplate(chat_template, bos_token="", eos_token=""),
         content_guard=ContentGuard(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
         max_token_bytes=13,
+        embedding=embedding or EmbeddingModel(pooling=Pooling.LAST, hidden_size=4),
         system_fingerprint="fp_fake",
     )
 
@@ -68,6 +71,7 @@ def serving(
     cors_origins: Sequence[str] = (),
     chat_template: str | None = CHAT_TEMPLATE,
     tokenizer: Tokenizer | None = None,
+    embedding: EmbeddingModel | None = None,
     is_loading: bool = False,
     loop: Literal["auto", "uvloop", "asyncio"] = "auto",
 ) -> Iterator[RunningServer]:
@@ -76,7 +80,8 @@ def serving(
         admission=Admission(max_open=max_open), metrics=ServerMetrics(), limits=limits or RequestLimits()
     )
     if not is_loading:
-        state.publish(served_model(engine, chat_template=chat_template, tokenizer=tokenizer))
+        model = served_model(engine, chat_template=chat_template, tokenizer=tokenizer, embedding=embedding)
+        state.publish(model)
     app = create_app(state, keys=KeyRing(keys), cors_origins=cors_origins)
     server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout)
     server.config.loop = loop

@@ -74,7 +74,19 @@ VALUES: list[Any] = [
     {"a": 1},
 ]
 VALUES += [["x"], {"type": "x"}, {"type": "function"}, {"role": "user"}, [None], {"": None}, "a" * 5000]
-PATHS = {"/v1/chat/completions": CHAT, "/v1/chat/completions/render": CHAT, "/v1/responses": RESPONSE}
+EMBEDDING = {
+    "input": ["hello", [1, 2, 3]],
+    "encoding_format": "float",
+    "dimensions": 3,
+    "cache_salt": "s",
+    "user": "u",
+}
+PATHS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/chat/completions/render": CHAT,
+    "/v1/responses": RESPONSE,
+    "/v1/embeddings": EMBEDDING,
+}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from engine.interface.pooling import Pooling
 from server.loading import load_served_model
 from server.settings import ServeSettings
 from tests.engine.checkpoint.conftest import VOCABULARY, GGUFRecipe
@@ -116,3 +117,34 @@ def test_do_sample_false_is_greedy_unless_the_request_has_a_temperature(folder, 
     defaults = {"do_sample": False, "temperature": 0.5, "top_k": 5}
     own, given = answers(write_model("folder", defaults, folder, tmp_path), {}, {"temperature": 0.9})
     assert (own, given) == (greedy, warm)
+
+
+MODULES = [{"path": "", "type": "m.Transformer"}, {"path": "1_Pooling", "type": "m.Pooling"}]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "modules", "mode", "expected"),
+    [
+        ("auto", None, None, Pooling.LAST),
+        ("auto", MODULES, "mean_tokens", Pooling.MEAN),
+        ("last", MODULES, "mean_tokens", Pooling.LAST),
+        ("auto", MODULES, "cls_token", "embeddings need its pooling cls_token, which is not supported"),
+        ("mean", MODULES, "cls_token", Pooling.MEAN),
+        ("auto", [*MODULES, {"path": "2", "type": "m.Dense"}], "mean_tokens", "its module Dense"),
+        ("off", None, None, "--pooling off"),
+    ],
+)
+def test_how_the_model_pools(pooling, modules, mode, expected, folder, tmp_path):
+    path = write_model("folder", {}, folder, tmp_path)
+    if modules is not None:
+        (path / "modules.json").write_text(json.dumps(modules))
+        (path / "1_Pooling").mkdir()
+        (path / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+    model = load_served_model(ServeSettings(model=str(path), kv_cache_memory=2**22, pooling=pooling))
+    model.engine.close()
+    if isinstance(expected, Pooling):
+        assert model.embedding is not None
+        assert (model.embedding.pooling, model.embedding.hidden_size) == (expected, LLAMA["hidden_size"])
+    else:
+        assert model.embedding is None
+        assert expected in model.why_no_embeddings

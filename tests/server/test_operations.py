@@ -164,6 +164,8 @@ def test_the_ranges_in_docs_are_those_that_hold(
     chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True}
     is_completion = name in ("best_of", "logprobs")
     path, base = ("/v1/completions", {"prompt": "x"}) if is_completion else ("/v1/chat/completions", chat)
+    if name == "dimensions":
+        path, base = "/v1/embeddings", {"input": "x"}
     beyond = limit + step if step else limit
     assert server.client.post(path, json={**base, name: beyond}).status_code == 400
     if step and name not in ("max_tokens", "max_completion_tokens"):

@@ -27,6 +27,7 @@ from engine.kernels.cpu.packing import (
 )
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
 from engine.model.model_input import ModelInput
+from engine.model.norm import LayerNorm, RMSNorm
 from engine.model.rope import Rope
 from engine.model.weights import Weights
 
@@ -94,6 +95,7 @@ class FusedDecoder:
         self._hidden_stride = -(-config.hidden_size // BLOCK) * BLOCK
         layers = (Layer * config.num_layers)(*(self._layer(i) for i in range(config.num_layers)))
         self.struct = self._model(layers, max_positions)
+        self._last_norm = _last_norm(config, weights)
         weights.num_bytes += self.num_bytes
         del self._weights
 
@@ -110,6 +112,10 @@ class FusedDecoder:
             model_input.faults.data_ptr(),
         )
         return hidden
+
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """Apply the last norm, in torch, to hidden states [num_rows, padded]: [num_rows, hidden_size]."""
+        return self._last_norm(hidden[:, : self.config.hidden_size])
 
     def arrays(self, model_input: ModelInput) -> StepArrays:
         """Lay out a step as the kernels read it."""
@@ -265,3 +271,11 @@ class FusedDecoder:
         self._kept.append(kept)
         self.num_bytes += kept.numel() * 4
         return kept.data_ptr()
+
+
+def _last_norm(config: ModelConfig, weights: Weights) -> RMSNorm | LayerNorm:
+    """Return the norm before the head in torch, for hidden states that leave the kernels."""
+    weight = weights.take_float32("norm.weight", config.hidden_size)
+    if config.norm is Norm.RMS:
+        return RMSNorm(weight, eps=config.norm_eps)
+    return LayerNorm(weight, weights.take_float32("norm.bias", config.hidden_size), eps=config.norm_eps)

@@ -198,6 +198,8 @@ FOREIGN = {
     "scale_depth": (30**0.5, 1.4),
     "dim_model_base": (128, 256),
     "attn_logit_softcapping": (None, 50.0),
+    "is_causal": (True, False),
+    "use_bidirectional_attention": (False, True),
     "final_logit_softcapping": (0, 30.0),
     "query_pre_attn_scalar": (16, 256),
     "clip_qkv": (None, 8.0),

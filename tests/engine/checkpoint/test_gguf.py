@@ -7,11 +7,13 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Format
 
+from engine.checkpoint.embedding_defaults import EmbeddingDefaults
 from engine.checkpoint.gguf import load_gguf
 from engine.checkpoint.model_config import Activation, RopeScaling
 from engine.checkpoint.stored_tensor import GGUF_FORMATS, GGUFTensor
 from engine.interface.config import EngineConfig
 from engine.interface.errors import CheckpointError
+from engine.interface.pooling import Pooling
 from engine.loading.loader import build_engine
 from engine.model.rope import inverse_frequencies
 from tests.tiny import generate, generation
@@ -360,6 +362,17 @@ def test_llama3_puts_the_begin_token_unless_the_file_says_otherwise(gguf_recipe,
     assert (tokenizer.pre_tokenizer, tokenizer.add_bos) == ("llama-bpe", True)
     recipe.tokenizer["tokenizer.ggml.add_bos_token"] = False
     assert not load_gguf(recipe.write(tmp_path / "b.gguf")).tokenizer.add_bos
+
+
+def test_embedding_models_say_how_they_pool_and_end_their_texts(gguf_recipe, tmp_path):
+    recipe = gguf_recipe("llama")
+    plain = load_gguf(recipe.write(tmp_path / "a.gguf"))
+    assert (plain.tokenizer.suffix_token_id, plain.embedding_defaults) == (None, EmbeddingDefaults())
+    recipe.tokenizer["tokenizer.ggml.add_eos_token"] = True
+    recipe.general |= {"llama.pooling_type": 3}
+    embedding = load_gguf(recipe.write(tmp_path / "b.gguf"))
+    assert embedding.tokenizer.suffix_token_id == embedding.tokenizer.eos_token_id
+    assert embedding.embedding_defaults == EmbeddingDefaults(pooling=Pooling.LAST)
 
 
 def test_sampling_defaults(gguf_recipe, tmp_path):

@@ -218,3 +218,14 @@ def test_a_folder_without_tokenizer(tmp_path):
         read(tmp_path)
     with pytest.raises(CheckpointError, match="eos_token must be a token of the vocabulary, got '<gone>'"):
         read(tmp_path, build(), eos_token="<gone>")
+
+
+def test_the_token_that_a_post_processor_puts_behind_a_text(tmp_path):
+    template = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 259)])
+    for post_processor in (template, processors.Sequence([processors.ByteLevel(), template])):
+        data = read(tmp_path, build(post_processor=post_processor), eos_token="</s>")
+        assert (data.suffix_token_id, data.add_bos) == (259, False)
+    both = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 258), ("</s>", 259)])
+    data = read(tmp_path, build(post_processor=both), bos_token="<s>", eos_token="</s>")
+    assert (data.suffix_token_id, data.add_bos) == (259, True)
+    assert read(tmp_path, build(), eos_token="</s>").suffix_token_id is None

@@ -1,0 +1,88 @@
+"""EmbeddingRun: many texts through the engine, of which a few wait in its queue at a time."""
+
+import asyncio
+from collections.abc import Sequence
+
+from engine.interface.engine_client import EngineClient, OutputStream
+from engine.interface.errors import EngineUnavailableError, NonFiniteError, QueueFullError
+from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput
+from server.admission import Admission
+from server.api.errors import queue_full
+from server.metrics import ServerMetrics
+
+_MAX_WINDOW = 32  # texts that are submitted together
+_NUM_WORKERS = 2  # while one window comes to its end, the next fills the engine's steps
+_RETRY_SECONDS = 0.05
+
+
+class EmbeddingRun:
+    """Runs texts window by window, so that others find room in the queue beside a long list."""
+
+    def __init__(
+        self,
+        requests: Sequence[GenerationRequest],
+        engine: EngineClient,
+        *,
+        admission: Admission,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._requests = requests
+        self._engine = engine
+        self._admission = admission
+        self._metrics = metrics
+        self._window = max(1, min(_MAX_WINDOW, admission.max_open // (2 * _NUM_WORKERS)))
+        self._starts = iter(range(0, len(requests), self._window))
+        self._outputs: dict[int, RequestOutput] = {}
+
+    async def outputs(self) -> list[RequestOutput]:
+        """Return an output with an embedding for each text.
+
+        Raises ApiError 429 if the queue cannot hold the first, NonFiniteError, EngineUnavailableError.
+        """
+        workers = [asyncio.ensure_future(self._work()) for _ in range(_NUM_WORKERS)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [self._outputs[number] for number in range(len(self._requests))]
+
+    async def _work(self) -> None:
+        """Take the next window until there is none; the workers share what is left."""
+        for start in self._starts:
+            stream = await self._submit(start)
+            try:
+                async for output in stream:
+                    self._take(output, start + output.index)
+            finally:
+                for _ in range(stream.num_open):
+                    self._metrics.count_finished(FinishReason.ABORT)
+                stream.abort()
+
+    async def _submit(self, start: int) -> OutputStream:
+        """Submit a window; with a full queue the first one is refused, the others wait for their turn."""
+        requests = self._requests[start : start + self._window]
+        while True:
+            try:
+                return self._engine.generate(requests)
+            except QueueFullError as error:
+                if start == 0:
+                    seconds = self._admission.rate.seconds_for(len(requests))
+                    raise queue_full(str(error), retry_after=seconds) from None
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _take(self, output: RequestOutput, number: int) -> None:
+        reason = output.finish_reason
+        if reason is not None:
+            self._metrics.count_finished(reason)
+        if reason is FinishReason.ERROR:
+            raise NonFiniteError(
+                f"the model's values for input[{number}] are NaN or infinite: a weight is damaged, or "
+                "numbers overflow the dtype"
+            )
+        if output.embedding is None:
+            raise EngineUnavailableError("the request was aborted by the server")
+        self._outputs[number] = output
+        self._metrics.request_queue_time.observe(output.queue_seconds)
+        self._admission.rate.record()
