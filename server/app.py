@@ -14,7 +14,8 @@ from server.api import operations
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
 from server.api.embeddings import create_embeddings
-from server.api.errors import ApiError, describe, to_api_error
+from server.api.errors import ANTHROPIC_PATH, ApiError, describe, to_api_error
+from server.api.messages.endpoint import count_message_tokens, create_message
 from server.api.openapi import describe_with_keys, page, posting
 from server.api.responses.endpoint import create_response, delete_response, retrieve_response
 from server.api.schemas import (
@@ -74,6 +75,8 @@ def _add_routes(app: FastAPI) -> None:
         (chat, ChatCompletionRequest, streamed, create_chat_completion),
         (f"{chat}/render", ChatCompletionRequest, not streamed, operations.render_chat_prompt),
         ("/v1/responses", None, streamed, create_response),
+        (ANTHROPIC_PATH, None, streamed, create_message),
+        (f"{ANTHROPIC_PATH}/count_tokens", None, not streamed, count_message_tokens),
         ("/v1/embeddings", EmbeddingRequest, not streamed, create_embeddings),
         ("/tokenize", TokenizeRequest, not streamed, operations.tokenize),
         ("/detokenize", DetokenizeRequest, not streamed, operations.detokenize),
@@ -90,7 +93,7 @@ def _add_routes(app: FastAPI) -> None:
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):  # of the router: no such path, or not with this method
         error = ApiError(error.status_code, _explain(request, error), headers=error.headers)
-    return to_api_error(error).response()
+    return to_api_error(error).response(request.url.path)
 
 
 def _explain(request: Request, error: HTTPException) -> str:

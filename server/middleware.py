@@ -94,7 +94,7 @@ class RequestMiddleware:
             error = ApiError(
                 500, "internal error; the server's log says more", kind="server_error", code="internal"
             )
-            await error.response()(scope, receive, send_with_id)
+            await error.response(scope["path"])(scope, receive, send_with_id)
         finally:
             self._finish(scope, context)
 
@@ -130,16 +130,22 @@ class AuthMiddleware:
         if scope["type"] != "http" or self._keys.is_open or scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        header = Headers(scope=scope).get("authorization", "").encode("latin-1")
-        tenant = self._keys.find_tenant(header)
+        tenant = self._keys.find_tenant(_credentials(Headers(scope=scope)))
         if tenant is None:
             error = ApiError(
                 401,
-                "a valid API key is needed: Authorization: Bearer KEY",
+                "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
             return
         scope[_SCOPE_KEY].tenant = tenant
         await self._app(scope, receive, send)
+
+
+def _credentials(headers: Headers) -> bytes:
+    """Return the Authorization header, or one of Anthropic's key where there is none."""
+    key = headers.get("x-api-key")
+    authorization = headers.get("authorization", "" if key is None else f"Bearer {key}")
+    return authorization.encode("latin-1")

@@ -19,6 +19,16 @@ ENGINE_IS_DEAD = "the engine has failed and must be restarted"
 RETRY_AFTER_UNAVAILABLE = 5
 """Seconds to wait for a server that loads, drains or is restarted, or for another one to take over."""
 
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
 _MAX_MESSAGE_CHARS = 500
 """A character takes at most six bytes of UTF-8 JSON, so a body stays under 4 KB."""
 
@@ -57,9 +67,17 @@ class ApiError(Exception):
         }
         return json.dumps({"error": error}, ensure_ascii=False).encode()
 
-    def response(self) -> Response:
-        """Return the HTTP answer."""
-        return Response(self.body(), self.status, self.headers, media_type="application/json")
+    def anthropic_body(self) -> bytes:
+        """Return the JSON body as Anthropic's API has it, for /v1/messages."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+        error = {"type": kind, "message": _printable(self.message, _MAX_MESSAGE_CHARS)}
+        return json.dumps({"type": "error", "error": error}, ensure_ascii=False).encode()
+
+    def response(self, path: str) -> Response:
+        """Return the HTTP answer to a request for `path`."""
+        is_anthropic = path.startswith(ANTHROPIC_PATH)
+        body = self.anthropic_body() if is_anthropic else self.body()
+        return Response(body, self.status, self.headers, media_type="application/json")
 
 
 def to_api_error(error: Exception) -> ApiError:

@@ -27,6 +27,7 @@ class ChoiceText:
     def __init__(self, tokenizer: Tokenizer, options: TextOptions, scored: ScoredText | None = None) -> None:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self.stop: str | None = None  # the stop string that ended it
         self.speculation = SpeculationTally()
         self._options = options
         answer = options.answer
@@ -75,6 +76,7 @@ class ChoiceText:
             token_ids=token_ids[:num_new],
             finish_reason=self.finish_reason,
             parts=None if self._parser is None else merge(parts),
+            stop=self.stop,
         )
         self.speculation.add(output, num_new)
         if self._options.with_provenance:
@@ -113,7 +115,7 @@ class ChoiceText:
             return text
         match = self._matcher.push(text)
         if match.stopped:
-            self.finish_reason = FinishReason.STOP
+            self.finish_reason, self.stop = FinishReason.STOP, match.stop
         return match.text
 
     def _flush(self) -> str:
@@ -122,7 +124,7 @@ class ChoiceText:
             return text
         match = self._matcher.push(text)
         if match.stopped:
-            self.finish_reason = FinishReason.STOP
+            self.finish_reason, self.stop = FinishReason.STOP, match.stop
             return match.text
         return match.text + self._matcher.flush()
 

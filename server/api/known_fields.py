@@ -83,6 +83,16 @@ def refuse_unsupported(fields: Mapping[str, object], supported: Iterable[str]) -
             raise RequestError(message, param=name, code=_UNSUPPORTED)
 
 
+def refuse_where_set(fields: Mapping[str, object], refused: Mapping[str, tuple[object, ...]]) -> None:
+    """Raise RequestError for a field of `refused` that is none of its values, which ask for nothing."""
+    for name, no_ops in refused.items():
+        value = fields.get(name)
+        if value is not None and not _asks_nothing(value, no_ops):
+            raise RequestError(
+                f"{name} is not supported, got {describe(value)}", param=name, code=_UNSUPPORTED
+            )
+
+
 def warnings_about(names: Iterable[str], supported: Iterable[str]) -> tuple[FieldWarning, ...]:
     """Return the warnings for fields that are not `supported`, at most MAX_WARNINGS of them."""
     known = {*supported, *NOT_SUPPORTED, *NO_EFFECT}

@@ -63,6 +63,7 @@ class WholeChoice:
     provenance: list[TokenProvenance] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprobs] = ()  # from the prompt's second token on
     finish_reason: FinishReason | None = None
+    stop: str | None = None  # the stop string that ended it
     answer: list[AnswerPart] = field(default_factory=list)  # the text again, where a parser reads it
 
     @property
@@ -92,7 +93,7 @@ async def collect(generation: Generation, num_choices: int) -> Sequence[WholeCho
             choice.logprobs.extend(delta.logprobs)
             choice.provenance.extend(delta.provenance)
             choice.prompt_logprobs = delta.prompt_logprobs or choice.prompt_logprobs
-            choice.finish_reason = delta.finish_reason
+            choice.finish_reason, choice.stop = delta.finish_reason, delta.stop
             choice.answer += delta.parts or ()
     return choices
 

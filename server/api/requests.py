@@ -50,9 +50,13 @@ def parse_request(
     return parsed
 
 
-async def read_request(request: Request, schema: type[BodyT]) -> ParsedBody[BodyT]:
+async def read_request(
+    request: Request, schema: type[BodyT], *, translate: Translate = unchanged
+) -> ParsedBody[BodyT]:
     """Read a request that generates nothing; raises ApiError or RequestError."""
     state = server_state(request)
     model, strict = state.loaded_model(), is_strict(request)
     raw = await read_body(request, max_size=state.limits.max_body_size)
-    return await run_sized(len(raw), lambda: parse_request(raw, schema, model, strict=strict))
+    return await run_sized(
+        len(raw), lambda: parse_request(raw, schema, model, strict=strict, translate=translate)
+    )

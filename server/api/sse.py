@@ -88,7 +88,7 @@ class EventStream(Response):
     async def _send_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         deltas = await _or_error(self._generation.next_deltas())
         if isinstance(deltas, ApiError):
-            await deltas.response()(scope, receive, send)
+            await deltas.response(scope["path"])(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         last = await _or_error(self._send_deltas(send, deltas))

@@ -21,12 +21,13 @@ class TextDelta:
     provenance: Sequence[TokenProvenance] = ()  # of token_ids, if asked for
     prompt_logprobs: Sequence[TokenLogprobs] | None = None  # on the choice's first delta, if asked for
     parts: list[AnswerPart] | None = None  # of the text, where a parser reads it
+    stop: str | None = None  # the stop string that ended the choice
 
     def extend(self, later: "TextDelta") -> None:
         """Take in the choice's next delta, so that both go out as one chunk."""
         self.text += later.text
         self.token_ids += later.token_ids
-        self.finish_reason = later.finish_reason
+        self.finish_reason, self.stop = later.finish_reason, later.stop
         self.logprobs = (*self.logprobs, *later.logprobs)
         self.provenance = (*self.provenance, *later.provenance)
         if self.parts is not None and later.parts is not None:

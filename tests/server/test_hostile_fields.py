@@ -81,7 +81,32 @@ EMBEDDING = {
     "cache_salt": "s",
     "user": "u",
 }
+MESSAGE = {
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": ""},
+                {"type": "text", "text": "I look."},
+                {"type": "tool_use", "id": "t", "name": "weather", "input": {"city": "x"}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "sunny"}]},
+    ],
+    "system": [{"type": "text", "text": "s"}],
+    "tools": [{"name": "weather", "description": "d", "input_schema": SCHEMA, "strict": True}],
+    "tool_choice": {"type": "auto", "disable_parallel_tool_use": False},
+    "thinking": {"type": "enabled", "budget_tokens": 5},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
+    "metadata": {"user_id": "u"},
+    "stop_sequences": ["zz"],
+    "max_tokens": 8,
+    "stream": False,
+}
 PATHS = {
+    "/v1/messages": MESSAGE,
+    "/v1/messages/count_tokens": MESSAGE,
     "/v1/chat/completions": CHAT,
     "/v1/chat/completions/render": CHAT,
     "/v1/responses": RESPONSE,
@@ -139,7 +164,9 @@ def test_no_value_of_any_field_is_a_crash(server: RunningServer, path: str) -> N
 
 
 @pytest.mark.parametrize("depth", [10, 200, 450, 20_000])
-@pytest.mark.parametrize("place", ["parameters", "arguments", "arguments as text", "kwargs", "response"])
+@pytest.mark.parametrize(
+    "place", ["parameters", "arguments", "arguments as text", "kwargs", "response", "schema", "input"]
+)
 def test_what_is_nested_deeply_is_no_crash_either(server: RunningServer, depth: int, place: str) -> None:
     deep = '{"properties": ' * depth + "{}" + "}" * depth
 
@@ -152,14 +179,18 @@ def test_what_is_nested_deeply_is_no_crash_either(server: RunningServer, depth: 
 
     hello = '{"role": "user", "content": "x"}'
     tool = f'{{"type": "function", "name": "f", "parameters": {deep}}}'
+    use = f'{{"type": "tool_use", "id": "t", "name": "f", "input": {deep}}}'
     bodies = {
         "parameters": f'{{"messages": [{hello}], "tools": [{function("parameters", deep)}]}}',
         "arguments": calling(deep),
         "arguments as text": calling(json.dumps(deep)),
         "kwargs": f'{{"messages": [{hello}], "chat_template_kwargs": {{"a": {deep}}}}}',
         "response": f'{{"input": "x", "tools": [{tool}]}}',
+        "schema": f'{{"messages": [{hello}], "tools": [{{"name": "f", "input_schema": {deep}}}]}}',
+        "input": f'{{"messages": [{hello}, {{"role": "assistant", "content": [{use}]}}]}}',
     }
-    path = "/v1/responses" if place == "response" else "/v1/chat/completions"
+    paths = {"response": "/v1/responses", "schema": "/v1/messages", "input": "/v1/messages"}
+    path = paths.get(place, "/v1/chat/completions")
     headers = {"content-type": "application/json"}
     response = server.client.post(path, content=bodies[place].encode(), headers=headers)
     assert response.status_code in ((200,) if depth == 10 else (200, 400)), response.text

@@ -13,12 +13,13 @@ from server.api.body import JsonObject
 from server.api.call import Call, answer_whole, open_call
 from server.api.encoding import json_response
 from server.api.errors import ApiError, describe
+from server.api.json_object import Json
 from server.api.logprobs import chat_logprobs
 from server.api.preparation import prepare_chat
+from server.api.renamed_fields import renamed
 from server.api.reply import WholeChoice
 from server.api.requests import server_state
 from server.api.responses.fields import TranslatedResponse, translate_response
-from server.api.responses.json_object import Json
 from server.api.responses.output_items import OutputItems
 from server.api.responses.store import ResponseStore
 from server.api.responses.writer import ResponseWriter, status_of
@@ -36,6 +37,7 @@ _CHAT_NAMES = {
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
+    ".function": "",
 }
 """Fields of a chat completion, and what a response calls them."""
 
@@ -76,7 +78,7 @@ async def create_response(request: Request) -> Response:
             request, ChatCompletionRequest, prepare_chat, id_prefix="resp", translate=translator
         )
     except RequestError as error:
-        raise _in_our_words(error) from None
+        raise renamed(error, _CHAT_NAMES) from None
     translated = translator.result
     assert translated is not None
 
@@ -197,14 +199,3 @@ def _as_messages(output: Sequence[Json]) -> list[Json]:
             function = {"name": item["name"], "arguments": item["arguments"]}
             calls.append({"id": item["call_id"], "type": "function", "function": function})
     return [{"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}]
-
-
-def _in_our_words(error: RequestError) -> RequestError:
-    """Name the field as the Responses API does."""
-    for chat, ours in _CHAT_NAMES.items():
-        if error.param is not None and (
-            error.param == chat or error.param.startswith((f"{chat}.", f"{chat}["))
-        ):
-            param = error.param.replace(chat, ours, 1)
-            return RequestError(str(error).replace(chat, ours), param=param, code=error.code)
-    return error

@@ -6,8 +6,9 @@ from typing import Any
 
 from engine.interface.errors import RequestError
 from server.api.errors import describe, shorten
+from server.api.json_object import Json
+from server.api.known_fields import refuse_where_set
 from server.api.responses.input_items import read_input
-from server.api.responses.json_object import Json
 
 _RENAMED = {"max_output_tokens": "max_tokens"}
 _COPIED = (
@@ -27,8 +28,11 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
     "context_management": (),
     "max_tool_calls": (),
     "n": (1,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_provenance": (False,),
 }
-"""Fields that are not supported, and the values of each that ask for nothing."""
+"""Fields that are not supported, or that a response has no place for, and the values that ask for nothing."""
 
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -45,10 +49,7 @@ class TranslatedResponse:
 
 def translate_response(body: Json, earlier: list[Json]) -> TranslatedResponse:
     """Read the body of a response that continues `earlier` messages; raises RequestError."""
-    for name, no_ops in _REFUSED.items():
-        value = body.get(name)
-        if value is not None and value not in no_ops:
-            raise RequestError(f"{name} is not supported, got {describe(value)}", param=name)
+    refuse_where_set(body, _REFUSED)
     messages = [*earlier, *read_input(body.get("input"))]
     instructions = _optional(body, "instructions", str, "a string")
     system: list[Json] = [] if instructions is None else [{"role": "system", "content": instructions}]

@@ -2,8 +2,8 @@
 
 from engine.interface.errors import RequestError
 from server.api.errors import describe, shorten
+from server.api.json_object import Json
 from server.api.limits import MAX_MESSAGES
-from server.api.responses.json_object import Json
 
 _TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
 

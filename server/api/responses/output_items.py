@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 
 from server.answers import AnswerPart, CallDelta, ReasoningDelta
-from server.api.responses.json_object import Json
+from server.api.json_object import Json
 
 
 class OutputItems:

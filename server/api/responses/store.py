@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from server.api.responses.json_object import Json
+from server.api.json_object import Json
 
 MAX_BYTES = 1 << 28
 """Of all that is kept, whatever the number of responses."""

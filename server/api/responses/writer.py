@@ -6,7 +6,7 @@ from engine.interface.outputs import FinishReason
 from server.answers import AnswerPart
 from server.api.encoding import to_json
 from server.api.errors import ApiError
-from server.api.responses.json_object import Json
+from server.api.json_object import Json
 from server.api.responses.output_items import OutputItems
 from server.api.text_delta import TextDelta
 from server.api.token_scores import ScoredToken
