@@ -31,7 +31,8 @@ class StructuralTag:
     """`opening`, 1 to `max_structures` structures with `separator` between them, and `closing`.
 
     With `trigger`, which every structure begins with, the answer may say anything else, too, but what follows
-    a trigger is a structure. With `first` it is this, or a text that does not begin with that character. With
+    a trigger is a structure. With `begin_token_id`, a control token that stands before `opening`, it may say
+    anything before that. With `first` it is this, or a text that does not begin with that character. With
     `answer` it is this, or JSON that follows that schema. Without structures it is such JSON, or any text.
     """
 
@@ -41,6 +42,7 @@ class StructuralTag:
     closing: str = ""
     max_structures: int = 1
     trigger: str | None = None
+    begin_token_id: int | None = None
     first: str | None = None
     answer: Mapping[str, object] | None = None
     thought: Thought | None = None
@@ -48,7 +50,8 @@ class StructuralTag:
     @property
     def is_json_only(self) -> bool:
         """True where all text is JSON or fixed."""
-        return self.is_constrained and not (self.trigger or self.first or self.thought)
+        has_text = self.begin_token_id is not None and self.answer is None
+        return self.is_constrained and not (self.trigger or has_text or self.first or self.thought)
 
     @property
     def is_constrained(self) -> bool:

@@ -25,6 +25,7 @@ from engine.sampling.grammar_library import (
     build_tokenizer,
     describe,
     library_grammar,
+    named_token,
     new_matcher,
     refusal,
 )
@@ -54,14 +55,15 @@ class _Tokens:
     token_bytes: Sequence[bytes]
     digits: DigitTokens
     end_token_ids: frozenset[int]
-    text_words: _Words  # the tokens that spell something: no special or end token, no token without bytes
+    text_words: _Words  # the tokens that may come at all: no special or end token, no token without bytes
 
 
 class GrammarCompiler:
     """Compiles specs for one vocabulary and keeps the last `max_cached` grammars; safe to share.
 
     token_bytes: what each id adds to the text, b"" for nothing. An end token is one whose choice ends an
-    answer; it and the special tokens never stand for their text. Tokens with the byte 0xFF first, which no
+    answer; it and the special tokens never stand for their text, and come only where a structural tag names
+    one by its id. Tokens with the byte 0xFF first, which no
     text has, never match.
 
     A schema, regular expression or grammar is compiled twice, first in a process that may crash or be
@@ -153,19 +155,30 @@ class GrammarCompiler:
         return ThoughtGrammar(tag.thought, self._token_bytes, rest, self._tokens.end_token_ids)
 
     def _compile(self, spec: GrammarSpec) -> "Grammar":
-        grammar = library_grammar(spec)
+        grammar, tokens = library_grammar(spec), self._tokens_of(spec)
         if spec.kind not in (GrammarKind.JSON_OBJECT, GrammarKind.CHOICE):  # those two are always harmless
             self._trial.check(spec, grammar)
         tokenizer = self._get_tokenizer()
         compiled = Grammar(
             lambda: new_matcher(tokenizer, grammar, spec.kind),
-            self._tokens,
+            tokens,
             bounds_numbers=bounds_numbers(spec),
         )
         state = compiled.start()
         if state.is_complete and state.error is not None:
             raise RequestError(refusal(spec, state.error))
         return compiled
+
+    def _tokens_of(self, spec: GrammarSpec) -> _Tokens:
+        """Return the vocabulary, with the control token that a structural tag names."""
+        token_id = named_token(spec)
+        if token_id is None:
+            return self._tokens
+        if not 0 <= token_id < self._tokens.num_tokens or token_id in self._tokens.end_token_ids:
+            raise RequestError(refusal(spec, f"{token_id} is no token that may begin a call"))
+        words = self._tokens.text_words.copy()
+        words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+        return replace(self._tokens, text_words=words)
 
     def _get_tokenizer(self) -> "LLTokenizer":
         with self._tokenizer_lock:

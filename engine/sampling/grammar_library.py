@@ -74,6 +74,12 @@ def bounds_numbers(spec: GrammarSpec) -> bool:
     return spec.kind in (GrammarKind.JSON_OBJECT, GrammarKind.JSON_SCHEMA)
 
 
+def named_token(spec: GrammarSpec) -> int | None:
+    """Return the control token that a structural tag names, if it does."""
+    is_tag = spec.kind is GrammarKind.STRUCTURAL_TAG
+    return read_structural_tag(spec.source).begin_token_id if is_tag else None
+
+
 def refusal(spec: GrammarSpec, reason: str) -> str:
     """Return one line that says why a spec is refused."""
     return f"{_noun(spec)} cannot be used: {describe(reason)}"

@@ -32,9 +32,12 @@ def _answer_rules(tag: StructuralTag, spaced: Spaced) -> list[str]:
         return ["start: answer", *answer] if answer else [f"start: /{_TEXT}/"]
     most = tag.max_structures
     more = f"({_literal(tag.separator)} call){{0,{most - 1}}}" if most > 1 else ""
-    calls = f"{_literal(tag.opening)} call {more} {_literal(tag.closing)}"
+    begin = "" if tag.begin_token_id is None else f"<[{tag.begin_token_id}]>"
+    calls = f"{begin} {_literal(tag.opening)} call {more} {_literal(tag.closing)}"
     if answer:
         return [f"start: answer | {calls}", *answer]
+    if begin:
+        return [f"start: OTHER ({calls})?", f"OTHER: /{_TEXT}/"]
     if tag.trigger:
         trigger = _escape(tag.trigger)
         return [

@@ -69,13 +69,15 @@ class ToolFormat:
         max_calls: int,
         is_optional: bool,
         answer: Mapping[str, object] | None = None,
+        begin_token_id: int | None = None,
     ) -> StructuralTag:
         """Return the tag of answers that are one call or more and nothing else.
 
         With `is_optional` they may say anything, but a call that is begun is one of these, with arguments by
-        the schema of a strict tool; `answer` is the JSON schema of answers without calls.
+        the schema of a strict tool. `answer` is the JSON schema of answers without calls;
+        `begin_token_id` is the control token that spells `begin`.
         """
-        has_schema = answer is not None
+        has_text = is_optional and answer is None and begin_token_id is None
         return StructuralTag(
             structures=tuple(
                 Structure(
@@ -89,8 +91,9 @@ class ToolFormat:
             separator=self.separator,
             closing=self.closing,
             max_structures=max_calls,
-            trigger=self.begin if is_optional and self.kind == "tagged" and not has_schema else None,
-            first="{" if is_optional and self.kind == "bare" and not has_schema else None,
+            trigger=self.begin if has_text and self.kind == "tagged" else None,
+            begin_token_id=begin_token_id,
+            first="{" if has_text and self.kind == "bare" else None,
             answer=answer,
         )
 

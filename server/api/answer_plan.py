@@ -62,19 +62,25 @@ def plan_tools(body: ChatCompletionRequest, model: ServedModel) -> ToolPlan | No
     form = model.tool_format
     if is_required and form.body == "pythonic":
         form = LLAMA3_JSON  # no grammar describes Python's literals by a JSON schema
-    is_special = form.begin_is_special and model.tokenizer.find_special(form.begin) is not None
-    is_prefilled = is_required and form.kind == "tagged" and is_special
-    if form.kind == "tagged" and form.begin_is_special and not is_special:
-        form = replace(form, opening=form.begin + form.opening)
+    begin_token_id = None
+    if form.kind == "tagged" and form.begin_is_special:
+        begin_token_id = model.tokenizer.find_special(form.begin)
+        if begin_token_id is None:
+            form = replace(form, opening=form.begin + form.opening)
     max_calls = MAX_CALLS if body.parallel_tool_calls else 1
     return ToolPlan(
         tools=tools,
         names=tuple(tool.name for tool in callable_tools),
         format=form,
-        is_prefilled=is_prefilled,
+        is_prefilled=is_required and begin_token_id is not None,
         max_calls=None if body.parallel_tool_calls else 1,
         tag=_tag(
-            body, callable_tools, form, is_required=is_required, is_special=is_special, max_calls=max_calls
+            body,
+            callable_tools,
+            form,
+            is_required=is_required,
+            begin_token_id=None if is_required else begin_token_id,
+            max_calls=max_calls,
         ),
     )
 
@@ -85,7 +91,7 @@ def _tag(
     form: ToolFormat,
     *,
     is_required: bool,
-    is_special: bool,
+    begin_token_id: int | None,
     max_calls: int,
 ) -> StructuralTag | None:
     """Return what makes calls valid: always where one is required, else where a tool is strict."""
@@ -95,13 +101,13 @@ def _tag(
     answer = None if is_required else _answer_schema(body)
     if not is_required and answer is None and not any(tool.strict for tool in tools):
         return None
-    if not is_required and is_special and form.kind == "tagged":
-        raise RequestError(
-            f"strict tools and response_format cannot be honoured with tool_choice auto: this model begins "
-            f"calls with the control token {form.begin}, which no grammar can name; use required",
-            param="tools",
-        )
-    return form.structural_tag(tools, max_calls=max_calls, is_optional=not is_required, answer=answer)
+    return form.structural_tag(
+        tools,
+        max_calls=max_calls,
+        is_optional=not is_required,
+        answer=answer,
+        begin_token_id=begin_token_id,
+    )
 
 
 def _answer_schema(body: ChatCompletionRequest) -> Mapping[str, object] | None:

@@ -1,10 +1,12 @@
 """Tools on the real default model: a required call is valid, streamed or not; one seed, one answer."""
 
 import json
+from dataclasses import replace
 
 import jsonschema
 import pytest
 
+from server.answers import FORMATS
 from server.loading import load_served_model
 from server.settings import ServeSettings
 from tests.server.harness import serving_model, sse_data
@@ -205,3 +207,23 @@ def test_strict_calls_of_auto_follow_the_schema(api):
                 )
                 num_calls += 1
     assert num_calls > 0
+
+
+def test_strict_calls_behind_a_control_token_follow_the_schema(default_checkpoint):
+    """As with Mistral's [TOOL_CALLS]; a bias makes the model write the mark where it may."""
+    loaded = load_served_model(
+        ServeSettings(model=default_checkpoint.name, max_model_len=2048, kv_cache_memory=2**27)
+    )
+    model = replace(loaded, tool_format=replace(FORMATS["mistral"], begin="<|im_start|>"))
+    mark = loaded.tokenizer.find_special("<|im_start|>")
+    tools = [{"type": "function", "function": {**ORDER["function"], "strict": True}}, *TOOL_SETS["weather"]]
+    with serving_model(model) as client:
+        for seed in range(10):
+            body = {"tool_choice": "auto", "seed": seed, "logit_bias": {str(mark): 100}}
+            [choice] = ask(client, tools, **body).json()["choices"]
+            assert choice["finish_reason"] == "tool_calls"
+            for call in choice["message"]["tool_calls"]:
+                arguments = json.loads(call["function"]["arguments"])
+                if call["function"]["name"] == ORDER["function"]["name"]:
+                    jsonschema.validate(arguments, ORDER["function"]["parameters"])
+    loaded.engine.close()

@@ -9,6 +9,7 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from engine.interface.grammar_spec import GrammarKind
+from engine.interface.structural_tag import read_structural_tag
 from tests.fakes import FakeEngine, say
 from tests.server.harness import RunningServer, served_model, serving, sse_data
 
@@ -327,9 +328,18 @@ def test_a_control_token_that_begins_calls() -> None:
         assert choice["message"]["tool_calls"][0]["function"]["name"] == "now"
         assert engine.requests[-1].prompt_token_ids[-1] == 257
         strict = {"type": "function", "function": {"name": "now", "strict": True}}
-        response = post(server, tools=[strict])
-        assert response.status_code == 400
-        assert "use required" in response.json()["error"]["message"]
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+        for fields in ({}, {"response_format": form}):
+            assert post(server, tools=[strict], **fields).status_code == 200
+            grammar = engine.requests[-1].params.grammar
+            assert grammar is not None
+            tag = read_structural_tag(grammar.source)
+            assert (tag.begin_token_id, tag.opening, tag.trigger) == (257, "[", None)
+            assert (tag.answer is not None) is bool(fields)
+        assert post(server, tools=[strict], tool_choice="required").status_code == 200
+        grammar = engine.requests[-1].params.grammar
+        assert grammar is not None
+        assert read_structural_tag(grammar.source).begin_token_id is None  # it is in the prompt
 
 
 def test_our_clients_tool_loop() -> None:

@@ -1,5 +1,7 @@
 """Structural tags: what an answer may be, token by token, with the vocabulary of bytes."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.interface.errors import RequestError
@@ -8,6 +10,7 @@ from engine.interface.structural_tag import StructuralTag, Structure, Thought, r
 from engine.sampling.grammar import GrammarCompiler
 
 END = 256
+MARK = 257  # a control token, written as § here
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 CALLS = (
     Structure(begin="<c>A", schema=CITY, end="</c>"),
@@ -19,9 +22,9 @@ A, B = '<c>A{"city": "x"}</c>', '<c>B{"n": [1]}</c>'
 @pytest.fixture(scope="module")
 def compiler():
     made = GrammarCompiler(
-        [*(bytes([i]) for i in range(256)), b""],
+        [*(bytes([i]) for i in range(256)), b"<end>", b"<calls>"],
         end_token_ids=frozenset({END}),
-        special_token_ids=frozenset(),
+        special_token_ids=frozenset({END, MARK}),
     )
     yield made
     made.close()
@@ -30,10 +33,11 @@ def compiler():
 def accepts(compiler, tag, text):
     """Tell whether the text is a whole answer."""
     state = compiler.compile(tag.spec()).start()
-    for byte in text.encode():
-        if not state.allows(byte):
-            return False
-        state.accept(byte)
+    for character in text:
+        for token_id in [MARK] if character == "§" else character.encode():
+            if not state.allows(token_id):
+                return False
+            state.accept(token_id)
     return state.allows(END)
 
 
@@ -44,6 +48,12 @@ FIRST = StructuralTag(
     structures=(Structure(begin='{"A": ', schema=CITY, end="}"),), first="{", separator=";", max_structures=2
 )
 ANSWER = StructuralTag(structures=CALLS, answer={"type": "object", "properties": {"ok": {"type": "boolean"}}})
+
+
+MARKED = StructuralTag(
+    structures=CALLS, opening="[", closing="]", separator=", ", max_structures=2, begin_token_id=MARK
+)
+MARKED_OR_JSON = replace(MARKED, answer={"type": "object", "properties": {"ok": {"type": "boolean"}}})
 
 
 def thought(max_tokens, begin="<t>"):
@@ -81,6 +91,21 @@ CASES = [
     (ANSWER, A, True),
     (ANSWER, '{"ok": 1}', False),
     (ANSWER, "text", False),
+    (MARKED, "", True),
+    (MARKED, "any [text] <calls> {", True),
+    (MARKED, f"§[{A}]", True),
+    (MARKED, f"text§[{B}, {A}]", True),
+    (MARKED, f"text§{A}", False),
+    (MARKED, f"§[{A}, {A}, {A}]", False),
+    (MARKED, f"§[{A}] text", False),
+    (MARKED, '§[<c>A{"town": 1}</c>]', False),
+    (MARKED, "text§", False),
+    (MARKED_OR_JSON, '{"ok": true}', True),
+    (MARKED_OR_JSON, f"§[{A}]", True),
+    (MARKED_OR_JSON, f"text§[{A}]", False),
+    (MARKED_OR_JSON, '{"ok": true}§', False),
+    (TRIGGERED, "text§", False),
+    (replace(MARKED, thought=THOUGHT), f"<t>hm</t>text§[{A}]", True),
     (StructuralTag(answer={"type": "object"}), '{"a": 1}', True),
     (StructuralTag(answer={"type": "object"}), "text", False),
     (StructuralTag(thought=THOUGHT), "<t>hm</t>Anything <t>", True),
@@ -127,7 +152,15 @@ def test_a_reference_is_of_its_own_schema(compiler):
 
 
 def test_a_tag_is_read_as_it_was_written():
-    for tag in (ONLY, LISTED, TRIGGERED, FIRST, ANSWER, StructuralTag(structures=CALLS, thought=THOUGHT)):
+    for tag in (
+        ONLY,
+        LISTED,
+        TRIGGERED,
+        MARKED,
+        FIRST,
+        ANSWER,
+        StructuralTag(structures=CALLS, thought=THOUGHT),
+    ):
         assert read_structural_tag(tag.spec().source) == tag
 
 
@@ -203,3 +236,16 @@ def test_an_answer_does_not_end_in_its_thought_where_a_grammar_follows(compiler)
         assert state.allows(END) is (mask is None or bool(mask[END >> 3] >> (END & 7) & 1))
     assert not constrained.start().allows(END)
     assert free.start().allows(END)
+
+
+@pytest.mark.parametrize("token_id", [END, -1, 258])
+def test_a_mark_is_a_token_that_ends_nothing(compiler, token_id):
+    with pytest.raises(RequestError, match=f"{token_id} is no token that may begin a call"):
+        compiler.compile(replace(MARKED, begin_token_id=token_id).spec())
+
+
+def test_the_mark_is_forced_where_nothing_else_may_come(compiler):
+    state = compiler.compile(replace(MARKED, answer={"type": "null"}).spec()).start()
+    assert state.allows(MARK)
+    state.accept(MARK)
+    assert bytes(state.forced_tokens(9)) == b"[<c>"
