@@ -17,6 +17,7 @@ from server.api.embeddings import create_embeddings
 from server.api.errors import ANTHROPIC_PATH, ApiError, describe, to_api_error
 from server.api.messages.endpoint import count_message_tokens, create_message
 from server.api.openapi import describe_with_keys, page, posting
+from server.api.pages import show_docs, static_files
 from server.api.responses.endpoint import create_response, delete_response, retrieve_response
 from server.api.schemas import (
     ChatCompletionRequest,
@@ -25,7 +26,7 @@ from server.api.schemas import (
     EmbeddingRequest,
     TokenizeRequest,
 )
-from server.auth import KeyRing
+from server.auth import DOCS_PATH, STATIC_PATH, KeyRing
 from server.middleware import AuthMiddleware, RequestMiddleware
 from server.serving import ServerState
 
@@ -46,8 +47,8 @@ def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str]
     app = FastAPI(
         title="draftline",
         version=operations.installed_version(),
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     app.state.server = state
@@ -85,6 +86,8 @@ def _add_routes(app: FastAPI) -> None:
     for path, page_endpoint in _PAGES.items():
         app.get(path, openapi_extra=page(path))(page_endpoint)
         app.head(path, include_in_schema=False)(page_endpoint)
+    app.add_api_route(DOCS_PATH, show_docs, methods=["GET", "HEAD"], include_in_schema=False)
+    app.mount(STATIC_PATH, static_files())
     kept = "/v1/responses/{response_id}"
     app.delete(kept, openapi_extra=page(kept))(delete_response)
     describe_with_keys(app)

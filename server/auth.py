@@ -5,8 +5,17 @@ import secrets
 from collections.abc import Iterable
 from hashlib import blake2b
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that need no key: an orchestrator's probes have none."""
+DOCS_PATH = "/docs"
+STATIC_PATH = "/static"
+
+PROBES = frozenset({"/health", "/ready"})
+"""An orchestrator's probes, which have no key."""
+
+
+def needs_key(path: str) -> bool:
+    """Tell whether a path is behind the keys: not the probes, nor pages, which say nothing by themselves."""
+    return not (path in PROBES or path == DOCS_PATH or path.startswith(f"{STATIC_PATH}/"))
+
 
 _SALT_BYTES = 16
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import ApiError
 from server.api.usage import Usage
-from server.auth import OPEN_PATHS, KeyRing
+from server.auth import PROBES, KeyRing, needs_key
 from server.logs import ACCESS_FORMAT, GENERATION_FORMAT, access_logger
 from server.metrics import ServerMetrics
 
@@ -24,7 +24,7 @@ CLIENT_CLOSED = 499
 
 _SCOPE_KEY = "draftline.request"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_PROBES = OPEN_PATHS | {"/metrics"}
+_QUIET_PATHS = PROBES | {"/metrics"}
 _MAX_LOGGED_PATH = 200
 
 
@@ -101,7 +101,7 @@ class RequestMiddleware:
     def _finish(self, scope: Scope, context: RequestContext) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.count_response(route, context.status)
-        is_probe = scope["path"] in _PROBES
+        is_probe = scope["path"] in _QUIET_PATHS
         access_logger.log(
             logging.DEBUG if is_probe else logging.INFO,
             ACCESS_FORMAT if context.prompt_tokens is None else GENERATION_FORMAT,
@@ -119,7 +119,7 @@ class RequestMiddleware:
 
 
 class AuthMiddleware:
-    """Asks every path but the probes' for a key, once keys are set."""
+    """Asks for a key where one is needed, once keys are set."""
 
     def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
         self._app = app
@@ -127,7 +127,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer 401."""
-        if scope["type"] != "http" or self._keys.is_open or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or self._keys.is_open or not needs_key(scope["path"]):
             await self._app(scope, receive, send)
             return
         tenant = self._keys.find_tenant(_credentials(Headers(scope=scope)))

@@ -59,19 +59,20 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         """Return the JSON body: valid UTF-8 and under 4 KB, whatever the message repeats."""
-        error = {
+        return json.dumps({"error": self._members(self.kind)}, ensure_ascii=False).encode()
+
+    def anthropic_body(self) -> bytes:
+        """Return the JSON body as Anthropic's API has it, and `param` and `code` beside that."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+        return json.dumps({"type": "error", "error": self._members(kind)}, ensure_ascii=False).encode()
+
+    def _members(self, kind: str) -> dict[str, object]:
+        return {
             "message": _printable(self.message, _MAX_MESSAGE_CHARS),
-            "type": self.kind,
+            "type": kind,
             "param": None if self.param is None else _printable(self.param, MAX_SHOWN_CHARS),
             "code": self.code,
         }
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
-
-    def anthropic_body(self) -> bytes:
-        """Return the JSON body as Anthropic's API has it, for /v1/messages."""
-        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
-        error = {"type": kind, "message": _printable(self.message, _MAX_MESSAGE_CHARS)}
-        return json.dumps({"type": "error", "error": error}, ensure_ascii=False).encode()
 
     def response(self, path: str) -> Response:
         """Return the HTTP answer to a request for `path`."""

@@ -15,15 +15,25 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def test_every_path_but_the_probes_needs_a_key(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_path_but_probes_and_pages_needs_a_key(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with serving(FakeEngine(), keys=KEYS) as server:
         paths = [route.path for route in server.server.config.app.routes]
         assert "/metrics" in paths
-        for path in (*paths, "/", "/nowhere", "/health/x", "/READY", "/x//health", "//health"):
+        for path in (
+            *paths,
+            "/",
+            "/nowhere",
+            "/health/x",
+            "/READY",
+            "/x//health",
+            "//health",
+            "/docs/x",
+            "/staticx",
+        ):
             for method in ("GET", "POST", "OPTIONS"):
                 response = server.client.request(method, path)
-                if path in ("/health", "/ready"):
+                if path in ("/health", "/ready", "/docs"):
                     assert response.status_code in (200, 405)
                     continue
                 assert response.status_code == 401, path
