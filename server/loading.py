@@ -18,7 +18,7 @@ from server.answers import FORMATS, ToolFormat, choose_format
 from server.answers.reasoning import BEGIN
 from server.serving import EmbeddingModel, ServedModel
 from server.settings import ModelSettings, ServeSettings
-from server.text import ChatTemplate, ContentGuard, Tokenizer
+from server.text import ChatTemplate, ContentGuard, Tokenizer, find_fill_in_middle
 
 
 def load_served_model(settings: ModelSettings) -> ServedModel:
@@ -43,6 +43,7 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         tool_format=_tool_format(settings, checkpoint.tokenizer),
         has_reasoning=BEGIN in (checkpoint.tokenizer.chat_template or "")
         or BEGIN in checkpoint.tokenizer.tokens,
+        fill_in_middle=find_fill_in_middle(tokenizer),
         embedding=None if isinstance(embedding, str) else embedding,
         why_no_embeddings=embedding if isinstance(embedding, str) else "",
         generation_defaults=checkpoint.generation_defaults,

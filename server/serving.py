@@ -14,7 +14,7 @@ from server.api.grammars import GrammarCompilerPool
 from server.api.limits import MAX_CHOICES
 from server.api.responses.store import ResponseStore
 from server.metrics import ServerMetrics
-from server.text import ChatTemplate, ContentGuard, Tokenizer
+from server.text import ChatTemplate, ContentGuard, FillInMiddle, Tokenizer
 
 STALL_SECONDS = 60.0
 """A step that runs longer than this is stuck: the slowest prefill chunk on a CPU takes a few seconds."""
@@ -54,6 +54,7 @@ class ServedModel:
     developer_role: str = "system"  # what the template is given for the role developer
     tool_format: ToolFormat = FORMATS["hermes"]  # how the model writes calls of tools
     has_reasoning: bool = False  # it may think, between tags, before it answers
+    fill_in_middle: FillInMiddle | None = None  # of a code model, which writes between two texts
     embedding: EmbeddingModel | None = None
     why_no_embeddings: str = "this model makes none"
     generation_defaults: Mapping[str, float] = field(default_factory=dict)

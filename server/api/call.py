@@ -1,14 +1,14 @@
 """What completions and chat do alike: read, check, prepare, submit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.interface.engine_client import OutputStream
-from engine.interface.errors import QueueFullError
+from engine.interface.errors import QueueFullError, RequestError
 from engine.interface.outputs import TokenLogprobs
 from server.api.body import read_body, run_sized
 from server.api.chunks import ChunkShape, ChunkWriter
@@ -19,6 +19,7 @@ from server.api.limits import INLINE_BYTES
 from server.api.logprobs import prompt_logprobs
 from server.api.preparation import PreparedRequest
 from server.api.prompts import PreparedPrompt
+from server.api.renamed_fields import NO_NAMES, renamed, renamed_warnings
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import Translate, is_strict, parse_request, server_state, unchanged
 from server.api.schemas import GenerationBody, ParsedBody, check_strict
@@ -112,11 +113,24 @@ async def open_call(
     *,
     id_prefix: str,
     translate: Translate = unchanged,
+    names: Mapping[str, str] = NO_NAMES,
 ) -> Call[BodyT]:
-    """Read and check the request and submit it to the engine; `translate` makes the fields of `schema`.
+    """Read and check the request and submit it to the engine.
 
+    `translate` makes the fields of `schema` from those of another API, which `names` calls by its own words.
     Raises ApiError, RequestError, QueueFullError, EngineUnavailableError.
     """
+    try:
+        call = await _open_call(request, schema, prepare, id_prefix=id_prefix, translate=translate)
+    except RequestError as error:
+        raise renamed(error, names) from None
+    warnings = renamed_warnings(call.header.warnings, names)
+    return replace(call, header=replace(call.header, warnings=warnings)) if warnings else call
+
+
+async def _open_call(
+    request: Request, schema: type[BodyT], prepare: Prepare[BodyT], *, id_prefix: str, translate: Translate
+) -> Call[BodyT]:
     state, context = server_state(request), request_context(request)
     model, strict = state.generating_model(), is_strict(request)
 

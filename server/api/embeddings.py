@@ -14,8 +14,8 @@ from server.api.embedding_reply import EmbeddingReply
 from server.api.embedding_run import EmbeddingRun
 from server.api.fields import Prompt
 from server.api.known_fields import FieldWarning
-from server.api.limits import MAX_EMBEDDING_VALUES
-from server.api.prompts import check_token_ids, encode_text
+from server.api.limits import MAX_EMBEDDING_VALUES, MAX_WARNINGS
+from server.api.prompts import check_token_ids, encode_text, loss_warnings
 from server.api.requests import is_strict, parse_request, server_state
 from server.api.schemas import EmbeddingRequest, check_strict
 from server.api.sse import while_connected
@@ -93,11 +93,17 @@ def prepare_embeddings(
         )
         for number, text in enumerate(body.input)
     ]
+    lost = [
+        warning
+        for number, text in enumerate(body.input)
+        if text.text is not None
+        for warning in loss_warnings(text.text, model, param=f"input[{number}]")
+    ]
     return PreparedEmbeddings(
         requests=tuple(requests),
         dimensions=dimensions,
         is_base64=body.encoding_format == "base64",
-        warnings=warnings + more,
+        warnings=(*warnings, *more, *lost[:MAX_WARNINGS]),
     )
 
 

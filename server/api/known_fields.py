@@ -11,7 +11,6 @@ from server.api.limits import MAX_SHOWN_CHARS, MAX_WARNINGS
 _UNSUPPORTED = "unsupported_parameter"
 
 NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "suffix": ("",),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -26,6 +25,7 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
 
 ELSEWHERE: Mapping[str, str] = {
     "best_of": "/v1/completions has it",
+    "suffix": "/v1/completions has it",
     "prediction": "/v1/chat/completions has it",
     "tools": "/v1/chat/completions has it",
     "tool_choice": "/v1/chat/completions has it",
@@ -44,6 +44,7 @@ _ELSEWHERE_NO_OPS: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "best_of": (1,),
+    "suffix": ("",),
     "echo": (False,),
     "top_logprobs": (0,),
     "repeat_penalty": (1,),

@@ -194,6 +194,7 @@ def _prepare(
         options=_text_options(body, answer),
         logprobs=logprobs,
         grammar=grammar,
+        warnings=tuple(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings)),
     )
 
 

@@ -9,6 +9,7 @@ from engine.interface.errors import RequestError
 from server.answers import Tool
 from server.answers.prompt import with_tools_as_text
 from server.api.fields import ChatMessage, Prompt
+from server.api.known_fields import FieldWarning
 from server.api.schemas import CompletionRequest
 from server.serving import ServedModel
 from server.text import TextError
@@ -28,10 +29,13 @@ class PreparedPrompt:
     echo: str = ""  # what a reply repeats of it
     num_hidden: int = 0  # begin tokens that the client did not write and the echo does not show
     skip_special_tokens: bool = False  # the echo shows no special token at all
+    warnings: tuple[FieldWarning, ...] = ()
 
 
 def prepare_prompt(prompt: Prompt, model: ServedModel, body: CompletionRequest) -> PreparedPrompt:
     """Tokenise a prompt of a completion; raises RequestError."""
+    if body.suffix:
+        return _prepare_middle(prompt, body.suffix, model, body)
     # Each prompt draws a seed, so that one given twice without a seed gets two answers.
     seed = draw_seed(body.seed)
     if prompt.text is None:
@@ -40,13 +44,47 @@ def prepare_prompt(prompt: Prompt, model: ServedModel, body: CompletionRequest) 
     if not token_ids:
         message = "prompt must not be empty, and the model has no token for any of it"
         raise RequestError(message, param="prompt")
+    warnings = loss_warnings(prompt.text, model, param="prompt")
     if not body.echo:
-        return PreparedPrompt(token_ids=token_ids, seed=seed)
+        return PreparedPrompt(token_ids=token_ids, seed=seed, warnings=warnings)
     echo = prompt.text  # the client's own words, not a round trip of them
     num_hidden = len(model.tokenizer.encode(""))
     if body.logprobs is not None:  # but beside its tokens, what they spell
         echo = model.tokenizer.decode(token_ids[num_hidden:], skip_special_tokens=False)
-    return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, num_hidden=num_hidden)
+    return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, num_hidden=num_hidden, warnings=warnings)
+
+
+def _prepare_middle(
+    prompt: Prompt, suffix: str, model: ServedModel, body: CompletionRequest
+) -> PreparedPrompt:
+    """Put the texts before and behind an answer between the tokens that a code model was trained with."""
+    tokens = model.fill_in_middle
+    if tokens is None:
+        message = f"suffix: the vocabulary of {model.name} has no tokens to fill in the middle with"
+        raise RequestError(message, param="suffix", code="unsupported_parameter")
+    if body.echo:
+        raise RequestError("suffix and echo exclude each other", param="suffix")
+    behind = encode_text(suffix, model, param="suffix", add_bos=False)
+    warnings = loss_warnings(suffix, model, param="suffix")
+    begin: tuple[int, ...] = ()
+    if prompt.text is None:
+        check_token_ids(prompt.token_ids, model.engine.limits.vocab_size, param="prompt")
+        before = prompt.token_ids
+    else:
+        begin = tuple(model.tokenizer.encode(""))  # the begin token, where texts have one
+        before = encode_text(prompt.text, model, param="prompt", add_bos=False)
+        warnings = loss_warnings(prompt.text, model, param="prompt") + warnings
+    token_ids = (*begin, *tokens.prompt(before, behind))
+    return PreparedPrompt(token_ids=token_ids, seed=draw_seed(body.seed), warnings=warnings)
+
+
+def loss_warnings(text: str, model: ServedModel, *, param: str) -> tuple[FieldWarning, ...]:
+    """Return a warning if the vocabulary lacks bytes of a text, which are left out."""
+    lost = model.tokenizer.first_lost(text)
+    if lost is None:
+        return ()
+    message = f"{param}: the model's vocabulary cannot express all of it (first U+{ord(lost):04X}); left out"
+    return (FieldWarning(param=param, message=message),)
 
 
 def _prepare_ids(

@@ -1,8 +1,12 @@
-"""Errors about fields of a chat completion, in the words of the API that was spoken."""
+"""Errors and warnings about fields of a chat completion, in the words of the API that was spoken."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from engine.interface.errors import RequestError
+from server.api.known_fields import FieldWarning
+
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
@@ -10,11 +14,23 @@ def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
 
     A name that begins with a dot is of a member anywhere in the path of a field.
     """
-    message, param = str(error), error.param
-    if param is None:
+    if error.param is None:
         return error
+    message, param = _rename(str(error), error.param, names)
+    return RequestError(message, param=param, code=error.code)
+
+
+def renamed_warnings(
+    warnings: tuple[FieldWarning, ...], names: Mapping[str, str]
+) -> tuple[FieldWarning, ...]:
+    """Return the warnings with the fields' names, as renamed() does."""
+    pairs = [_rename(warning.message, warning.param, names) for warning in warnings]
+    return tuple([FieldWarning(param=param, message=message) for message, param in pairs])
+
+
+def _rename(message: str, param: str, names: Mapping[str, str]) -> tuple[str, str]:
     for chat, theirs in names.items():
         is_member = chat.startswith(".") and chat in param
         if is_member or param == chat or param.startswith((f"{chat}.", f"{chat}[")):
             message, param = message.replace(chat, theirs), param.replace(chat, theirs, 1)
-    return RequestError(message, param=param, code=error.code)
+    return message, param

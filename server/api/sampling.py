@@ -8,7 +8,7 @@ from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.sampling_params import SamplingParams
 from server.api.errors import describe
-from server.api.schemas import GenerationBody
+from server.api.schemas import CompletionRequest, GenerationBody
 from server.serving import ServedModel
 from server.text import TextError, Tokenizer
 
@@ -38,11 +38,17 @@ def sampling_params(
         allowed_token_ids=body.allowed_token_ids,
         banned_sequences=banned_sequences(body.bad_words, model.tokenizer),
         grammar=grammar,
-        stop_token_ids=body.stop_token_ids,
+        stop_token_ids=body.stop_token_ids | _ends_of_middle(body, model),
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
         processed_logprobs=body.logprobs_mode == "processed",
     )
+
+
+def _ends_of_middle(body: GenerationBody, model: ServedModel) -> frozenset[int]:
+    """Return the tokens with which a code model ends what it fills in."""
+    fills_in = isinstance(body, CompletionRequest) and body.suffix and model.fill_in_middle is not None
+    return model.fill_in_middle.end_token_ids if fills_in and model.fill_in_middle else frozenset()
 
 
 def banned_sequences(words: Sequence[str], tokenizer: Tokenizer) -> frozenset[tuple[int, ...]]:

@@ -115,6 +115,9 @@ class CompletionRequest(GenerationBody):
     """POST /v1/completions."""
 
     prompt: PromptField = Field(description="Text or token ids, one prompt or a list of them.")
+    suffix: str | None = Field(
+        None, description="Text behind the answer: a code model fills in what is between. Without echo."
+    )
     echo: bool = Field(False, description="Put the prompt before the answer, with logprobs if asked for.")
     logprobs: int | None = Field(None, description="0 to 20 likeliest tokens beside each chosen one.")
     best_of: int | None = Field(

@@ -61,6 +61,20 @@ class BytePairEncoder:
             token_ids += piece_ids
         return token_ids
 
+    @property
+    def spells_all(self) -> bool:
+        """True when the vocabulary has every byte, so that no text loses any."""
+        return not self._missing
+
+    def first_lost(self, text: str) -> str | None:
+        """Return the first character with a byte that the vocabulary lacks."""
+        pieces = self._pre_tokenizer.split(text)  # normalised
+        return next((c for piece in pieces for c in piece if self._is_lost(c)), None)
+
+    def _is_lost(self, character: str) -> bool:
+        spelling = character.encode()
+        return len(spelling.translate(None, self._missing)) < len(spelling)
+
     def _rank(self, spellings: Sequence[bytes]) -> list[int]:
         """Return the ids that encoding can give: those of bytes, then the others as they are merged."""
         symbols = {
@@ -85,7 +99,7 @@ class BytePairEncoder:
         if self._has_warned:
             return
         self._has_warned = True
-        first = next(c for c in piece if any(byte in self._missing for byte in c.encode()))
+        first = next(c for c in piece if self._is_lost(c))
         _logger.warning(
             "the vocabulary lacks %d of the 256 bytes; text loses those it has (first seen in U+%04X)",
             len(self._missing),

@@ -11,6 +11,12 @@ class CharacterEncoder:
     def __init__(self, tokens: Sequence[str]) -> None:
         self._token_ids = {token: token_id for token_id, token in enumerate(tokens)}
 
+    spells_all = True  # or encode() raises
+
+    def first_lost(self, text: str) -> str | None:  # noqa: ARG002 - the signature of an encoder
+        """Return None: no text loses a character."""
+        return None
+
     def encode(self, text: str) -> list[int]:
         """Return one id per character; raises TextError naming the first that the vocabulary lacks."""
         try:

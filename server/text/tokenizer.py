@@ -54,6 +54,18 @@ class Tokenizer:
         """Return the control token of this text, if there is one."""
         return next((i for i in self._special_token_ids if self._data.tokens[i] == text), None)
 
+    def find_whole(self, text: str) -> int | None:
+        """Return the control or added token of this text, which is never split, if there is one."""
+        whole = self._data.special_token_ids | self._data.added_token_ids
+        return next((i for i in whole if self._data.tokens[i] == text), None)
+
+    def first_lost(self, text: str) -> str | None:
+        """Return the first character of a text that loses bytes, for the vocabulary lacks them."""
+        if self._encoder.spells_all:
+            return None
+        parts = (part for part in self._added_and_special.split(text) if isinstance(part, str))
+        return next((lost for part in parts if (lost := self._encoder.first_lost(part)) is not None), None)
+
     @property
     def special_tokens(self) -> list[str]:
         """The texts of the control tokens."""

@@ -232,8 +232,8 @@ def test_too_many_prompts_are_refused_before_anything_is_done(server: RunningSer
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("suffix", "x"),
         ("deadline_ms", 5),
+        ("service_tier", "priority"),
     ],
 )
 def test_known_fields_that_are_not_honoured_are_refused(

@@ -51,12 +51,14 @@ _STOP_REASONS = {
 
 async def create_message(request: Request) -> Response:
     """Answer a conversation, streamed or whole."""
-    try:
-        call = await open_call(
-            request, ChatCompletionRequest, prepare_chat, id_prefix="msg", translate=translate_message
-        )
-    except RequestError as error:
-        raise renamed(error, _NAMES) from None
+    call = await open_call(
+        request,
+        ChatCompletionRequest,
+        prepare_chat,
+        id_prefix="msg",
+        translate=translate_message,
+        names=_NAMES,
+    )
     if call.body.stream:
         writer = MessageWriter(_begun(call), usage_of=_usage, ending_of=_ending)
         return EventStream(call.generation, writer, request_context(request))

@@ -16,7 +16,6 @@ from server.api.errors import ApiError, describe
 from server.api.json_object import Json
 from server.api.logprobs import chat_logprobs
 from server.api.preparation import prepare_chat
-from server.api.renamed_fields import renamed
 from server.api.reply import WholeChoice
 from server.api.requests import server_state
 from server.api.responses.fields import TranslatedResponse, translate_response
@@ -73,12 +72,14 @@ async def create_response(request: Request) -> Response:
     """Answer an input, streamed or whole."""
     state, context = server_state(request), request_context(request)
     translator = _Translator(state.responses, context.tenant)
-    try:
-        call = await open_call(
-            request, ChatCompletionRequest, prepare_chat, id_prefix="resp", translate=translator
-        )
-    except RequestError as error:
-        raise renamed(error, _CHAT_NAMES) from None
+    call = await open_call(
+        request,
+        ChatCompletionRequest,
+        prepare_chat,
+        id_prefix="resp",
+        translate=translator,
+        names=_CHAT_NAMES,
+    )
     translated = translator.result
     assert translated is not None
 
