@@ -70,6 +70,7 @@ def serve(arguments: Sequence[str]) -> None:
     from server.api.responses.store import ResponseStore
     from server.app import create_app
     from server.auth import KeyRing
+    from server.http_protocol import ConnectionLimits
     from server.http_server import listen, run_server
     from server.logs import configure_logging
     from server.metrics import ServerMetrics
@@ -98,7 +99,14 @@ def serve(arguments: Sequence[str]) -> None:
         print_banner(console, model, url, needs_key=bool(keys))
         return model
 
-    run_server(app, state, listener, shutdown_timeout=settings.shutdown_timeout, load=load)
+    run_server(
+        app,
+        state,
+        listener,
+        shutdown_timeout=settings.shutdown_timeout,
+        load=load,
+        connections=ConnectionLimits(max_connections=settings.max_connections),
+    )
     if state.model is None:
         # The loader thread is inside torch still, which a normal exit would tear down under it.
         sys.stdout.flush()

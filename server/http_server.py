@@ -5,23 +5,30 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from engine.interface.errors import ConfigError, DraftlineError
-from server.http_protocol import HttpProtocol
+from server.http_protocol import ConnectionLimits, HttpProtocol
 from server.serving import ServedModel, ServerState
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_SEND_BUFFER = 1 << 18
+"""Bytes that the system keeps for a client that does not read; by itself it would keep several megabytes."""
+
+_OTHER_DESCRIPTORS = 256  # files, pipes and sockets beside the clients'
 _MIN_GRACE = 1
 """Seconds that answers already complete get to reach their clients, however little time is left."""
 
@@ -36,6 +43,9 @@ def listen(host: str, port: int) -> socket.socket:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(family, kind, socket.IPPROTO_TCP))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
+            )  # what it accepts has it, too
             listener.bind(address)
             listener.listen(_BACKLOG)
             stack.pop_all()  # it listens: the caller closes it
@@ -51,13 +61,20 @@ def run_server(
     *,
     shutdown_timeout: float,
     load: Callable[[], ServedModel] | None = None,
+    connections: ConnectionLimits | None = None,
 ) -> None:
     """Serve until a signal, then finish what is open within `shutdown_timeout` seconds.
 
     With `load`, the port answers while a thread loads the model. Raises what `load` raised. A second
     signal ends the process at once.
     """
-    server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout, load=load)
+    server = DrainingServer(
+        app,
+        state,
+        shutdown_timeout=shutdown_timeout,
+        load=load,
+        connections=within_descriptors(connections or ConnectionLimits()),
+    )
     try:
         server.run(sockets=[listener])
     finally:
@@ -65,6 +82,25 @@ def run_server(
             state.model.engine.close()
     if server.load_error is not None:
         raise server.load_error
+
+
+def within_descriptors(connections: ConnectionLimits) -> ConnectionLimits:
+    """Raise the process's limit of open files for so many connections, or return as many as it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections.max_connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < needed:
+            most = max(1, allowed - _OTHER_DESCRIPTORS)
+            logger.warning(
+                "max_connections: %d instead of %d, for this process may open %d files (ulimit -n)",
+                most,
+                connections.max_connections,
+                allowed,
+            )
+            return replace(connections, max_connections=most)
+    return connections
 
 
 class DrainingServer(uvicorn.Server):
@@ -77,11 +113,13 @@ class DrainingServer(uvicorn.Server):
         *,
         shutdown_timeout: float,
         load: Callable[[], ServedModel] | None = None,
+        connections: ConnectionLimits | None = None,
     ) -> None:
+        protocol: Any = partial(HttpProtocol, limits=connections or ConnectionLimits())
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpProtocol,
+                http=protocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -101,6 +101,50 @@ def test_langchain_speaks_responses(base_url):
     assert chat_model(base_url, use_responses_api=True).invoke("Say hi.").text
 
 
+def test_langchain_embeds(base_url):
+    from langchain_openai import OpenAIEmbeddings
+
+    model = OpenAIEmbeddings(model=MODEL, base_url=base_url, check_embedding_ctx_length=False)
+    texts = ["The cat sleeps on the sofa.", "A kitten naps on the couch.", "Shares fell today."]
+    cat, kitten, shares = model.embed_documents(texts * 400)[:3]  # more than the queue holds
+    assert dot(cat, kitten) > dot(cat, shares)
+    assert dot(model.embed_query(texts[0]), cat) == pytest.approx(1.0, abs=1e-5)
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def test_anthropic(base_url):
+    from anthropic import Anthropic
+
+    tool = {"name": "weather", "input_schema": TOOL["function"]["parameters"]}
+    asked = {"model": MODEL, "max_tokens": 200, "tools": [tool], "tool_choice": {"type": "any"}}
+    messages = [{"role": "user", "content": "Weather in Paris?"}]
+    client = Anthropic(base_url=base_url.removesuffix("/v1"), api_key="none-needed")
+    reply = client.messages.create(messages=messages, **asked)
+    assert reply.stop_reason == "tool_use"
+    [call] = [block for block in reply.content if block.type == "tool_use"][:1]
+    assert set(call.input) == {"city"}
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+    messages += [{"role": "assistant", "content": reply.content}, {"role": "user", "content": [result]}]
+    with client.messages.stream(messages=messages, model=MODEL, max_tokens=40, tools=[tool]) as stream:
+        assert stream.get_final_message().usage.output_tokens > 0
+
+
+def test_litellm_speaks_anthropic_and_embeds(base_url):
+    import litellm
+
+    hello = [{"role": "user", "content": "Say hi."}]
+    where = base_url.removesuffix("/v1")
+    reply = litellm.completion(
+        model=f"anthropic/{MODEL}", api_base=where, api_key="none-needed", messages=hello, max_tokens=20
+    )
+    assert reply.choices[0].message.content
+    vectors = litellm.embedding(model=f"openai/{MODEL}", api_base=base_url, input=["a", "b"])
+    assert len(vectors.data) == 2
+
+
 def test_litellm(base_url):
     import litellm
 

@@ -14,6 +14,7 @@ from engine.interface.pooling import Pooling
 from server.admission import Admission
 from server.app import create_app
 from server.auth import KeyRing
+from server.http_protocol import ConnectionLimits
 from server.http_server import DrainingServer, listen
 from server.metrics import ServerMetrics
 from server.serving import EmbeddingModel, RequestLimits, ServedModel, ServerState
@@ -74,6 +75,7 @@ def serving(
     embedding: EmbeddingModel | None = None,
     is_loading: bool = False,
     loop: Literal["auto", "uvloop", "asyncio"] = "auto",
+    connections: ConnectionLimits | None = None,
 ) -> Iterator[RunningServer]:
     """Serve `engine` on a free port of 127.0.0.1 while the block runs."""
     state = ServerState(
@@ -83,7 +85,7 @@ def serving(
         model = served_model(engine, chat_template=chat_template, tokenizer=tokenizer, embedding=embedding)
         state.publish(model)
     app = create_app(state, keys=KeyRing(keys), cors_origins=cors_origins)
-    server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout)
+    server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout, connections=connections)
     server.config.loop = loop
     with running(server) as (url, client, running_loop):
         try:
