@@ -7,7 +7,7 @@ from enum import Enum
 
 from engine.interface.engine_client import EngineClient
 from engine.interface.pooling import Pooling
-from server.admission import Admission
+from server.admission import Admission, BodyBudget
 from server.answers import FORMATS, ToolFormat
 from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
 from server.api.grammars import GrammarCompilerPool
@@ -18,6 +18,9 @@ from server.text import ChatTemplate, ContentGuard, FillInMiddle, Tokenizer
 
 STALL_SECONDS = 60.0
 """A step that runs longer than this is stuck: the slowest prefill chunk on a CPU takes a few seconds."""
+
+
+_BODIES_HELD = 16  # of the largest size, at once
 
 
 class Phase(str, Enum):
@@ -82,6 +85,7 @@ class ServerState:
         responses: ResponseStore | None = None,
     ) -> None:
         self.admission = admission
+        self.bodies = BodyBudget(_BODIES_HELD * limits.max_body_size)
         self.metrics = metrics
         self.limits = limits
         self.responses = responses or ResponseStore()

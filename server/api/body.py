@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from server.admission import HeldBytes
 from server.api.errors import ApiError, shorten
 from server.api.limits import INLINE_BYTES
 
@@ -22,14 +23,17 @@ JsonObject = dict[str, object]
 _T = TypeVar("_T")
 
 
-async def read_body(request: Request, *, max_size: int) -> bytes:
-    """Read the body of `request`; raises ApiError 408, 413 or 415, and starlette's ClientDisconnect."""
+async def read_body(request: Request, held: HeldBytes, *, max_size: int) -> bytes:
+    """Read the body of `request`, which counts as `held` from its first byte.
+
+    Raises ApiError 408, 413, 415 or 429, and starlette's ClientDisconnect.
+    """
     _check_content_type(request)
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > max_size):
         raise _too_large(max_size)
     try:
-        return await asyncio.wait_for(_collect(request, max_size), READ_TIMEOUT)
+        return await asyncio.wait_for(_collect(request, held, max_size), READ_TIMEOUT)
     except asyncio.TimeoutError:
         raise ApiError(408, f"the body did not arrive within {READ_TIMEOUT:g} s", code="timeout") from None
 
@@ -100,12 +104,13 @@ def _check_content_type(request: Request) -> None:
         )
 
 
-async def _collect(request: Request, max_size: int) -> bytes:
+async def _collect(request: Request, held: HeldBytes, max_size: int) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > max_size:
             raise _too_large(max_size)
+        held.grow_to(len(body))
     return bytes(body)
 
 

@@ -13,7 +13,7 @@ from engine.interface.outputs import TokenLogprobs
 from server.api.body import read_body, run_sized
 from server.api.chunks import ChunkShape, ChunkWriter
 from server.api.encoding import json_response, large_json_response
-from server.api.errors import ApiError, queue_full
+from server.api.errors import ApiError
 from server.api.generation import Generation
 from server.api.limits import INLINE_BYTES
 from server.api.logprobs import prompt_logprobs
@@ -145,12 +145,14 @@ async def _open_call(
         check_strict(prepared.warnings, strict=strict)
         return parsed, prepared
 
-    with state.admission.preparing(model.engine.stats()):
-        raw = await read_body(request, max_size=state.limits.max_body_size)
-        parsed, preparation = await run_sized(len(raw), read, raw)
-        if preparation.grammar is not None:
-            await state.grammars.compile(model.engine, preparation.grammar)
-        stream = _generate(state, preparation)
+    state.admission.check(model.engine.stats())
+    with state.bodies.holding() as held:
+        raw = await read_body(request, held, max_size=state.limits.max_body_size)
+        with state.admission.preparing(model.engine.stats()):
+            parsed, preparation = await run_sized(len(raw), read, raw)
+            if preparation.grammar is not None:
+                await state.grammars.compile(model.engine, preparation.grammar)
+            stream = _generate(state, preparation)
     return Call(
         body=parsed.body,
         preparation=preparation,
@@ -193,8 +195,9 @@ async def _run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoi
 
 def _generate(state: ServerState, preparation: PreparedRequest) -> OutputStream:
     """Submit the requests; raises ApiError 429 when the engine's queue cannot hold them all."""
+    engine = state.generating_model().engine
     try:
-        return state.generating_model().engine.generate(preparation.requests)
+        return engine.generate(preparation.requests)
     except QueueFullError as error:
-        seconds = state.admission.rate.seconds_for(len(preparation.requests))
-        raise queue_full(str(error), retry_after=seconds) from None
+        num_choices = len(preparation.requests)
+        raise state.admission.refusal(str(error), engine.stats(), num_choices=num_choices) from None

@@ -7,7 +7,6 @@ from engine.interface.engine_client import EngineClient, OutputStream
 from engine.interface.errors import EngineUnavailableError, NonFiniteError, QueueFullError
 from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput
 from server.admission import Admission
-from server.api.errors import queue_full
 from server.metrics import ServerMetrics
 
 _MAX_WINDOW = 32  # texts that are submitted together
@@ -52,12 +51,16 @@ class EmbeddingRun:
         """Take the next window until there is none; the workers share what is left."""
         for start in self._starts:
             stream = await self._submit(start)
+            num_open = stream.num_open
+            self._admission.rate.begin(num_open)
             try:
                 async for output in stream:
                     self._take(output, start + output.index)
+                    num_open -= 1
             finally:
-                for _ in range(stream.num_open):
+                for _ in range(num_open):
                     self._metrics.count_finished(FinishReason.ABORT)
+                self._admission.rate.abandon(num_open)
                 stream.abort()
 
     async def _submit(self, start: int) -> OutputStream:
@@ -68,15 +71,13 @@ class EmbeddingRun:
                 return self._engine.generate(requests)
             except QueueFullError as error:
                 if start == 0:
-                    seconds = self._admission.rate.seconds_for(len(requests))
-                    raise queue_full(str(error), retry_after=seconds) from None
+                    raise self._admission.refusal(
+                        str(error), self._engine.stats(), num_choices=len(requests)
+                    ) from None
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _take(self, output: RequestOutput, number: int) -> None:
-        reason = output.finish_reason
-        if reason is not None:
-            self._metrics.count_finished(reason)
-        if reason is FinishReason.ERROR:
+        if output.finish_reason is FinishReason.ERROR:
             raise NonFiniteError(
                 f"the model's values for input[{number}] are NaN or infinite: a weight is damaged, or "
                 "numbers overflow the dtype"
@@ -85,4 +86,5 @@ class EmbeddingRun:
             raise EngineUnavailableError("the request was aborted by the server")
         self._outputs[number] = output
         self._metrics.request_queue_time.observe(output.queue_seconds)
-        self._admission.rate.record()
+        self._metrics.count_finished(FinishReason.LENGTH)
+        self._admission.rate.finish()

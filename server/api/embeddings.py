@@ -47,9 +47,11 @@ async def create_embeddings(request: Request) -> Response:
         check_strict(prepared.warnings, strict=strict)
         return prepared
 
-    with state.admission.preparing(model.engine.stats()):
-        raw = await read_body(request, max_size=state.limits.max_body_size)
-        prepared = await run_sized(len(raw), read, raw)
+    state.admission.check(model.engine.stats())
+    with state.bodies.holding() as held:
+        raw = await read_body(request, held, max_size=state.limits.max_body_size)
+        with state.admission.preparing(model.engine.stats()):
+            prepared = await run_sized(len(raw), read, raw)
     run = EmbeddingRun(prepared.requests, model.engine, admission=state.admission, metrics=state.metrics)
     outputs = await while_connected(request.receive, run.outputs())
     usage = Usage(

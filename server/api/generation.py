@@ -160,6 +160,7 @@ class Generation:
         self._num_new = Counter[int]()  # tokens of each choice whose gaps are not counted yet
         self._num_open = num_choices
         self._cached_tokens = [0] * len(preparation.prompts)
+        rate.begin(num_choices)
 
     def __enter__(self) -> "Generation":
         return self
@@ -174,6 +175,7 @@ class Generation:
         self._stream.abort()
         for _ in range(self._num_open):
             self._metrics.count_finished(FinishReason.ABORT)
+        self._rate.abandon(self._num_open)
         self._num_open = 0
 
     @property
@@ -228,6 +230,7 @@ class Generation:
             raise EngineUnavailableError("the request was aborted by the server")
         if output.finish_reason is FinishReason.ERROR:
             self._num_open -= 1
+            self._rate.abandon(1)
             self._metrics.count_finished(FinishReason.ERROR)
             raise NonFiniteError(
                 f"the model's values are NaN or infinite after {choice.num_tokens} tokens of the answer: "
@@ -243,7 +246,7 @@ class Generation:
             if choice.speculation.num_verifications:
                 self._metrics.speedup.observe(choice.speculation.estimated_speedup)
             self._metrics.e2e_request_latency.observe(now - self._arrived)
-            self._rate.record()
+            self._rate.finish()
         return delta
 
     def _observe(self, output: RequestOutput, now: float) -> None:

@@ -9,9 +9,9 @@ from starlette.responses import Response
 from engine.interface.errors import RequestError
 from server.api.body import run_sized
 from server.api.chat_prompt import prepare_chat_prompt
-from server.api.encoding import json_response
+from server.api.encoding import json_response, large_json_response
 from server.api.prompts import check_token_ids, encode_text, render_chat
-from server.api.requests import check_model_name, read_request, server_state
+from server.api.requests import check_model_name, reading, server_state
 from server.api.schemas import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.serving import Phase, ServedModel, not_ready
 
@@ -86,17 +86,19 @@ async def tokenizer_info(request: Request) -> Response:  # as vLLM's, which lm-e
 
 async def render_chat_prompt(request: Request) -> Response:
     """Return the prompt that a chat's body makes, as text and tokens; nothing is generated."""
-    parsed = await read_request(request, ChatCompletionRequest)
-    model = server_state(request).loaded_model()
-    size = sum(len(message.content) for message in parsed.body.messages)
-    prompt = await run_sized(size, prepare_chat_prompt, parsed.body, model)
-    warnings = [{"param": w.param, "message": w.message} for w in (*parsed.warnings, *prompt.warnings)]
-    reply: dict[str, object] = {
-        "prompt": prompt.text,
-        "token_ids": prompt.token_ids,
-        "count": len(prompt.token_ids),
-    }
-    return json_response({**reply, "warnings": warnings} if warnings else reply)
+    async with reading(request, ChatCompletionRequest) as parsed:
+        model = server_state(request).loaded_model()
+        size = sum(len(message.content) for message in parsed.body.messages)
+        prompt = await run_sized(size, prepare_chat_prompt, parsed.body, model)
+        warnings = [{"param": w.param, "message": w.message} for w in (*parsed.warnings, *prompt.warnings)]
+        reply: dict[str, object] = {
+            "prompt": prompt.text,
+            "token_ids": prompt.token_ids,
+            "count": len(prompt.token_ids),
+        }
+        return await run_sized(
+            size, large_json_response, {**reply, "warnings": warnings} if warnings else reply
+        )
 
 
 def _special_text(model: ServedModel, token_id: int | None) -> str | None:
@@ -105,33 +107,38 @@ def _special_text(model: ServedModel, token_id: int | None) -> str | None:
 
 async def tokenize(request: Request) -> Response:
     """Return the token ids of a text or of a rendered conversation."""
-    parsed = await read_request(request, TokenizeRequest)
-    model, body = server_state(request).loaded_model(), parsed.body
-    size = len(body.prompt or "") + sum(len(message.content) for message in body.messages or ())
-    token_ids = await run_sized(size, _tokenize, body, model)
-    reply: dict[str, object] = {
-        "count": len(token_ids),
-        "max_model_len": model.engine.limits.max_model_len,
-        "tokens": token_ids,
-    }
-    if body.return_token_strs:
-        reply["token_strs"] = [model.tokenizer.decode([token_id]) for token_id in token_ids]
-    return json_response(reply)
+    async with reading(request, TokenizeRequest) as parsed:
+        model, body = server_state(request).loaded_model(), parsed.body
+        size = len(body.prompt or "") + sum(len(message.content) for message in body.messages or ())
+        return await run_sized(size, _tokenize, body, model)
 
 
 async def detokenize(request: Request) -> Response:
     """Return the text of token ids."""
-    parsed = await read_request(request, DetokenizeRequest)
-    model, body = server_state(request).loaded_model(), parsed.body
+    async with reading(request, DetokenizeRequest) as parsed:
+        model, body = server_state(request).loaded_model(), parsed.body
+        return await run_sized(len(body.tokens), _detokenize, body, model)
+
+
+def _detokenize(body: DetokenizeRequest, model: ServedModel) -> Response:
     check_token_ids(body.tokens, model.engine.limits.vocab_size, param="tokens")
-    skip = body.skip_special_tokens
-    text = await run_sized(
-        len(body.tokens), lambda: model.tokenizer.decode(body.tokens, skip_special_tokens=skip)
-    )
+    text = model.tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)
     return json_response({"prompt": text})
 
 
-def _tokenize(body: TokenizeRequest, model: ServedModel) -> tuple[int, ...]:
+def _tokenize(body: TokenizeRequest, model: ServedModel) -> Response:
+    token_ids = _token_ids(body, model)
+    reply: dict[str, object] = {
+        "count": len(token_ids),
+        "max_model_len": model.engine.limits.max_model_len,
+        "tokens": list(token_ids),
+    }
+    if body.return_token_strs:
+        reply["token_strs"] = [model.tokenizer.decode([token_id]) for token_id in token_ids]
+    return large_json_response(reply)
+
+
+def _token_ids(body: TokenizeRequest, model: ServedModel) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt")
     if body.messages is None:

@@ -1,6 +1,7 @@
 """What the endpoints read from a request besides its body."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
@@ -8,6 +9,8 @@ from server.api.body import JsonObject, parse_json_object, read_body, run_sized
 from server.api.errors import ApiError, describe
 from server.api.schemas import BodyT, ParsedBody, parse_body
 from server.serving import ServedModel, ServerState
+
+_BYTES_PER_TOKENISED_BYTE = 8  # of a text, its tokens and the answer that lists them
 
 Translate = Callable[[JsonObject], Mapping[str, object]]
 """From the fields of another API to ours; raises RequestError."""
@@ -50,13 +53,19 @@ def parse_request(
     return parsed
 
 
-async def read_request(
+@asynccontextmanager
+async def reading(
     request: Request, schema: type[BodyT], *, translate: Translate = unchanged
-) -> ParsedBody[BodyT]:
-    """Read a request that generates nothing; raises ApiError or RequestError."""
+) -> AsyncIterator[ParsedBody[BodyT]]:
+    """Read a request that generates nothing, and count what it holds until the block ends.
+
+    Raises ApiError or RequestError.
+    """
     state = server_state(request)
     model, strict = state.loaded_model(), is_strict(request)
-    raw = await read_body(request, max_size=state.limits.max_body_size)
-    return await run_sized(
-        len(raw), lambda: parse_request(raw, schema, model, strict=strict, translate=translate)
-    )
+    with state.bodies.holding() as held:
+        raw = await read_body(request, held, max_size=state.limits.max_body_size)
+        held.grow_to(_BYTES_PER_TOKENISED_BYTE * len(raw))
+        yield await run_sized(
+            len(raw), lambda: parse_request(raw, schema, model, strict=strict, translate=translate)
+        )

@@ -162,9 +162,10 @@ def test_a_template_with_a_begin_token_gets_no_second_one() -> None:
 def test_a_full_queue_says_at_most_a_minute() -> None:
     now = 0.0
     rate = ServiceRate(clock=lambda: now)
-    rate.record()
+    rate.begin(3)
+    rate.finish()
     now = 1000.0
-    rate.record()
+    rate.finish()
     assert rate.seconds_for(500) == 60.0
 
 

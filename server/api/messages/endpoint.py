@@ -19,7 +19,7 @@ from server.api.messages.writer import MessageWriter
 from server.api.preparation import prepare_chat
 from server.api.renamed_fields import renamed
 from server.api.reply import WholeChoice
-from server.api.requests import read_request, server_state
+from server.api.requests import reading, server_state
 from server.api.schemas import ChatCompletionRequest
 from server.api.sse import EventStream
 from server.api.text_delta import TextDelta
@@ -68,13 +68,13 @@ async def create_message(request: Request) -> Response:
 async def count_message_tokens(request: Request) -> Response:
     """Return how many tokens the prompt of a message has; nothing is generated."""
     try:
-        parsed = await read_request(request, ChatCompletionRequest, translate=translate_message)
-        model = server_state(request).loaded_model()
-        size = sum(len(message.content) for message in parsed.body.messages)
-        prompt = await run_sized(size, prepare_chat_prompt, parsed.body, model)
+        async with reading(request, ChatCompletionRequest, translate=translate_message) as parsed:
+            model = server_state(request).loaded_model()
+            size = sum(len(message.content) for message in parsed.body.messages)
+            prompt = await run_sized(size, prepare_chat_prompt, parsed.body, model)
+            return json_response({"input_tokens": len(prompt.token_ids)})
     except RequestError as error:
         raise renamed(error, _NAMES) from None
-    return json_response({"input_tokens": len(prompt.token_ids)})
 
 
 def _whole(call: MessageCall, choices: Sequence[WholeChoice]) -> object:
