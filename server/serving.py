@@ -21,6 +21,7 @@ STALL_SECONDS = 60.0
 
 
 _BODIES_HELD = 16  # of the largest size, at once
+_ENDLESS = 1 << 62
 
 
 class Phase(str, Enum):
@@ -63,6 +64,10 @@ class ServedModel:
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
     system_fingerprint: str = "fp_0"
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def work_size(self, size: int) -> int:
+        """Return `size` of a text, or more than anything is worked on inline if its length says nothing."""
+        return size if self.tokenizer.is_linear else _ENDLESS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,9 @@ from engine.interface.errors import CheckpointError, ConfigError
 MAX_CONTEXT = 1 << 24
 """Above the longest context of any published model; position tables of a corrupt one would fill memory."""
 
+MAX_TENSORS = 1 << 14
+"""A dozen for each of more than a thousand layers; each costs time to look at."""
+
 _EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.checkpoint import names
 from engine.checkpoint.architectures.architecture import Architecture
-from engine.checkpoint.assembly import assemble, config_errors_as_checkpoint_errors
+from engine.checkpoint.assembly import MAX_TENSORS, assemble, config_errors_as_checkpoint_errors
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.embedding_defaults import read_embedding_defaults
 from engine.checkpoint.generation_defaults import read_generation_config
@@ -110,6 +110,12 @@ def _open_shard(path: Path, wanted: frozenset[str] | None) -> _Shard:
 
 def _read_tensors(shards: Sequence[_Shard], architecture: Architecture) -> dict[str, TorchTensor]:
     """Name the tensors as we do, without the prefix of a wrapper that all of them share."""
+    num_tensors = sum(len(shard.keys) for shard in shards)
+    if num_tensors > MAX_TENSORS:
+        raise CheckpointError(
+            f"{shards[0].path.parent}: {num_tensors} tensors, more than the {MAX_TENSORS} that any supported "
+            "model has"
+        )
     wrapper = names.shared_wrapper([key for shard in shards for key in shard.keys])
     tensors: dict[str, TorchTensor] = {}
     for shard in shards:

@@ -46,6 +46,10 @@ class Norm(str, Enum):
     LAYER = "layer"  # LayerNorm, weight and bias (arXiv 1607.06450)
 
 
+MAX_NORM_EPS = 0.1
+"""Ten thousand times what published models have; a larger one would flatten every hidden state."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of a decoder-only transformer, the same record whatever file it was read from."""
@@ -90,6 +94,11 @@ class ModelConfig:
             raise ConfigError(
                 f"model configuration: num_heads ({self.num_heads}) must be a multiple of "
                 f"num_kv_heads ({self.num_kv_heads})"
+            )
+        if not 0.0 < self.norm_eps <= MAX_NORM_EPS:
+            raise ConfigError(
+                f"model configuration: norm_eps must be above 0 and at most {MAX_NORM_EPS}, "
+                f"got {self.norm_eps}"
             )
         if self.rope is not None and self.head_dim % 2:
             raise ConfigError(f"model configuration: rotary head_dim must be even, got {self.head_dim}")

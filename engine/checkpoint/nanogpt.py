@@ -3,6 +3,7 @@
 import io
 import pickle
 import pickletools
+import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,9 @@ from engine.checkpoint.stored_tensor import PLAIN_FORMATS, TorchTensor
 from engine.interface.errors import CheckpointError
 
 _FORMATS = {dtype: name for name, dtype in PLAIN_FORMATS.items()}
-_MAX_META_BYTES = 1 << 24
+_MAX_META_BYTES = 1 << 20
+_MAX_PICKLE_BYTES = 1 << 22
+"""Of a checkpoint without its weights: some hundred bytes a tensor; more would only take time to read."""
 _GPT2_END_TOKEN_ID = 50256
 
 
@@ -54,7 +57,13 @@ def load_nanogpt(path: Path, *, name: str | None = None) -> Checkpoint:
 
 def _load_pickle(path: Path) -> Mapping[object, object]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = [entry.file_size for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+        if sum(sizes) > _MAX_PICKLE_BYTES:
+            raise CheckpointError(f"{path}: its pickle has {sum(sizes)} bytes, more than {_MAX_PICKLE_BYTES}")
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:  # unpickling corrupt bytes may raise anything

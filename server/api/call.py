@@ -149,7 +149,7 @@ async def _open_call(
     with state.bodies.holding() as held:
         raw = await read_body(request, held, max_size=state.limits.max_body_size)
         with state.admission.preparing(model.engine.stats()):
-            parsed, preparation = await run_sized(len(raw), read, raw)
+            parsed, preparation = await run_sized(model.work_size(len(raw)), read, raw)
             if preparation.grammar is not None:
                 await state.grammars.compile(model.engine, preparation.grammar)
             stream = _generate(state, preparation)

@@ -51,7 +51,7 @@ async def create_embeddings(request: Request) -> Response:
     with state.bodies.holding() as held:
         raw = await read_body(request, held, max_size=state.limits.max_body_size)
         with state.admission.preparing(model.engine.stats()):
-            prepared = await run_sized(len(raw), read, raw)
+            prepared = await run_sized(model.work_size(len(raw)), read, raw)
     run = EmbeddingRun(prepared.requests, model.engine, admission=state.admission, metrics=state.metrics)
     outputs = await while_connected(request.receive, run.outputs())
     usage = Usage(

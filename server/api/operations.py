@@ -89,7 +89,7 @@ async def render_chat_prompt(request: Request) -> Response:
     async with reading(request, ChatCompletionRequest) as parsed:
         model = server_state(request).loaded_model()
         size = sum(len(message.content) for message in parsed.body.messages)
-        prompt = await run_sized(size, prepare_chat_prompt, parsed.body, model)
+        prompt = await run_sized(model.work_size(size), prepare_chat_prompt, parsed.body, model)
         warnings = [{"param": w.param, "message": w.message} for w in (*parsed.warnings, *prompt.warnings)]
         reply: dict[str, object] = {
             "prompt": prompt.text,
@@ -110,7 +110,7 @@ async def tokenize(request: Request) -> Response:
     async with reading(request, TokenizeRequest) as parsed:
         model, body = server_state(request).loaded_model(), parsed.body
         size = len(body.prompt or "") + sum(len(message.content) for message in body.messages or ())
-        return await run_sized(size, _tokenize, body, model)
+        return await run_sized(model.work_size(size), _tokenize, body, model)
 
 
 async def detokenize(request: Request) -> Response:

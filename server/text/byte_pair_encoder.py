@@ -62,6 +62,11 @@ class BytePairEncoder:
         return token_ids
 
     @property
+    def is_linear(self) -> bool:
+        """True when no text takes much longer than its length says."""
+        return self._pre_tokenizer.is_linear
+
+    @property
     def spells_all(self) -> bool:
         """True when the vocabulary has every byte, so that no text loses any."""
         return not self._missing

@@ -11,6 +11,7 @@ class CharacterEncoder:
     def __init__(self, tokens: Sequence[str]) -> None:
         self._token_ids = {token: token_id for token_id, token in enumerate(tokens)}
 
+    is_linear = True
     spells_all = True  # or encode() raises
 
     def first_lost(self, text: str) -> str | None:  # noqa: ARG002 - the signature of an encoder

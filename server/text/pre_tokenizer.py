@@ -23,7 +23,8 @@ _PATTERNS = {
     "qwen2": _LATER_PATTERN % r"\p{N}",
 }
 _CUSTOM = "regex:"
-_TIMEOUT_SECONDS = 20.0
+_TIMEOUT_SECONDS = 5.0
+_MAX_PATTERN_CHARS = 4096
 _LONG_RUN = r"\p{M}{32,}"
 
 
@@ -48,11 +49,16 @@ class PreTokenizer:
                 f"pre-tokenizer {name[:60]!r} is not known; known are {', '.join(_PATTERNS)} and "
                 f"{_CUSTOM}PATTERN"
             )
+        if len(pattern) > _MAX_PATTERN_CHARS:
+            raise CheckpointError(
+                f"the pre-tokenizer's pattern has {len(pattern)} characters, more than {_MAX_PATTERN_CHARS}"
+            )
         try:
             self._pattern = regex.compile(pattern)
             self._long_run = regex.compile(_LONG_RUN)
-        except regex.error as error:
+        except (regex.error, RecursionError) as error:
             raise CheckpointError(f"the pre-tokenizer's pattern does not compile: {error}") from error
+        self.is_linear = name in _PATTERNS  # as much cannot be said of what a checkpoint brings
         self._normalization = normalization
         self._timeout_seconds = timeout_seconds
 
@@ -65,7 +71,9 @@ class PreTokenizer:
             text = unicodedata.normalize("NFC", self._long_run.sub(_order_marks, text))
         try:
             if not self._pattern.groups:  # else `findall` would return groups
-                pieces: list[str] = self._pattern.findall(text, timeout=self._timeout_seconds)
+                pieces: list[str] = self._pattern.findall(
+                    text, timeout=self._timeout_seconds, concurrent=not self.is_linear
+                )
                 if sum(map(len, pieces)) == len(text):
                     return [piece for piece in pieces if piece]
             return self._split_with_gaps(text)
@@ -77,7 +85,8 @@ class PreTokenizer:
     def _split_with_gaps(self, text: str) -> list[str]:
         pieces = []
         end = 0
-        for match in self._pattern.finditer(text, timeout=self._timeout_seconds):
+        matches = self._pattern.finditer(text, timeout=self._timeout_seconds, concurrent=not self.is_linear)
+        for match in matches:
             pieces += [text[end : match.start()], match.group()]
             end = match.end()
         pieces.append(text[end:])

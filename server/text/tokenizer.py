@@ -41,6 +41,11 @@ class Tokenizer:
         return len(self._bytes)
 
     @property
+    def is_linear(self) -> bool:
+        """False when the checkpoint brings a pattern of its own, with which a short text may take long."""
+        return self._encoder.is_linear
+
+    @property
     def bos_token_id(self) -> int | None:
         """The token that begins a text, if the checkpoint names one."""
         return self._data.bos_token_id

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -12,7 +13,8 @@ from engine.interface.stats import EngineStats
 from server.admission import Admission, BodyBudget, ServiceRate
 from server.api.errors import ApiError
 from server.serving import RequestLimits
-from tests.fakes import FakeEngine, say
+from server.text import Tokenizer
+from tests.fakes import FakeEngine, byte_tokenizer_data, say
 from tests.server.harness import serving
 
 
@@ -154,6 +156,30 @@ def test_what_bodies_hold_is_counted_and_given_back(path: str, body: dict[str, o
         refused = server.client.post(path, json=large)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert server.client.post(path, json=body).status_code == 200, "small ones find room"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+def test_a_hostile_pattern_of_a_tokenizer_holds_up_nobody_else(path: str) -> None:
+    """A short text keeps it busy until its time is up: on a thread, which lets others run."""
+    data = replace(byte_tokenizer_data(), pre_tokenizer="regex:(?:(a|aa)+)+$")
+    tokenizer = Tokenizer(data)
+    tokenizer._encoder._pre_tokenizer._timeout_seconds = 1.0
+    with serving(FakeEngine(), tokenizer=tokenizer) as server:
+        replies: list[httpx.Response] = []
+
+        def ask() -> None:
+            with httpx.Client(base_url=server.url, timeout=60) as client:
+                replies.append(client.post(path, json={"prompt": "a" * 60 + "b"}))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        num_answers = 0
+        while thread.is_alive():
+            assert server.client.get("/health").status_code == 200
+            num_answers += 1
+        assert num_answers > 20
+        assert replies[0].status_code == 400
+        assert "did not split the text within 1 s" in replies[0].json()["error"]["message"]
 
 
 def test_token_strings_of_a_long_text_hold_up_nobody() -> None:

@@ -71,7 +71,7 @@ async def count_message_tokens(request: Request) -> Response:
         async with reading(request, ChatCompletionRequest, translate=translate_message) as parsed:
             model = server_state(request).loaded_model()
             size = sum(len(message.content) for message in parsed.body.messages)
-            prompt = await run_sized(size, prepare_chat_prompt, parsed.body, model)
+            prompt = await run_sized(model.work_size(size), prepare_chat_prompt, parsed.body, model)
             return json_response({"input_tokens": len(prompt.token_ids)})
     except RequestError as error:
         raise renamed(error, _NAMES) from None

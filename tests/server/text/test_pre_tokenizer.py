@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.interface.errors import CheckpointError
 from server.text import TextError
 from server.text.pre_tokenizer import PreTokenizer
 
@@ -49,3 +50,17 @@ def test_a_pattern_that_never_ends_is_an_error():
     hostile = PreTokenizer(r"regex:(?:(a|aa)+)+$", timeout_seconds=0.05)
     with pytest.raises(TextError, match=r"within 0\.05 s"):
         hostile.split("a" * 60 + "!")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("(" * 400 + ")" * 400, "does not compile"), ("a|" * 3000, "has 6000 characters, more than 4096")],
+)
+def test_patterns_that_take_long_to_compile_are_refused(pattern, message):
+    with pytest.raises(CheckpointError, match=message):
+        PreTokenizer(f"regex:{pattern}")
+
+
+def test_only_our_own_patterns_are_known_to_be_linear():
+    assert PreTokenizer("gpt-2").is_linear
+    assert not PreTokenizer(r"regex:\w+").is_linear
