@@ -18,9 +18,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from engine.interface.errors import ConfigError, DraftlineError
+from engine.interface.errors import ConfigError, DraftlineError, EngineDeadError
 from server.http_protocol import ConnectionLimits, HttpProtocol
-from server.serving import ServedModel, ServerState
+from server.serving import Phase, ServedModel, ServerState
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ _SEND_BUFFER = 1 << 18
 """Bytes that the system keeps for a client that does not read; by itself it would keep several megabytes."""
 
 _OTHER_DESCRIPTORS = 256  # files, pipes and sockets beside the clients'
+_CLOSE_SECONDS = 2.0  # that the engine's last step gets after a drain
+_LAST_RESORT = 4.0  # seconds after the shutdown timeout at which the process ends, whatever hangs
+_WATCH_SECONDS = 0.2
 _MIN_GRACE = 1
 """Seconds that answers already complete get to reach their clients, however little time is left."""
 
@@ -65,8 +68,9 @@ def run_server(
 ) -> None:
     """Serve until a signal, then finish what is open within `shutdown_timeout` seconds.
 
-    With `load`, the port answers while a thread loads the model. Raises what `load` raised. A second
-    signal ends the process at once.
+    With `load`, the port answers while a thread loads the model. Raises what `load` raised. A dead engine
+    ends the server, too, once its streams are told: raises EngineDeadError. A second signal ends the process
+    at once, and so does a shutdown that hangs.
     """
     server = DrainingServer(
         app,
@@ -74,14 +78,24 @@ def run_server(
         shutdown_timeout=shutdown_timeout,
         load=load,
         connections=within_descriptors(connections or ConnectionLimits()),
+        leaves_when_dead=True,
     )
     try:
         server.run(sockets=[listener])
     finally:
-        if state.model is not None:
-            state.model.engine.close()
+        if state.model is not None and not state.model.engine.close(_CLOSE_SECONDS):
+            leave("a step of the engine does not end")
     if server.load_error is not None:
         raise server.load_error
+    if state.model is not None and state.model.engine.is_dead:
+        raise EngineDeadError("the engine failed; the log says why")
+
+
+def leave(reason: str) -> None:
+    """End the process at once: a thread is stuck where no exit could wait for it."""
+    logger.critical("%s: leaving at once", reason)
+    logging.shutdown()
+    os._exit(1)
 
 
 def within_descriptors(connections: ConnectionLimits) -> ConnectionLimits:
@@ -114,6 +128,7 @@ class DrainingServer(uvicorn.Server):
         shutdown_timeout: float,
         load: Callable[[], ServedModel] | None = None,
         connections: ConnectionLimits | None = None,
+        leaves_when_dead: bool = False,
     ) -> None:
         protocol: Any = partial(HttpProtocol, limits=connections or ConnectionLimits())
         super().__init__(
@@ -132,6 +147,7 @@ class DrainingServer(uvicorn.Server):
         self._shutdown_timeout = shutdown_timeout
         self._load = load
         self._draining: asyncio.Task[None] | None = None
+        self._leaves_when_dead = leaves_when_dead
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stop() or a signal."""
@@ -142,7 +158,12 @@ class DrainingServer(uvicorn.Server):
                 name="loader",
                 daemon=True,  # a signal need not wait for it
             ).start()
-        await super().serve(sockets)
+        watching = asyncio.ensure_future(self._watch_engine()) if self._leaves_when_dead else None
+        try:
+            await super().serve(sockets)
+        finally:
+            if watching is not None:
+                watching.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -172,7 +193,20 @@ class DrainingServer(uvicorn.Server):
             sys.stderr.flush()
             os._exit(128 + number)
         logger.info("shutting down: open requests have %g s to finish", self._shutdown_timeout)
+        last_resort = threading.Timer(
+            self._shutdown_timeout + _LAST_RESORT, leave, ("the shutdown does not end",)
+        )
+        last_resort.daemon = True
+        last_resort.start()
         self.stop()
+
+    async def _watch_engine(self) -> None:
+        """End the server when its engine is dead; the streams that were open get the time to say so."""
+        while self._state.phase is not Phase.DEAD:  # noqa: ASYNC110 - another thread decides
+            await asyncio.sleep(_WATCH_SECONDS)
+        logger.critical("the engine is dead: leaving")
+        self.config.timeout_graceful_shutdown = _MIN_GRACE
+        self.should_exit = True
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()

@@ -180,6 +180,7 @@ class FakeEngine:
         self.num_aborted = 0
         self.num_delivered_steps = 0
         self.is_closed = False
+        self.hangs = False  # as with a step that does not end
         self._running: list[_Running] = []
         self._is_held = False
         self._error: EngineUnavailableError | None = None
@@ -245,9 +246,10 @@ class FakeEngine:
             running.stream.fail(EngineUnavailableError("the server shut down before the answer was complete"))
         return finished
 
-    def close(self) -> None:
-        self.is_closed = True
+    def close(self, timeout: float | None = None) -> bool:
+        self.is_closed = not self.hangs
         self._notify()
+        return self.is_closed
 
     # The strings of the puppet.
 

@@ -86,6 +86,8 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters, without waiting for the engine."""
         stats = self._thread.stats
+        if self.is_dead:
+            return stats._replace(num_requests_running=0, num_requests_waiting=0, step_started=None)
         return stats._replace(num_requests_waiting=max(0, self._num_open() - stats.num_requests_running))
 
     async def drain(self, timeout: float) -> bool:
@@ -104,12 +106,16 @@ class AsyncEngine:
             stream.fail(EngineUnavailableError("the server shut down before the answer was complete"))
         return not streams
 
-    def close(self) -> None:
-        """End the engine thread after its present step; open streams end with an error."""
+    def close(self, timeout: float | None = None) -> bool:
+        """End the engine after its present step; open streams end with an error.
+
+        Returns False if the step does not end within `timeout` seconds: then only the process can end it.
+        """
         error = EngineUnavailableError("the engine is closed")
         self._refuse(error)
-        self._thread.close()
+        has_ended = self._thread.close(timeout)
         self._fail_streams(self._error or error)
+        return has_ended
 
     def _raise_if_unavailable(self) -> None:
         if self._thread.death is not None:

@@ -91,12 +91,15 @@ class EngineThread:
         """Compile a grammar on the calling thread, so that requests find it; raises RequestError."""
         self._engine.compile_grammar(spec)
 
-    def close(self) -> None:
-        """End the thread after its present step."""
+    def close(self, timeout: float | None = None) -> bool:
+        """End the thread after its present step; False if that takes longer than `timeout` seconds."""
         self.send(CloseEngine())
-        self._thread.join()
+        self._thread.join(timeout)
         self._compiler.shutdown(wait=False, cancel_futures=True)
+        if self._thread.is_alive():
+            return False
         self._engine.close()
+        return True
 
     # Below: the engine thread.
 
@@ -104,7 +107,7 @@ class EngineThread:
         try:
             while self._drain_inbox():
                 self._deliver(self._engine.step(), self._engine.num_steps)
-        except Exception as error:  # whatever it was, every open request must hear of it
+        except BaseException as error:  # a panic of a native library, too: every open request must hear of it
             logger.exception("the engine died")
             self._death = f"{type(error).__name__}: {error}"
             for outbox in list(self._outboxes.values()):
@@ -146,7 +149,7 @@ class EngineThread:
             grammars = tuple(None if spec is None else self._engine.compile_grammar(spec) for spec in specs)
         except RequestError as error:
             self._inbox.put(_Compiled(message, (), error))
-        except Exception:  # the requests must not wait for ever
+        except BaseException:  # the requests must not wait for ever
             logger.exception("a grammar did not compile")
             self._inbox.put(_Compiled(message, (), RequestError("the grammar cannot be compiled")))
         else:
@@ -246,6 +249,7 @@ def _request_output(output: StepOutput, index: int, step: int) -> RequestOutput:
         num_cached_tokens=request.num_cached_tokens,
         is_first=output.is_first,
         finish_reason=request.finish_reason,
+        is_step_error=request.is_step_error,
         stop_token_id=last if stopped else None,
         queue_seconds=request.queue_seconds,
         steps=(step,) * len(output.token_ids),

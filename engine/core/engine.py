@@ -1,5 +1,6 @@
 """Engine: the synchronous heart. Token ids in, token ids out; no thread, no text, no HTTP."""
 
+import logging
 import secrets
 import time
 from collections import Counter, deque
@@ -11,7 +12,7 @@ from engine.core.request import GrammarState, Request
 from engine.core.scheduler import Scheduler
 from engine.core.speculation import NoSpeculation, Speculation
 from engine.core.step_output import StepOutput
-from engine.interface.batch import Batch
+from engine.interface.batch import Batch, SamplerOutput
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.limits import EngineLimits
@@ -20,6 +21,11 @@ from engine.interface.sampling_params import SamplingParams
 from engine.interface.stats import EngineStats
 from engine.kv_cache.block_hash import hash_root
 from engine.kv_cache.kv_cache_manager import KVCacheManager
+
+logger = logging.getLogger(__name__)
+
+_MAX_FAILURES, _FAILURE_WINDOW = 3, 60.0
+"""So many steps that fail, in so many seconds, are no single request's fault."""
 
 
 class CompiledGrammar(Protocol):
@@ -94,6 +100,7 @@ class Engine:
         self._step_started: float | None = None
         self._last_ended: float | None = None
         self._in_flight: deque[_StepInFlight] = deque()
+        self._failures: deque[float] = deque(maxlen=_MAX_FAILURES)
         self.latest_stats = self.stats()  # of the last dispatch, commit or abort; any thread may read it
 
     def add_request(
@@ -154,11 +161,20 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.running or self._in_flight)
 
     def step(self) -> list[StepOutput]:
-        """Launch what may run, up to the executor's steps ahead, and take in the oldest step under way."""
-        while len(self._in_flight) <= self.executor.steps_ahead and self._may_launch():
-            if not self._launch():
-                break
-        return self._commit() if self._in_flight else []
+        """Launch what may run, up to the executor's steps ahead, and take in the oldest step under way.
+
+        Where that raises, the requests that ran are tried one at a time, and the one with which alone a step
+        fails ends with an error; the others go on, with the same tokens. Raises if it happens time and again.
+        """
+        try:
+            while len(self._in_flight) <= self.executor.steps_ahead and self._may_launch():
+                if not self._launch():
+                    break
+            begun = time.monotonic()
+            output = self._in_flight[0].pending.result() if self._in_flight else None
+        except Exception as error:  # noqa: BLE001 - logged there, or raised
+            return self._isolate(error)
+        return [] if output is None else self._commit(output, begun)
 
     def _may_launch(self) -> bool:
         return not self._in_flight or self.scheduler.can_run_ahead
@@ -169,7 +185,7 @@ class Engine:
         between = 0.0 if self._last_ended is None or self._in_flight else begun - self._last_ended
         self._step_started = self._step_started or begun
         if not self._in_flight:
-            self.speculator.propose(self.scheduler.running)
+            self.speculator.propose(self.scheduler.schedulable)
         proposed = time.monotonic()
         schedule = self.scheduler.schedule()
         if not schedule.claims:
@@ -190,12 +206,30 @@ class Engine:
         )
         return True
 
-    def _commit(self) -> list[StepOutput]:
-        """Wait for the oldest step under way and take in its result."""
-        begun = time.monotonic()
-        step = self._in_flight.popleft()
-        output = step.pending.result()
+    def _isolate(self, error: Exception) -> list[StepOutput]:
+        """Find out with which request steps fail; nothing of the steps under way was taken in."""
+        suspect = self.scheduler.suspect
+        self._in_flight.clear()
+        self._step_started = self._last_ended = None
+        if suspect is None:
+            now = time.monotonic()
+            self._failures.append(now)
+            if len(self._failures) == _MAX_FAILURES and now - self._failures[0] < _FAILURE_WINDOW:
+                raise error
+            logger.exception("a step of %d requests failed: trying them alone", len(self.scheduler.running))
+            self.scheduler.suspect_all()
+            return []
+        logger.error("a step fails with request %d alone, which ends: %s", suspect.request_id, error)
+        self.scheduler.fail_suspect(suspect)
+        self.speculator.forget(suspect)
+        self._finished[FinishReason.ERROR] += 1
+        self.latest_stats = self.stats()
+        return [StepOutput(suspect, is_first=suspect.num_output_tokens == 0)]
+
+    def _commit(self, output: SamplerOutput, begun: float) -> list[StepOutput]:
+        """Take in the result of the oldest step under way, for which the engine waited since `begun`."""
         executed = time.monotonic()
+        step = self._in_flight.popleft()
         outputs = self.scheduler.commit(step.batch, output)
         ended = time.monotonic()
         self._execute_seconds += step.drafting + step.launching + executed - begun

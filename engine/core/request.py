@@ -74,6 +74,7 @@ class Request:
     arrival_time: float = field(default_factory=time.monotonic)
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
+    is_step_error: bool = False  # steps fail whenever they run it
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = 0
     num_committed_tokens: int = 0

@@ -5,19 +5,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from engine.core.pooled_sum import PooledSum
+from engine.core.chunks import chunk_of, faults_of
 from engine.core.request import Request, RequestStatus
-from engine.core.rows import rows_of
 from engine.core.schedule import Claim, Schedule
 from engine.core.step_output import StepOutput
-from engine.interface.batch import (
-    PENDING_TOKEN,
-    Batch,
-    BlockCopy,
-    SamplerOutput,
-    ScheduledChunk,
-    ScoredTokens,
-)
+from engine.interface.batch import Batch, BlockCopy, SamplerOutput, ScheduledChunk
 from engine.interface.outputs import FinishReason
 from engine.interface.speculation import SpeculationMode
 from engine.kv_cache.kv_cache_manager import KVCacheManager
@@ -48,6 +40,7 @@ class Scheduler:
         self._block_size = kv_cache_manager.block_size
         self._requests: dict[int, Request] = {}  # that wait, run or have ended with steps under way
         self._num_steps_in_flight = 0
+        self._suspects: deque[Request] = deque()  # of a step that failed: they run one at a time
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -65,7 +58,47 @@ class Scheduler:
     @property
     def can_run_ahead(self) -> bool:
         """Tell whether a step may be scheduled before the tokens of those under way are known."""
-        return not any(map(_needs_its_tokens, self.running))
+        return not self._suspects and not any(map(_needs_its_tokens, self.running))
+
+    @property
+    def schedulable(self) -> list[Request]:
+        """The running requests that may take part in the next step: all, unless one is tried alone."""
+        return [request for request in self.running if self._may_run(request)]
+
+    @property
+    def suspect(self) -> Request | None:
+        """The request that runs alone, for a step with it and others failed."""
+        return self._suspects[0] if self._suspects else None
+
+    def suspect_all(self) -> None:
+        """Forget the steps under way, which failed; what ran starts anew, one request at a time.
+
+        Nothing of those steps was taken in, so their tokens are computed again, the same ones.
+        """
+        self._num_steps_in_flight = 0
+        for request in self.requests:
+            request.num_steps_in_flight = 0
+            if request.status is RequestStatus.FINISHED:
+                self._release(request)
+        failed = list(self.running)
+        for request in reversed(failed):
+            self._preempt(request)
+        self._suspects = deque(failed)
+
+    def fail_suspect(self, request: Request) -> None:
+        """End the suspect, with which alone a step failed."""
+        self._num_steps_in_flight = request.num_steps_in_flight = 0
+        request.is_step_error = True
+        self.finish(request, FinishReason.ERROR)
+
+    def _clear_suspect(self, request: Request) -> None:
+        """Let the next suspect be tried, with room for all of its blocks: this one got a token."""
+        self._suspects.popleft()
+        if self._suspects and request.status is RequestStatus.RUNNING:
+            self._preempt(request)
+
+    def _may_run(self, request: Request) -> bool:
+        return not self._suspects or request is self._suspects[0]
 
     def schedule(self) -> Schedule:
         """Choose the next step's tokens and give them their slots.
@@ -86,7 +119,7 @@ class Scheduler:
         """Turn a schedule into the batch to launch, and count its tokens as computed."""
         chunks = []
         for claim in schedule.claims:
-            request, chunk = claim.request, _chunk_of(claim)
+            request, chunk = claim.request, chunk_of(claim)
             if chunk.rows:
                 request.num_in_flight += 1
             request.num_computed_tokens += claim.num_tokens
@@ -113,7 +146,7 @@ class Scheduler:
             request.num_steps_in_flight -= 1
             prompt_logprobs = next(scores) if chunk.scored is not None else ()
             pooled = next(sums) if chunk.pooled_from is not None else None
-            faults = output.faults and _faults_of(chunk, first_token, output.faults)
+            faults = output.faults and faults_of(chunk, first_token, output.faults)
             if request.status is RequestStatus.FINISHED:
                 self._release(request)
             elif faults and min(faults) < len(chunk.token_ids) - chunk.num_drafts:
@@ -167,6 +200,8 @@ class Scheduler:
         self._settle(request, chunk.first_position + num_known + num_new - 1)
         if reason is not None:
             self.finish(request, reason)
+        if request is self.suspect:
+            self._clear_suspect(request)
         is_first = len(request.token_ids) - request.num_prompt_tokens == num_new
         step = StepOutput(request, output.token_ids[first_row : first_row + num_new], is_first)
         if request.params.logprobs is not None:
@@ -215,6 +250,8 @@ class Scheduler:
             self.running.remove(request)
         else:
             self.waiting.remove(request)
+        if request in self._suspects:
+            self._suspects.remove(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         request.draft_token_ids, request.num_model_drafts = (), 0
@@ -229,7 +266,7 @@ class Scheduler:
     def _schedule_running(self, claims: list[Claim], budget: int) -> tuple[int, bool]:
         """Return what is left of the budget, and whether blocks ran out."""
         is_short = False
-        for request in list(self.running):
+        for request in self.schedulable:
             if budget == 0:
                 break
             if request.status is not RequestStatus.RUNNING:
@@ -279,6 +316,9 @@ class Scheduler:
         postponed: list[Request] = []
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
+            if not self._may_run(request):
+                postponed.append(self.waiting.popleft())
+                continue
             cached = self.kv_cache_manager.find_cached_prefix(request)
             if self.kv_cache_manager.is_prefix_in_flight(request, len(cached.blocks)):
                 # Somebody computes this very prefix: wait for its blocks, let the others pass.
@@ -326,52 +366,6 @@ def _layout_key(claim: Claim) -> int:
 def _needs_its_tokens(request: Request) -> bool:
     """Tell whether a request's next step is made of tokens that must be known on the host."""
     return request.looks_back or request.speculation.mode is not SpeculationMode.OFF
-
-
-def _chunk_of(claim: Claim) -> ScheduledChunk:
-    """Write down what the step computes for a request: nobody asks the request again."""
-    request, drafts = claim.request, claim.draft_token_ids
-    first, end = request.num_computed_tokens, request.num_computed_tokens + claim.num_tokens
-    num_tokens = request.num_tokens
-    token_ids = tuple(request.token_ids[first:end])
-    if len(token_ids) < end - first:  # the last one is in flight
-        token_ids = (*token_ids, PENDING_TOKEN)
-    reaches_end, wants_token = end == num_tokens, num_tokens < request.max_total_tokens
-    scored = None
-    if request.params.prompt_logprobs is not None:
-        scored = _scored_tokens(request, first, end)
-    return ScheduledChunk(
-        request.request_id,
-        first,
-        token_ids + drafts if drafts else token_ids,
-        request.block_ids,
-        rows_of(request, drafts) if reaches_end and wants_token else (),
-        len(drafts),
-        scored,
-        None if request.pooled_sum is None else _pooled_from(request.pooled_sum, first, end),
-        reaches_end and not wants_token,
-    )
-
-
-def _scored_tokens(request: Request, first: int, end: int) -> ScoredTokens | None:
-    """Return the prompt tokens whose logprobs a chunk brings: after a preemption some are known."""
-    start = max(first, len(request.prompt_logprobs))
-    targets = request.prompt_token_ids[start + 1 : end + 1]
-    if not targets:
-        return None
-    return ScoredTokens(start - first, targets, request.params.prompt_logprobs or 0)
-
-
-def _pooled_from(pooled_sum: PooledSum, first: int, end: int) -> int | None:
-    """Return the first token of a chunk that counts: after a preemption some are in the sum already."""
-    start = max(first, pooled_sum.next_position)
-    return start - first if start < end else None
-
-
-def _faults_of(chunk: ScheduledChunk, first_token: int, faults: frozenset[int]) -> frozenset[int]:
-    """Return the faults among the tokens of a chunk that begins at `first_token`, counted from there."""
-    mine = range(first_token, first_token + len(chunk.token_ids))
-    return frozenset(token - first_token for token in faults if token in mine)
 
 
 def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:

@@ -74,5 +74,8 @@ class EngineClient(Protocol):
         Returns True when everything finished by itself.
         """
 
-    def close(self) -> None:
-        """End the engine; open streams end with an error."""
+    def close(self, timeout: float | None = None) -> bool:
+        """End the engine after its present step; open streams end with an error.
+
+        Returns False if the step does not end within `timeout` seconds: then only the process can end it.
+        """

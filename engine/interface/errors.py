@@ -6,6 +6,7 @@ DraftlineError
 ├── RequestError           a request that can never run; names the field (HTTP 400)
 ├── QueueFullError         too many requests wait already; come back later (HTTP 429)
 ├── NonFiniteError         the model computed NaN or infinities for a request (HTTP 500)
+├── StepError              a step fails whenever it runs this request (HTTP 500)
 └── EngineUnavailableError the engine is loading, draining or dead (HTTP 503)
     └── EngineDeadError    a step raised; every open request gets this error
 """
@@ -34,6 +35,10 @@ class RequestError(DraftlineError):
 
 class NonFiniteError(DraftlineError):
     """The model computed values that are not finite, of which no answer can be made."""
+
+
+class StepError(DraftlineError):
+    """A step of the engine raises whenever it runs this request."""
 
 
 class QueueFullError(DraftlineError):

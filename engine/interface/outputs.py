@@ -13,7 +13,9 @@ class FinishReason(str, Enum):
     STOP = "stop"  # an end token or a stop token
     LENGTH = "length"  # max_tokens or max_model_len reached
     ABORT = "abort"  # the caller left
-    ERROR = "error"  # the model computed values that are not finite
+    ERROR = (
+        "error"  # the model computed values that are not finite, or a step fails whenever it runs the request
+    )
     TOOL_CALLS = "tool_calls"  # `stop`, of an answer that calls tools: the server's word, no engine says it
 
 
@@ -59,6 +61,7 @@ class RequestOutput:
     is_first: bool = False
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that caused finish reason `stop`
+    is_step_error: bool = False  # finish reason `error`, and it is the step that fails
     queue_seconds: float = 0.0  # from arrival to the first step that ran the request
     steps: tuple[int, ...] = ()  # number of the engine's step that brought each token
     speculation: SpeculationOutput | None = None  # with every draft that was verified, and at the end

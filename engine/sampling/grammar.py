@@ -118,6 +118,10 @@ class GrammarCompiler:
             return future.result()
         except RequestError as error:
             raise RequestError(str(error), param=param) from None
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of the library, which looks like an exit
+            raise RequestError(refusal(spec, f"panic: {error}"), param=param) from None
 
     def find(self, spec: GrammarSpec) -> CompiledGrammar | None:
         """Return the grammar of a spec that is compiled; takes no time."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from engine.interface.engine_client import EngineClient, OutputStream
-from engine.interface.errors import EngineUnavailableError, NonFiniteError, QueueFullError
+from engine.interface.errors import EngineUnavailableError, NonFiniteError, QueueFullError, StepError
 from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput
 from server.admission import Admission
 from server.metrics import ServerMetrics
@@ -77,6 +77,8 @@ class EmbeddingRun:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _take(self, output: RequestOutput, number: int) -> None:
+        if output.is_step_error:
+            raise StepError(f"a step of the engine fails with input[{number}]; the server's log says more")
         if output.finish_reason is FinishReason.ERROR:
             raise NonFiniteError(
                 f"the model's values for input[{number}] are NaN or infinite: a weight is damaged, or "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from engine.interface.engine_client import OutputStream
-from engine.interface.errors import EngineUnavailableError, NonFiniteError
+from engine.interface.errors import EngineUnavailableError, NonFiniteError, StepError
 from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.answers import AnswerPart, merge
@@ -232,6 +232,8 @@ class Generation:
             self._num_open -= 1
             self._rate.abandon(1)
             self._metrics.count_finished(FinishReason.ERROR)
+            if output.is_step_error:
+                raise StepError("a step of the engine fails with this request; the server's log says more")
             raise NonFiniteError(
                 f"the model's values are NaN or infinite after {choice.num_tokens} tokens of the answer: "
                 "a weight is damaged, or numbers overflow the dtype"

@@ -212,21 +212,55 @@ def test_tokens_that_are_delivered_together_keep_the_numbers_of_their_steps():
     run(scenario, stream_interval=0.005)
 
 
-def test_a_step_that_raises_reaches_every_open_request_and_every_later_one():
+def test_steps_that_always_raise_reach_every_open_request_and_every_later_one():
     async def scenario(b):
+        b.gate.error = ZeroDivisionError("scripted")
+        for i in range(2):  # alone each of them fails, too
+            outputs = [output async for output in b.bridge.generate([generation([i], max_tokens=5)])]
+            assert [(o.finish_reason, o.is_step_error) for o in outputs] == [(FinishReason.ERROR, True)]
         b.gate.open.clear()
         streams = [b.bridge.generate([generation([i], max_tokens=5)]) for i in range(3)]
         await b.gate.reached()
-        b.gate.error = ZeroDivisionError("scripted")
         b.gate.open.set()
         for stream in streams:
             with pytest.raises(EngineDeadError, match="ZeroDivisionError: scripted"):
                 await anext(stream)
         assert b.bridge.is_dead
+        assert b.bridge.stats().num_requests_running == 0
         with pytest.raises(EngineDeadError):
             b.bridge.generate([generation([1])])
 
     run(scenario)
+
+
+class Panic(BaseException):
+    """As pyo3's, of which no `except Exception` hears."""
+
+
+def test_a_panic_of_a_native_library_is_no_silence():
+    async def scenario(b):
+        b.gate.error = Panic("scripted")
+        with pytest.raises(EngineDeadError, match="Panic: scripted"):
+            await anext(b.bridge.generate([generation([1], max_tokens=5)]))
+        assert b.bridge.is_dead
+
+    run(scenario)
+
+
+def test_closing_does_not_wait_for_ever_for_a_step_that_hangs():
+    async def main():
+        gate = Gate()
+        gate.open.clear()
+        bridge = AsyncEngine(scripted_engine(gate), max_queue=4)
+        stream = bridge.generate([generation([1], max_tokens=5)])
+        await gate.reached()
+        assert not await asyncio.to_thread(bridge.close, 0.1)
+        with pytest.raises(EngineUnavailableError):
+            await anext(stream)
+        gate.open.set()
+        assert await asyncio.to_thread(bridge.close, 10)
+
+    asyncio.run(main())
 
 
 def test_drain_lets_open_requests_finish_and_takes_no_new_ones():

@@ -193,7 +193,8 @@ def test_an_event_loop_that_died_gives_its_places_in_the_queue_back(ends_by):
 
     def next_token(tokens):
         assert len(tokens) < 2 or is_closed.wait(30)
-        assert len(tokens) < 2 or ends_by == "output"
+        if len(tokens) > 1 and ends_by == "death":
+            raise GeneratorExit  # no Exception: steps that raise one are tried again
         return 1
 
     bridge = AsyncEngine(scripted_engine(next_token, max_num_seqs=2), max_queue=0)

@@ -41,6 +41,10 @@ def obey(engine: FakeEngine) -> None:
     for line in sys.stdin:
         if line == "step when open\n":
             engine.when_open(1, engine.step)
+        elif line == "die\n":
+            engine.die()
+        elif line == "hang\n":
+            engine.hangs = True
         else:
             engine.release()
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,3 +133,49 @@ def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
         _, errors = process.popen.communicate(timeout=10)
         assert process.popen.returncode == 1  # the script's traceback; the command line says it in one line
         assert "ConfigError: no such model" in errors
+
+
+def test_a_dead_engine_ends_the_server_once_its_streams_are_told() -> None:
+    with running() as process, stepping_stream(process) as response:
+        events = response.iter_lines()
+        assert next(events).startswith("data: ")
+        process.tell("die")
+        assert any("the engine has failed" in line for line in events)
+        _, errors = process.popen.communicate(timeout=10)
+        assert process.popen.returncode not in (0, None)
+        assert "EngineDeadError: the engine failed" in errors
+
+
+def test_a_signal_ends_the_process_though_a_step_hangs() -> None:
+    with running(shutdown_timeout=0.5) as process, stepping_stream(process) as response:
+        assert next(response.iter_lines())
+        process.tell("hang")
+        started = time.monotonic()
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(10) == 1
+        assert time.monotonic() - started < 0.5 + 5
+        assert "a step of the engine does not end" in (
+            process.popen.stderr.read() if process.popen.stderr else ""
+        )
+
+
+def test_whatever_hangs_a_signal_ends_the_process() -> None:
+    """Here the event loop itself, some time after the signal."""
+    code = (
+        "import logging, signal, sys, threading, time; logging.basicConfig()\n"
+        "from server import http_server\n"
+        "http_server._LAST_RESORT = 0.3\n"
+        "http_server.DrainingServer.stop = lambda self: time.sleep(60)\n"
+        "sys.argv = ['x', '0.2', 'ready']\n"
+        "from tests.server.fake_server import main\n"
+        "main(0.2, 'ready')\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as popen:
+        assert popen.stdout is not None
+        url = f"http://127.0.0.1:{popen.stdout.readline().strip()}"
+        Process(popen=popen, url=url).wait_until_ready()
+        popen.send_signal(signal.SIGTERM)
+        assert popen.wait(10) == 1
+        assert popen.stderr is not None
+        assert "the shutdown does not end" in popen.stderr.read()
