@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from engine.bridge.async_engine import AsyncEngine
+from engine.bridge.engine_thread import EngineThread
 from engine.core.engine import Engine
 from engine.core.executor import DraftJob, DraftOutput, FinishedStep
 from engine.interface.batch import Batch, SamplerOutput
@@ -88,7 +89,7 @@ def step_with_streams(num_requests: int, num_steps: int) -> float:
 
     async def main() -> float:
         engine = build_engine(num_requests, num_steps)
-        bridge = AsyncEngine(engine, max_queue=num_requests, stream_interval=_STREAM_INTERVAL)
+        bridge = AsyncEngine(EngineThread(engine, stream_interval=_STREAM_INTERVAL), max_queue=num_requests)
         started = time.perf_counter()
         counts = await asyncio.gather(*(read(bridge, one) for one in requests(num_requests, num_steps)))
         seconds = time.perf_counter() - started

@@ -15,7 +15,7 @@ from engine.interface.errors import DraftlineError
 from server.settings import ChatSettings, ServeSettings, parse_settings, unknown_variables
 
 if TYPE_CHECKING:
-    from server.serving import ServedModel
+    from server.serving import ServedModel, ServerState
 
 Command = Callable[[Sequence[str]], None]
 
@@ -65,25 +65,14 @@ def serve(arguments: Sequence[str]) -> None:
     settings = parse_settings(ServeSettings, arguments, program="draftline serve")
     keys = settings.all_keys()
     gc.disable()  # until the model is there: nothing that loading makes is garbage
-    from server.admission import Admission
-    from server.api.limits import MAX_CHOICES
-    from server.api.responses.store import ResponseStore
     from server.app import create_app
     from server.auth import KeyRing
     from server.http_protocol import ConnectionLimits
     from server.http_server import listen, run_server
     from server.logs import configure_logging
-    from server.metrics import ServerMetrics
-    from server.serving import RequestLimits, ServerState
 
     configure_logging(settings.log_format)
-    max_open = settings.max_num_seqs + settings.max_queue
-    state = ServerState(
-        admission=Admission(max_open=max_open),
-        metrics=ServerMetrics(),
-        limits=RequestLimits(max_body_size=settings.max_body_size, max_choices=min(MAX_CHOICES, max_open)),
-        responses=ResponseStore(settings.response_store),
-    )
+    state = _new_state(settings)
     app = create_app(state, keys=KeyRing(keys), cors_origins=settings.cors_origin)
     listener = listen(settings.host, settings.port)
     url = _url(settings.host, listener.getsockname()[1])
@@ -111,6 +100,22 @@ def serve(arguments: Sequence[str]) -> None:
         # The loader thread is inside torch still, which a normal exit would tear down under it.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _new_state(settings: ServeSettings) -> "ServerState":
+    from server.admission import Admission
+    from server.api.limits import MAX_CHOICES
+    from server.api.responses.store import ResponseStore
+    from server.metrics import ServerMetrics
+    from server.serving import RequestLimits, ServerState
+
+    max_open = settings.max_num_seqs + settings.max_queue
+    return ServerState(
+        admission=Admission(max_open=max_open),
+        metrics=ServerMetrics(),
+        limits=RequestLimits(max_body_size=settings.max_body_size, max_choices=min(MAX_CHOICES, max_open)),
+        responses=ResponseStore(settings.response_store),
+    )
 
 
 def print_banner(console: Console, model: "ServedModel", url: str, *, needs_key: bool) -> None:

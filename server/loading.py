@@ -13,7 +13,8 @@ from engine.interface.config import EngineConfig
 from engine.interface.errors import CheckpointError
 from engine.interface.info import EngineInfo
 from engine.interface.pooling import Pooling
-from engine.loading.loader import load_engine
+from engine.loading.loader import load_engine, load_engine_process
+from engine.loading.machine import choose_device
 from server.answers import FORMATS, ToolFormat, choose_format
 from server.answers.reasoning import BEGIN
 from server.serving import EmbeddingModel, ServedModel
@@ -29,7 +30,10 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
     with _naming(checkpoint):
         tokenizer, chat_template = Tokenizer(checkpoint.tokenizer), _chat_template(checkpoint.tokenizer)
     draft_checkpoint = None if settings.draft_model is None else load_checkpoint(settings.draft_model)
-    engine = load_engine(checkpoint, config, draft_checkpoint)
+    if _wants_process(settings, config):
+        engine = load_engine_process(settings.model, config, settings.draft_model)
+    else:
+        engine = load_engine(checkpoint, config, draft_checkpoint)
     embedding = _embedding_model(settings, checkpoint)
     return ServedModel(
         name=name or checkpoint.name,
@@ -58,6 +62,12 @@ def _engine_config(settings: ModelSettings) -> EngineConfig:
     if not isinstance(settings, ServeSettings):
         return EngineConfig(**values, max_num_seqs=1)
     return EngineConfig(**values, enable_prefix_caching=not settings.no_prefix_caching)
+
+
+def _wants_process(settings: ModelSettings, config: EngineConfig) -> bool:
+    if not isinstance(settings, ServeSettings) or settings.engine_process == "off":
+        return False
+    return settings.engine_process == "on" or choose_device(config.device).type != "cpu"
 
 
 def _embedding_model(settings: ModelSettings, checkpoint: Checkpoint) -> EmbeddingModel | str:

@@ -31,6 +31,7 @@ class Phase(str, Enum):
     READY = "ready"
     DRAINING = "draining"
     STALLED = "stalled"
+    RESTARTING = "restarting"
     DEAD = "dead"
 
 
@@ -116,6 +117,8 @@ class ServerState:
             return Phase.DRAINING
         if self.model is None:
             return Phase.LOADING
+        if self.model.engine.is_restarting:
+            return Phase.RESTARTING
         if self.model.engine.stats().seconds_since_step > STALL_SECONDS:
             return Phase.STALLED
         return Phase.READY
@@ -145,5 +148,6 @@ _WHY_NOT_READY = {
     Phase.LOADING: "the model is still loading",
     Phase.DRAINING: "the server is shutting down",
     Phase.STALLED: "a step of the engine does not end",
+    Phase.RESTARTING: "the engine failed and is being restarted",
     Phase.DEAD: ENGINE_IS_DEAD,
 }

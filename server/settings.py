@@ -194,6 +194,10 @@ class ServeSettings(ModelSettings):
         description="how /v1/embeddings makes one vector of a text's hidden states; auto: as the checkpoint "
         "says, else last",
     )
+    engine_process: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="run the engine in a process of its own, started again when it crashes; auto: on a GPU",
+    )
     max_queue: PositiveInt = Field(
         _DEFAULT.max_queue, description="answers that may wait; one more is refused with 429"
     )

@@ -160,6 +160,7 @@ class FakeEngine:
     """
 
     info = None
+    is_restarting = False
 
     def __init__(
         self,

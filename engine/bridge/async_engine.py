@@ -1,4 +1,4 @@
-"""AsyncEngine: an engine thread as an EngineClient on an asyncio event loop.
+"""AsyncEngine: an engine, wherever it runs, as an EngineClient on an asyncio event loop.
 
 Frozen data goes in and comes out, in messages (`messages.py`): nothing here holds a part of the engine.
 """
@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
 
-from engine.bridge.engine_thread import EngineThread
+from engine.bridge.engine_host import EngineHost
 from engine.bridge.messages import (
     AbortRequests,
     AddRequests,
@@ -18,45 +18,45 @@ from engine.bridge.messages import (
 )
 from engine.bridge.outbox import Outbox
 from engine.bridge.output_stream import OutputStream, StreamTarget
-from engine.core.engine import Engine
-from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
+from engine.interface.errors import (
+    EngineDeadError,
+    EngineRestartingError,
+    EngineUnavailableError,
+    QueueFullError,
+    RequestError,
+)
 from engine.interface.grammar_spec import GrammarSpec
-from engine.interface.info import EngineInfo
 from engine.interface.outputs import GenerationRequest
 from engine.interface.stats import EngineStats
 
 
 class AsyncEngine:
-    """Runs an Engine in a thread of its own; every method belongs to the event loop's thread.
+    """Sends requests to an engine's host and hands its outputs to streams, all on the event loop's thread.
 
-    Outputs of a stream are `stream_interval` seconds apart, but for first and last ones: tokens that come
-    sooner are delivered together.
+    Outputs of a stream are the host's `stream_interval` seconds apart, but for first and last ones: tokens
+    that come sooner are delivered together.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        max_queue: int,
-        stream_interval: float = 0.0,
-        info: EngineInfo | None = None,
-    ) -> None:
-        self.info = info
-        self.limits = engine.limits
-        self._max_open = engine.scheduler.max_num_seqs + max_queue
-        self._stream_interval = stream_interval
+    def __init__(self, host: EngineHost, *, max_queue: int) -> None:
+        self.info, self.limits = host.info, host.limits
+        self._host = host
+        self._max_open = host.max_num_seqs + max_queue
         self._next_number = 0
         self._streams: dict[int, OutputStream] = {}  # by the number of their first request
         self._targets: dict[int, StreamTarget] = {}  # by the number of their request
         self._outboxes: dict[asyncio.AbstractEventLoop, int] = {}
         self._error: EngineUnavailableError | None = None
         self._all_ended: asyncio.Event | None = None  # set while draining, when no stream is left
-        self._thread = EngineThread(engine)
 
     @property
     def is_dead(self) -> bool:
         """True after a step raised; nothing can run any more."""
-        return self._thread.death is not None
+        return self._host.death is not None
+
+    @property
+    def is_restarting(self) -> bool:
+        """True after a failure, until the engine takes work again."""
+        return self._host.is_restarting
 
     def generate(self, requests: Sequence[GenerationRequest]) -> OutputStream:
         """Start all of the requests or none.
@@ -66,6 +66,7 @@ class AsyncEngine:
         self._raise_if_unavailable()
         for generation in requests:
             self.limits.check(generation)
+        self._host.check(requests)
         self._check_queue(len(requests))
         first = self._next_number
         self._next_number += len(requests)
@@ -73,7 +74,7 @@ class AsyncEngine:
         self._streams[first] = stream
         for index in range(len(requests)):
             self._targets[first + index] = StreamTarget(stream, index)
-        self._thread.send(AddRequests(first, tuple(requests), self._outbox_of(stream.loop)))
+        self._host.send(AddRequests(first, tuple(requests), self._outbox_of(stream.loop)))
         return stream
 
     def compile_grammar(self, spec: GrammarSpec) -> None:
@@ -81,11 +82,11 @@ class AsyncEngine:
 
         Blocks, perhaps for seconds: call it from a worker thread. Raises RequestError.
         """
-        self._thread.compile_grammar(spec)
+        self._host.compile_grammar(spec)
 
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters, without waiting for the engine."""
-        stats = self._thread.stats
+        stats = self._host.stats
         if self.is_dead:
             return stats._replace(num_requests_running=0, num_requests_waiting=0, step_started=None)
         return stats._replace(num_requests_waiting=max(0, self._num_open() - stats.num_requests_running))
@@ -113,15 +114,17 @@ class AsyncEngine:
         """
         error = EngineUnavailableError("the engine is closed")
         self._refuse(error)
-        has_ended = self._thread.close(timeout)
+        has_ended = self._host.close(timeout)
         self._fail_streams(self._error or error)
         return has_ended
 
     def _raise_if_unavailable(self) -> None:
-        if self._thread.death is not None:
-            raise EngineDeadError(f"the engine died: {self._thread.death}")
+        if self._host.death is not None:
+            raise EngineDeadError(f"the engine died: {self._host.death}")
         if self._error is not None:
             raise self._error
+        if self._host.is_restarting:
+            raise EngineRestartingError("the engine failed and is being restarted")
 
     def _refuse(self, error: EngineUnavailableError) -> None:
         self._error = self._error or error
@@ -130,8 +133,8 @@ class AsyncEngine:
         number = self._outboxes.get(loop)
         if number is None:
             self._outboxes = {old: n for old, n in self._outboxes.items() if not old.is_closed()}
-            outbox = Outbox(loop, self._take, interval=self._stream_interval)
-            number = self._outboxes[loop] = self._thread.connect(outbox)
+            outbox = Outbox(loop, self._take, interval=self._host.stream_interval)
+            number = self._outboxes[loop] = self._host.connect(outbox)
         return number
 
     def _check_queue(self, num_requests: int) -> None:
@@ -155,7 +158,7 @@ class AsyncEngine:
     def _stream_aborted(self, stream: OutputStream, indices: Iterable[int]) -> None:
         """Tell the engine that nobody waits for these requests any more; called by the stream."""
         numbers = tuple([stream.first_number + index for index in indices])
-        self._thread.send(AbortRequests(numbers))
+        self._host.send(AbortRequests(numbers))
         for number in numbers:
             self._targets.pop(number, None)
         self._forget_if_ended(stream)
@@ -183,7 +186,7 @@ class AsyncEngine:
             if isinstance(message, RequestsRefused):
                 self._fail_requests(message)
             elif isinstance(message, EngineDied):
-                self._fail_streams(EngineDeadError(f"the engine died: {message.reason}"))
+                self._fail_streams(_failure(message))
 
     def _take_results(self, results: StepResults, touched: list[StreamTarget]) -> None:
         targets, step = self._targets, results.step
@@ -214,3 +217,9 @@ class AsyncEngine:
         self._targets.clear()
         if self._all_ended is not None:
             self._all_ended.set()
+
+
+def _failure(died: EngineDied) -> EngineUnavailableError:
+    if died.is_restarting:
+        return EngineRestartingError("the engine failed while this request was open, and is being restarted")
+    return EngineDeadError(f"the engine died: {died.reason}")

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from engine.bridge.messages import (
     AbortRequests,
@@ -22,16 +22,23 @@ from engine.bridge.messages import (
     StepResults,
     ToEngine,
 )
-from engine.bridge.outbox import Outbox
 from engine.core.engine import CompiledGrammar, Engine
 from engine.core.request import Request
 from engine.core.step_output import StepOutput
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
-from engine.interface.outputs import FinishReason, RequestOutput
+from engine.interface.info import EngineInfo
+from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput
 from engine.interface.stats import EngineStats
 
 logger = logging.getLogger(__name__)
+
+
+class MessageSink(Protocol):
+    """What takes messages from the engine thread: an Outbox, or a socket's."""
+
+    def put(self, items: Sequence[FromEngine], *, is_urgent: bool) -> bool:
+        """Take items; False if nobody will ever want them."""
 
 
 class _Route(NamedTuple):
@@ -54,10 +61,17 @@ class _Compiled(NamedTuple):
 class EngineThread:
     """Owns the engine; another thread sends messages, connects outboxes and reads `stats`."""
 
-    def __init__(self, engine: Engine) -> None:
+    is_restarting = False
+
+    def __init__(
+        self, engine: Engine, *, stream_interval: float = 0.0, info: EngineInfo | None = None
+    ) -> None:
+        self.info, self.limits = info, engine.limits
+        self.max_num_seqs = engine.scheduler.max_num_seqs
+        self.stream_interval = stream_interval
         self._engine = engine
         self._inbox: queue.SimpleQueue[ToEngine | _Compiled] = queue.SimpleQueue()
-        self._outboxes: dict[int, Outbox[FromEngine]] = {}
+        self._outboxes: dict[int, MessageSink] = {}
         self._outbox_numbers = itertools.count()
         self._routes: dict[int, _Route] = {}  # by the engine's request id
         self._by_number: dict[int, _Route] = {}
@@ -77,11 +91,18 @@ class EngineThread:
         """The latest snapshot, never older than the beginning of the present step."""
         return self._engine.latest_stats
 
-    def connect(self, outbox: Outbox[FromEngine]) -> int:
+    def connect(self, outbox: MessageSink) -> int:
         """Add an outbox and return its number."""
         number = next(self._outbox_numbers)
         self._outboxes[number] = outbox
         return number
+
+    def check(self, generations: Sequence[GenerationRequest]) -> None:
+        """Raise nothing: an engine that fails in this process is not started again."""
+
+    def number_of(self, request_id: int) -> int:
+        """Return the client's number of a request; for the engine's thread."""
+        return self._routes[request_id].number
 
     def send(self, message: ToEngine) -> None:
         """Put a message into the inbox; messages are taken in order."""

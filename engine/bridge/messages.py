@@ -50,9 +50,10 @@ class RequestsRefused(NamedTuple):
 
 
 class EngineDied(NamedTuple):
-    """A step raised; nothing runs any more."""
+    """The engine failed: whatever was open is lost; it may be started again."""
 
     reason: str
+    is_restarting: bool = False
 
 
 FromEngine = StepResults | RequestsRefused | EngineDied

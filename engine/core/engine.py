@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from engine.core.executor import Executor, PendingStep
@@ -101,6 +101,9 @@ class Engine:
         self._last_ended: float | None = None
         self._in_flight: deque[_StepInFlight] = deque()
         self._failures: deque[float] = deque(maxlen=_MAX_FAILURES)
+        self.on_step: Callable[[Sequence[int]], None] | None = (
+            None  # told the ids of a step's requests, then none
+        )
         self.latest_stats = self.stats()  # of the last dispatch, commit or abort; any thread may read it
 
     def add_request(
@@ -191,6 +194,8 @@ class Engine:
         if not schedule.claims:
             self._step_started = self._step_started if self._in_flight else None
             return False
+        if self.on_step is not None:
+            self.on_step([claim.request.request_id for claim in schedule.claims])
         scheduled = time.monotonic()
         self.speculator.make_drafts(schedule.claims, self.executor)
         drafted = time.monotonic()
@@ -231,6 +236,8 @@ class Engine:
         executed = time.monotonic()
         step = self._in_flight.popleft()
         outputs = self.scheduler.commit(step.batch, output)
+        if self.on_step is not None and not self._in_flight:
+            self.on_step(())
         ended = time.monotonic()
         self._execute_seconds += step.drafting + step.launching + executed - begun
         target = step.scheduling + step.launching + ended - begun

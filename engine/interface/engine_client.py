@@ -56,10 +56,14 @@ class EngineClient(Protocol):
     def is_dead(self) -> bool:
         """True after a step raised; nothing can run any more."""
 
+    @property
+    def is_restarting(self) -> bool:
+        """True after a failure, until the engine takes work again."""
+
     def generate(self, requests: Sequence[GenerationRequest]) -> OutputStream:
         """Start all of the requests or none.
 
-        Raises RequestError for one that can never run, QueueFullError, EngineUnavailableError.
+        Raises RequestError for one that can never run, StepError, QueueFullError, EngineUnavailableError.
         """
 
     def compile_grammar(self, spec: GrammarSpec) -> None:

@@ -8,7 +8,8 @@ DraftlineError
 ├── NonFiniteError         the model computed NaN or infinities for a request (HTTP 500)
 ├── StepError              a step fails whenever it runs this request (HTTP 500)
 └── EngineUnavailableError the engine is loading, draining or dead (HTTP 503)
-    └── EngineDeadError    a step raised; every open request gets this error
+    ├── EngineRestartingError  it failed and is started again; every open request gets this error
+    └── EngineDeadError    it failed for good; every open request gets this error
 """
 
 
@@ -47,6 +48,10 @@ class QueueFullError(DraftlineError):
 
 class EngineUnavailableError(DraftlineError):
     """The engine takes no new work: it is loading or draining."""
+
+
+class EngineRestartingError(EngineUnavailableError):
+    """The engine failed and is being started again; what was open is lost."""
 
 
 class EngineDeadError(EngineUnavailableError):

@@ -1,12 +1,16 @@
 """From a checkpoint and a configuration to a running engine: every automatic choice is made here."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from engine.bridge.async_engine import AsyncEngine
+from engine.bridge.engine_process import EngineProcess
+from engine.bridge.engine_thread import EngineThread
+from engine.bridge.wire import StartEngine
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.vocabulary import token_bytes
@@ -51,12 +55,15 @@ def load_engine(
 ) -> AsyncEngine:
     """Load the model and start its engine thread; raises ConfigError or CheckpointError."""
     loaded = build_engine(checkpoint, config, draft_checkpoint)
-    return AsyncEngine(
-        loaded.engine,
-        max_queue=config.max_queue,
-        stream_interval=config.stream_interval,
-        info=loaded.info,
-    )
+    host = EngineThread(loaded.engine, stream_interval=config.stream_interval, info=loaded.info)
+    return AsyncEngine(host, max_queue=config.max_queue)
+
+
+def load_engine_process(model: str, config: EngineConfig, draft_model: str | None = None) -> AsyncEngine:
+    """Load a model by name in a process of its own, which is started again when it fails; raises as above."""
+    command = [sys.executable, "-m", "engine.loading.worker"]
+    host = EngineProcess(command, StartEngine(model, draft_model, config))
+    return AsyncEngine(host, max_queue=config.max_queue)
 
 
 def build_engine(

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from engine.interface.errors import (
     EngineDeadError,
+    EngineRestartingError,
     EngineUnavailableError,
     NonFiniteError,
     RequestError,
@@ -94,6 +95,8 @@ def to_api_error(error: Exception) -> ApiError:
         return ApiError(500, str(error), kind="server_error", code="step_failed")
     if isinstance(error, EngineDeadError):
         return unavailable(ENGINE_IS_DEAD, code="dead")
+    if isinstance(error, EngineRestartingError):
+        return unavailable(str(error), code="restarting")
     if isinstance(error, EngineUnavailableError):
         return unavailable(str(error) or "the server is not ready", code="not_ready")
     return ApiError(500, "internal error; the server's log says more", kind="server_error", code="internal")

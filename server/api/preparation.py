@@ -169,12 +169,8 @@ def _prepare(
         max_scored=max_scored_tokens(body, logprobs, [len(prompt.token_ids) for prompt in prompts], n),
     )
     grammar = _grammar(body, answer)
-    shared = sampling_params(
-        body,
-        model,
-        logprobs=0 if logprobs.answer is None and n > body.n else logprobs.answer,  # 0: to rank them by
-        grammar=None if grammar is None else grammar.spec,
-    )
+    num_top = 0 if logprobs.answer is None and n > body.n else logprobs.answer  # 0: to rank them by
+    shared = sampling_params(body, model, logprobs=num_top, grammar=None if grammar is None else grammar.spec)
     requests, score = list[GenerationRequest](), logprobs.engine_prompt_logprobs
     for prompt in prompts:
         max_tokens = budget.max_tokens(len(prompt.token_ids))
@@ -194,8 +190,13 @@ def _prepare(
         options=_text_options(body, answer),
         logprobs=logprobs,
         grammar=grammar,
-        warnings=tuple(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings)),
+        warnings=_warnings(prompts),
     )
+
+
+def _warnings(prompts: Sequence[PreparedPrompt]) -> tuple[FieldWarning, ...]:
+    """Return the warnings about prompts, each once."""
+    return tuple(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
 
 
 def _choices(

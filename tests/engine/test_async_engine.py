@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from engine.bridge.async_engine import AsyncEngine
+from engine.bridge.engine_thread import EngineThread
 from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
 from engine.interface.outputs import FinishReason
 from tests.tiny import generation, scripted_engine
@@ -38,7 +39,9 @@ class Bridge:
     def __init__(self, *, max_queue=16, stream_interval=0.0, **settings):
         self.gate = Gate()
         self.engine = scripted_engine(self.gate, **settings)
-        self.bridge = AsyncEngine(self.engine, max_queue=max_queue, stream_interval=stream_interval)
+        self.bridge = AsyncEngine(
+            EngineThread(self.engine, stream_interval=stream_interval), max_queue=max_queue
+        )
 
     async def __aenter__(self):
         return self
@@ -251,7 +254,7 @@ def test_closing_does_not_wait_for_ever_for_a_step_that_hangs():
     async def main():
         gate = Gate()
         gate.open.clear()
-        bridge = AsyncEngine(scripted_engine(gate), max_queue=4)
+        bridge = AsyncEngine(EngineThread(scripted_engine(gate)), max_queue=4)
         stream = bridge.generate([generation([1], max_tokens=5)])
         await gate.reached()
         assert not await asyncio.to_thread(bridge.close, 0.1)

@@ -1,15 +1,19 @@
-"""What every EngineClient promises a server: the engine thread and the fake of the server's tests."""
+"""What every EngineClient promises a server: engine thread and process, and the fake of the tests."""
 
 import asyncio
 import pickle
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
 from engine.bridge.async_engine import AsyncEngine
+from engine.bridge.engine_thread import EngineThread
 from engine.interface.engine_client import EngineClient
 from engine.interface.errors import EngineUnavailableError, QueueFullError, RequestError
 from engine.interface.outputs import FinishReason
+from tests.engine.test_engine_process import scripted_process
 from tests.fakes import FakeEngine, Script
 from tests.tiny import generation, scripted_engine
 
@@ -20,7 +24,7 @@ def thread_client(may_go_on):
         return (tokens[-1] + 1) % 100
 
     engine = scripted_engine(next_token, max_num_seqs=4, max_model_len=128, block_size=4, num_blocks=128)
-    return AsyncEngine(engine, max_queue=4)
+    return AsyncEngine(EngineThread(engine), max_queue=4)
 
 
 def fake_client(may_go_on):
@@ -34,7 +38,25 @@ def fake_client(may_go_on):
     return engine
 
 
-@pytest.fixture(params=[thread_client, fake_client])
+def process_client(may_go_on):
+    folder = tempfile.TemporaryDirectory()
+    gate = Path(folder.name) / "gate"
+
+    def open_gate():
+        with folder:
+            may_go_on.wait()
+            gate.touch()
+            gone.wait(30)
+
+    gone = threading.Event()
+    threading.Thread(target=open_gate).start()
+    client = AsyncEngine(scripted_process(gate), max_queue=4)
+    close = client.close
+    client.close = lambda: (close(10), gone.set())
+    return client
+
+
+@pytest.fixture(params=[thread_client, process_client, fake_client])
 def check(request):
     """Run a scenario with a client of each kind."""
 

@@ -110,7 +110,7 @@ def run(scenario, grammars):
     engine = scripted_engine(lambda tokens: (tokens[-1] + 1) % 100, max_num_seqs=4, grammar_source=grammars)
 
     async def main():
-        bridge = AsyncEngine(engine, max_queue=8)
+        bridge = AsyncEngine(EngineThread(engine), max_queue=8)
         try:
             await asyncio.wait_for(scenario(bridge, engine), 20)
         finally:

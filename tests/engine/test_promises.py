@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.bridge.async_engine import AsyncEngine
+from engine.bridge.engine_thread import EngineThread
 from engine.interface.sampling_params import SamplingParams
 from engine.model.norm import RMSNorm
 from engine.sampling.logits_processors import apply_top_k_top_p, apply_typical_p
@@ -171,7 +172,7 @@ def test_requests_of_an_event_loop_that_died_are_aborted():
         return 1
 
     engine = scripted_engine(next_token)
-    bridge = AsyncEngine(engine, max_queue=10)
+    bridge = AsyncEngine(EngineThread(engine), max_queue=10)
 
     async def leave():
         stream = bridge.generate([generation([1], max_tokens=100)])
@@ -197,7 +198,7 @@ def test_an_event_loop_that_died_gives_its_places_in_the_queue_back(ends_by):
             raise GeneratorExit  # no Exception: steps that raise one are tried again
         return 1
 
-    bridge = AsyncEngine(scripted_engine(next_token, max_num_seqs=2), max_queue=0)
+    bridge = AsyncEngine(EngineThread(scripted_engine(next_token, max_num_seqs=2)), max_queue=0)
     waiting = []
 
     async def leave():

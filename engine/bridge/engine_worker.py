@@ -1,0 +1,180 @@
+"""The engine's side of an engine process: an EngineThread behind a socket."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from engine.bridge.engine_thread import EngineThread
+from engine.bridge.messages import (
+    AbortRequests,
+    AddRequests,
+    CloseEngine,
+    EngineDied,
+    FromEngine,
+    RequestsRefused,
+    StepResults,
+)
+from engine.bridge.step_manifest import StepManifest
+from engine.bridge.wire import (
+    Channel,
+    CompileGrammar,
+    Delivery,
+    EngineReady,
+    GrammarCompiled,
+    Heartbeat,
+    LogLine,
+    WireMessage,
+)
+from engine.core.engine import Engine
+from engine.interface.errors import RequestError
+from engine.interface.info import EngineInfo
+from engine.interface.stats import EngineStats
+
+_HEARTBEAT = 0.5  # seconds
+_COMPILERS = 4
+
+
+class Postman:
+    """Sends what the engine has to say: at once what is urgent, else once in `interval` seconds."""
+
+    def __init__(self, channel: Channel, *, interval: float) -> None:
+        self._channel = channel
+        self._interval = interval
+        self._condition = threading.Condition()
+        self._waiting: list[WireMessage] = []
+        self._by_outbox: dict[int, Delivery] = {}
+        self._is_urgent = False
+        self._stats: Callable[[], EngineStats] | None = None
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="postman", daemon=True)
+        self._thread.start()
+
+    def watch(self, stats: Callable[[], EngineStats]) -> None:
+        """Send what `stats` says from now on."""
+        self._stats = stats
+
+    def post(self, message: WireMessage) -> None:
+        """Send a message at once."""
+        with self._condition:
+            self._waiting.append(message)
+            self._is_urgent = True
+            self._condition.notify()
+
+    def deliver(self, outbox: int, items: Sequence[FromEngine], *, is_urgent: bool) -> None:
+        """Send results with the next delivery of their outbox."""
+        with self._condition:
+            is_first = not self._by_outbox
+            delivery = self._by_outbox.get(outbox)
+            if delivery is None:
+                delivery = self._by_outbox[outbox] = Delivery(outbox, [], [])
+            for item in items:
+                if isinstance(item, StepResults):
+                    delivery.results.append(item)
+                elif isinstance(item, RequestsRefused):
+                    delivery.refused.append(item)
+            if is_first or (is_urgent and not self._is_urgent):
+                self._is_urgent |= is_urgent
+                self._condition.notify()
+
+    def close(self) -> None:
+        """Send what waits, and no more."""
+        with self._condition:
+            self._is_closing = self._is_urgent = True
+            self._condition.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._is_closing or self._waiting:
+            with self._condition:
+                while not self._is_urgent and (pause := last + self._patience() - time.monotonic()) > 0.0:
+                    self._condition.wait(pause)
+                messages = [*self._by_outbox.values(), *self._waiting]
+                self._by_outbox, self._waiting, self._is_urgent = {}, [], False
+            last = time.monotonic()
+            if self._stats is not None:  # first: who reads an end finds it counted
+                messages.insert(0, Heartbeat(self._stats()))
+            try:
+                self._channel.send(messages)
+            except OSError:
+                os._exit(0)  # the server is gone
+
+    def _patience(self) -> float:
+        """Return the seconds that may pass between two sends."""
+        return self._interval if self._by_outbox else _HEARTBEAT
+
+
+class WireOutbox:
+    """An outbox of the server's, as the engine thread sees it."""
+
+    def __init__(self, postman: Postman, number: int) -> None:
+        self._postman = postman
+        self._number = number
+
+    def put(self, items: Sequence[FromEngine], *, is_urgent: bool) -> bool:
+        """Take items from the engine thread; a dead engine is a dead process."""
+        if any(isinstance(item, EngineDied) for item in items):
+            logging.shutdown()
+            os._exit(1)
+        self._postman.deliver(self._number, items, is_urgent=is_urgent)
+        return True
+
+
+class WireLog(logging.Handler):
+    """Sends log records to the server, which has the format and the place for them."""
+
+    def __init__(self, postman: Postman) -> None:
+        super().__init__()
+        self._postman = postman
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        self._postman.post(LogLine(record.name, record.levelno, self.format(record)))
+
+
+def serve_engine(
+    engine: Engine, info: EngineInfo, channel: Channel, postman: Postman, manifest: StepManifest
+) -> None:
+    """Run the engine for the server at the other end, until it says so or is gone."""
+    thread = EngineThread(engine, info=info)
+    engine.on_step = lambda request_ids: _note(manifest, thread, request_ids)
+    compiler = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile")
+    outboxes: dict[int, int] = {}
+    postman.watch(lambda: thread.stats)
+    postman.post(EngineReady(info, engine.limits))
+    with contextlib.suppress(EOFError):
+        while True:
+            for message in channel.receive():
+                if isinstance(message, CloseEngine):
+                    thread.close()
+                    return
+                if isinstance(message, AddRequests):
+                    if message.outbox not in outboxes:
+                        outboxes[message.outbox] = thread.connect(WireOutbox(postman, message.outbox))
+                    thread.send(message._replace(outbox=outboxes[message.outbox]))
+                elif isinstance(message, AbortRequests):
+                    thread.send(message)
+                elif isinstance(message, CompileGrammar):
+                    compiler.submit(_compile, thread, message, postman)
+
+
+def _note(manifest: StepManifest, thread: EngineThread, request_ids: Sequence[int]) -> None:
+    if request_ids:
+        manifest.begin([thread.number_of(request_id) for request_id in request_ids])
+    else:
+        manifest.end()
+
+
+def _compile(thread: EngineThread, message: CompileGrammar, postman: Postman) -> None:
+    try:
+        thread.compile_grammar(message.spec)
+    except RequestError as error:
+        postman.post(GrammarCompiled(message.number, str(error), error.param))
+    except BaseException as error:  # noqa: BLE001 - somebody waits for the answer
+        postman.post(GrammarCompiled(message.number, f"the grammar cannot be compiled: {error}"))
+    else:
+        postman.post(GrammarCompiled(message.number))
