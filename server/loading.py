@@ -8,6 +8,8 @@ from hashlib import blake2b
 from math import prod
 from typing import Any
 
+from pydantic import ByteSize
+
 from engine.checkpoint import Checkpoint, TokenizerData, load_checkpoint
 from engine.interface.config import EngineConfig
 from engine.interface.errors import CheckpointError
@@ -58,10 +60,15 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
 def _engine_config(settings: ModelSettings) -> EngineConfig:
     """Take the settings that are fields of EngineConfig, by name."""
     names = {field.name for field in fields(EngineConfig)}
-    values: dict[str, Any] = {name: value for name, value in settings if name in names}
+    values: dict[str, Any] = {name: _plain(value) for name, value in settings if name in names}
     if not isinstance(settings, ServeSettings):
         return EngineConfig(**values, max_num_seqs=1)
     return EngineConfig(**values, enable_prefix_caching=not settings.no_prefix_caching)
+
+
+def _plain(value: object) -> object:
+    """Return a setting as the engine's records have it, which cross to other processes."""
+    return int(value) if isinstance(value, ByteSize) else value
 
 
 def _wants_process(settings: ModelSettings, config: EngineConfig) -> bool:

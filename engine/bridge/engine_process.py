@@ -39,6 +39,7 @@ from engine.bridge.wire import (
     LogLine,
     StartEngine,
     WireMessage,
+    encode,
 )
 from engine.interface.errors import (
     CheckpointError,
@@ -306,13 +307,13 @@ class _Child:
                 [*command, *map(str, descriptors)], pass_fds=descriptors, stdin=subprocess.DEVNULL
             )
         self.channel = Channel(ours)
-        self._outgoing: queue.SimpleQueue[WireMessage | None] = queue.SimpleQueue()
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._send_all, name="sender", daemon=True).start()
         self.send(start)
 
     def send(self, message: WireMessage) -> None:
         """Send a message from a thread of its own: a process that is stuck holds up nobody."""
-        self._outgoing.put(message)
+        self._outgoing.put(encode([message]))
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the process to end."""
@@ -342,8 +343,8 @@ class _Child:
 
     def _send_all(self) -> None:
         with contextlib.suppress(OSError):  # the reader sees the end
-            while (message := self._outgoing.get()) is not None:
-                self.channel.send([message])
+            while (frames := self._outgoing.get()) is not None:
+                self.channel.send_frames(frames)
 
 
 def _digest(generation: GenerationRequest) -> bytes:

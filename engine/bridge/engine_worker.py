@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -102,6 +103,9 @@ class Postman:
                 self._channel.send(messages)
             except OSError:
                 os._exit(0)  # the server is gone
+            except BaseException:  # noqa: BLE001 - printed
+                traceback.print_exc()
+                os._exit(1)  # what cannot be said must not be waited for
 
     def _patience(self) -> float:
         """Return the seconds that may pass between two sends."""

@@ -107,6 +107,16 @@ _DECODERS = [msgspec.msgpack.Decoder(kind) for kind in _KINDS]
 _ENCODER = msgspec.msgpack.Encoder()
 
 
+def encode(messages: Sequence[WireMessage]) -> bytes:
+    """Return the frames of messages; raises TypeError for what is no plain data."""
+    frames = bytearray()
+    for message in messages:
+        content = _ENCODER.encode(message)
+        frames += _HEAD.pack(len(content) + 1, _NUMBERS[type(message)])
+        frames += content
+    return bytes(frames)
+
+
 class Channel:
     """One end of the socket: one thread sends, one receives."""
 
@@ -118,11 +128,10 @@ class Channel:
 
     def send(self, messages: Sequence[WireMessage]) -> None:
         """Send messages in order; raises OSError when nobody is at the other end."""
-        frames = bytearray()
-        for message in messages:
-            content = _ENCODER.encode(message)
-            frames += _HEAD.pack(len(content) + 1, _NUMBERS[type(message)])
-            frames += content
+        self.send_frames(encode(messages))
+
+    def send_frames(self, frames: bytes) -> None:
+        """Send what encode() made; raises OSError when nobody is at the other end."""
         self._connection.sendall(frames)
 
     def receive(self, timeout: float | None = None) -> list[WireMessage]:

@@ -386,3 +386,13 @@ def test_the_manifest_names_the_requests_of_the_step_that_runs(tmp_path):
     assert len(reader.read()) == 4096
     writer.end()
     assert reader.read() == ()
+
+
+class Odd(int):
+    """No plain number: such a one was never sent, and waited for for ever."""
+
+
+def test_what_is_no_plain_data_is_an_error_at_once(gate):
+    config = EngineConfig(kv_cache_memory=Odd(2**24))
+    with pytest.raises(TypeError, match="Odd"):
+        scripted_process(gate, config=config)

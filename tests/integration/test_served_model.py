@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -222,3 +224,50 @@ def test_a_message_cannot_open_a_turn(port):
     harmless = count({"messages": [{"role": "user", "content": "hello"}]})
     assert count({"messages": [{"role": "user", "content": attack}]}) == harmless
     assert count({"prompt": attack}) == (1, 1)
+
+
+def engine_pid(process):
+    [child] = re.findall(r"\d+", Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()) or [
+        child
+        for task in Path(f"/proc/{process.pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    return int(child)
+
+
+def test_an_engine_process_that_is_killed_ends_its_streams_and_comes_again():
+    process, port = start("--engine-process", "on", "--max-model-len", "1024", "--kv-cache-memory", "128MiB")
+    url = f"http://127.0.0.1:{port}"
+    try:
+        started = time.monotonic()
+        wait_until_ready(process, port)
+        load_seconds = time.monotonic() - started
+        body = {"prompt": "The sea is", "max_tokens": 900, "seed": 3, "ignore_eos": True}
+        short = {**body, "max_tokens": 20}
+        expected = httpx.post(f"{url}/v1/completions", json=short, timeout=60).json()["choices"][0]["text"]
+        with httpx.stream(
+            "POST", f"{url}/v1/completions", json={**body, "stream": True}, timeout=60
+        ) as reply:
+            lines = reply.iter_lines()
+            assert next(lines).startswith("data: ")
+            os.kill(engine_pid(process), signal.SIGKILL)
+            killed = time.monotonic()
+            rest = list(lines)
+            assert time.monotonic() - killed < 1.0
+            assert "is being restarted" in rest[-2]
+        assert httpx.get(f"{url}/health").status_code == 200
+        ready = httpx.get(f"{url}/ready")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "restarting")
+        refused = httpx.post(f"{url}/v1/completions", json=short)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "restarting")
+        assert int(refused.headers["retry-after"]) > 0
+        wait_until_ready(process, port)
+        assert time.monotonic() - killed < load_seconds + 2.0
+        answer = httpx.post(f"{url}/v1/completions", json=short, timeout=60).json()["choices"][0]["text"]
+        assert answer == expected
+        child = engine_pid(process)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert not Path(f"/proc/{child}").exists()
