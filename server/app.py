@@ -27,7 +27,7 @@ from server.api.schemas import (
     TokenizeRequest,
 )
 from server.auth import DOCS_PATH, STATIC_PATH, KeyRing
-from server.middleware import AuthMiddleware, RequestMiddleware
+from server.middleware import AuthMiddleware, HostMiddleware, RequestMiddleware
 from server.serving import ServerState
 
 _PAGES = {
@@ -42,8 +42,17 @@ _PAGES = {
 }
 
 
-def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str] = ()) -> FastAPI:
-    """Return the ASGI application that serves what `state` holds, once it holds a model."""
+def create_app(
+    state: ServerState,
+    *,
+    keys: KeyRing,
+    cors_origins: Sequence[str] = (),
+    allowed_hosts: Sequence[str] = (),
+) -> FastAPI:
+    """Return the ASGI application that serves what `state` holds, once it holds a model.
+
+    Without `allowed_hosts` it answers for any host.
+    """
     app = FastAPI(
         title="draftline",
         version=operations.installed_version(),
@@ -57,6 +66,8 @@ def create_app(state: ServerState, *, keys: KeyRing, cors_origins: Sequence[str]
         app.add_exception_handler(error, _answer_error)
     # The last one added is the outermost: a refusal must carry CORS headers and a request id too.
     app.add_middleware(AuthMiddleware, keys=keys)
+    if allowed_hosts:
+        app.add_middleware(HostMiddleware, allowed=allowed_hosts)
     app.add_middleware(RequestMiddleware, metrics=state.metrics)
     if cors_origins:
         app.add_middleware(

@@ -73,7 +73,12 @@ def serve(arguments: Sequence[str]) -> None:
 
     configure_logging(settings.log_format)
     state = _new_state(settings)
-    app = create_app(state, keys=KeyRing(keys), cors_origins=settings.cors_origin)
+    app = create_app(
+        state,
+        keys=KeyRing(keys),
+        cors_origins=settings.cors_origin,
+        allowed_hosts=settings.allowed_hosts(),
+    )
     listener = listen(settings.host, settings.port)
     url = _url(settings.host, listener.getsockname()[1])
     console = Console(highlight=False)

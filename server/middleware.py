@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import ApiError
+from server.api.errors import ApiError, describe
 from server.api.usage import Usage
 from server.auth import PROBES, KeyRing, needs_key
 from server.logs import ACCESS_FORMAT, GENERATION_FORMAT, access_logger
@@ -149,3 +150,26 @@ def _credentials(headers: Headers) -> bytes:
     key = headers.get("x-api-key")
     authorization = headers.get("authorization", "" if key is None else f"Bearer {key}")
     return authorization.encode("latin-1")
+
+
+class HostMiddleware:
+    """Refuses requests for hosts that this server is not: names that lead here by DNS rebinding."""
+
+    def __init__(self, app: ASGIApp, *, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(host.lower() for host in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer 403."""
+        host = Headers(scope=scope).get("host") if scope["type"] == "http" else None
+        if host is None or _without_port(host) in self._allowed:  # no browser sends HTTP/1.0, which has none
+            await self._app(scope, receive, send)
+            return
+        message = f"the host {describe(host)} is none of this server's; --allowed-host adds one"
+        error = ApiError(403, message, code="host_not_allowed")
+        await error.response(scope["path"])(scope, receive, send)
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdecimal() else host).lower()

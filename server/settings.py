@@ -1,6 +1,7 @@
 """Settings of the commands: each is a flag, a DRAFTLINE_ environment variable and a default, defined once."""
 
 import argparse
+import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         "int": "NUMBER",
         "str": "TEXT",
         "Sequence[SecretStr]": "KEY",
-        "Sequence[str]": "ORIGIN",
+        "Sequence[str]": "TEXT",
     }
 
     def add_usage(self, _usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
@@ -227,6 +228,20 @@ class ServeSettings(ModelSettings):
         (), description="origin whose pages may call the API; repeatable; none by default"
     )
 
+    allowed_host: Origins = Field(
+        (),
+        description="host that requests may be for; repeatable; on a loopback address only its own names "
+        "by default, else any; * for any",
+    )
+
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """Return the hosts that requests may be for; none: any."""
+        if "*" in self.allowed_host or not (self.allowed_host or _is_loopback(self.host)):
+            return ()
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        loopback = (own, "localhost", "127.0.0.1", "[::1]") if _is_loopback(self.host) else ()
+        return (*self.allowed_host, *loopback)
+
     def all_keys(self) -> tuple[str, ...]:
         """Return the keys of the flags and of the file; raises ConfigError."""
         keys = [key.get_secret_value() for key in self.api_key]
@@ -285,6 +300,13 @@ def _explain(error: ValidationError) -> str:
         hint = " (set by Kubernetes for a Service named draftline: set enableServiceLinks: false)"
     flag = "--" + name.replace("_", "-")
     return f"{flag} ({variable}): {message[:1].lower()}{message[1:]}{shown}{hint}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read_keys(path: Path) -> list[str]:

@@ -26,6 +26,7 @@ ERROR_SCHEMA = {
 _ERRORS = {
     400: "A field that cannot be honoured: its name, value and limit.",
     401: "No key, or one that is not known.",
+    403: "The host that the request is for is none of this server's.",
     404: "There is no such model or response.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
@@ -34,8 +35,8 @@ _ERRORS = {
     500: "The server failed.",
     503: "The server loads, drains, or its engine is dead.",
 }
-_OF_BODIES = (400, 401, 404, 408, 413, 415, 429, 500, 503)
-_OF_PAGES = (401, 404, 500, 503)
+_OF_BODIES = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+_OF_PAGES = (401, 403, 404, 500, 503)
 _OBJECT: Mapping[str, Any] = {"type": "object"}
 RANGES: Mapping[str, Mapping[str, float]] = {
     "max_tokens": {"minimum": -1},

@@ -1,12 +1,19 @@
 """Every path but the probes' needs a key, and keys are seen nowhere; salts."""
 
 import logging
+from typing import Any
 
 import pytest
 
+from server.admission import Admission
+from server.app import create_app
 from server.auth import KeyRing, cache_salt
+from server.http_server import DrainingServer
+from server.metrics import ServerMetrics
+from server.serving import RequestLimits, ServerState
+from server.settings import ServeSettings
 from tests.fakes import FakeEngine
-from tests.server.harness import serving
+from tests.server.harness import running, served_model, serving
 
 KEYS = ["key-of-alice", "key-of-bob"]
 
@@ -100,3 +107,49 @@ def test_without_keys_everybody_enters_and_shares_the_cache() -> None:
     with serving(FakeEngine()) as server:
         assert server.client.post("/v1/completions", json={"prompt": "x"}).status_code == 200
     assert server.engine.requests[0].cache_salt == b""
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LocalHost:8000", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("evil.example", 403),
+        ("evil.example:8000", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_a_foreign_name_that_leads_here_is_refused(host: str, status: int) -> None:
+    """What a page of evil.example may ask its own host must not be us."""
+    state = ServerState(admission=Admission(max_open=9), metrics=ServerMetrics(), limits=RequestLimits())
+    state.publish(served_model(FakeEngine()))
+    app = create_app(state, keys=KeyRing(), allowed_hosts=ServeSettings().allowed_hosts())
+    with running(DrainingServer(app, state, shutdown_timeout=5)) as (_, client, _loop):
+        for path in ("/health", "/v1/models"):
+            reply = client.get(path, headers={"host": host})
+            assert reply.status_code == status
+            if status == 403:
+                assert reply.json()["error"]["code"] == "host_not_allowed"
+                assert "x-request-id" in reply.headers
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "localhost"}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "::1"}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "127.0.0.2"}, {"127.0.0.2", "localhost", "127.0.0.1", "[::1]"}),
+        ({"allowed_host": ["llm.example"]}, {"llm.example", "localhost", "127.0.0.1", "[::1]"}),
+        ({"allowed_host": ["*"]}, set()),
+        ({"host": "0.0.0.0"}, set()),
+        ({"host": "0.0.0.0", "allowed_host": ["llm.example"]}, {"llm.example"}),
+    ],
+)
+def test_which_hosts_are_ours(settings: dict[str, Any], expected: set[str]) -> None:
+    assert set(ServeSettings(**settings).allowed_hosts()) == expected
