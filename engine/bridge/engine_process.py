@@ -93,7 +93,7 @@ class EngineProcess:
         self._stats = EngineStats()
         self._stats_time = time.monotonic()
         self._child = _Child(self._command, self._start)
-        ready = self._await_ready(self._child)
+        ready = self._await_ready_or_release(self._child)
         self.info: EngineInfo | None = ready.info
         self.limits: EngineLimits = ready.limits
         self.max_num_seqs = start.config.max_num_seqs
@@ -268,7 +268,9 @@ class EngineProcess:
             child = _Child(self._command, self._start)
             with self._lock:
                 self._child = child
-            self._await_ready(child)
+            if self._closing.is_set():  # close() may have seen the process before
+                child.kill()
+            self._await_ready_or_release(child)
         except (DraftlineError, OSError) as error:
             if not self._closing.is_set():
                 self._death = str(error)
@@ -277,6 +279,14 @@ class EngineProcess:
         self._is_ready = True
         logger.warning("the engine was started again (%d of %d)", num_recent + 1, _MAX_RESTARTS)
         return True
+
+    def _await_ready_or_release(self, child: "_Child") -> EngineReady:
+        try:
+            return self._await_ready(child)
+        except BaseException:
+            child.kill()
+            child.release()
+            raise
 
     def _await_ready(self, child: "_Child") -> EngineReady:
         """Wait until the model is loaded; raises what the loader raised."""
@@ -298,6 +308,7 @@ class _Child:
     """One process, its socket, and the thread that sends to it."""
 
     def __init__(self, command: Sequence[str], start: StartEngine) -> None:
+        first = encode([start])
         ours, theirs = socket.socketpair()
         with tempfile.TemporaryFile() as file, theirs:
             file.truncate(NUM_BYTES)
@@ -309,7 +320,7 @@ class _Child:
         self.channel = Channel(ours)
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._send_all, name="sender", daemon=True).start()
-        self.send(start)
+        self._outgoing.put(first)
 
     def send(self, message: WireMessage) -> None:
         """Send a message from a thread of its own: a process that is stuck holds up nobody."""

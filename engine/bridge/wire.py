@@ -3,6 +3,7 @@
 length of the rest (uint32) | kind of message (uint8) | message
 """
 
+import contextlib
 import select
 import socket
 import struct
@@ -150,8 +151,14 @@ class Channel:
         self._unread += received
         return self._take_frames()
 
+    def shut_down(self) -> None:
+        """Let both ends see the end, whoever still has the socket."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Close the socket; whoever reads from it sees the end."""
+        """Close the socket."""
+        self.shut_down()
         self._connection.close()
 
     def _take_frames(self) -> list[WireMessage]:

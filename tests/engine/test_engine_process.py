@@ -142,10 +142,15 @@ def test_what_cannot_be_loaded_is_the_loaders_own_error(tmp_path, gate):
         load_engine_process(str(tmp_path / "nowhere.gguf"), CONFIG)
     with pytest.raises(ConfigError, match="max_model_len must be at most"):
         load_engine_process(str(PAIR), EngineConfig(max_model_len=10**6))
-    with pytest.raises(CheckpointError, match="missing: no such file"):
-        scripted_process(gate, model="missing")
-    with pytest.raises(ConfigError, match="the engine's process ended: it ended with code 7"):
-        scripted_process(gate, model="crash")
+    before, others = held(), set(children())
+    for model, error, message in (
+        ("missing", CheckpointError, "missing: no such file"),
+        ("crash", ConfigError, "the engine's process ended: it ended with code 7"),
+    ):
+        with pytest.raises(error, match=message):
+            scripted_process(gate, model=model)
+    assert held()[0] == before[0]
+    assert set(children()) <= others
 
 
 def test_open_requests_hear_of_a_crash_within_a_second_and_others_run_after_it(gate, caplog):
@@ -177,10 +182,18 @@ def test_open_requests_hear_of_a_crash_within_a_second_and_others_run_after_it(g
     run(scenario, scripted_process(gate))
 
 
-def test_crashes_leave_no_descriptor_thread_or_process_behind(gate):
-    def held():
-        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+def held():
+    """Descriptors and threads of this process."""
+    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
+
+def children():
+    """Processes that this one started and that are not reaped."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def test_crashes_leave_no_descriptor_thread_or_process_behind(gate):
     async def scenario(client, host):
         before, pids = held(), []
         for _ in range(3):
@@ -291,6 +304,30 @@ def test_closing_while_it_restarts_takes_no_time(gate, monkeypatch):
     assert time.monotonic() - started < 3
 
 
+def test_closing_while_the_next_process_is_being_started_leaves_none_behind(gate, monkeypatch):
+    host = scripted_process(gate)
+    started, may_go_on, children = threading.Event(), threading.Event(), []
+
+    class SlowlyStarted(engine_process._Child):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            children.append(self)
+            started.set()
+            assert may_go_on.wait(10)
+
+    monkeypatch.setattr(engine_process, "_Child", SlowlyStarted)
+    os.kill(host.pid, signal.SIGKILL)
+    assert started.wait(10)
+    closing = threading.Thread(target=host.close, args=(5,))
+    closing.start()
+    assert host._closing.wait(10)
+    time.sleep(0.1)
+    may_go_on.set()
+    closing.join(20)
+    assert not closing.is_alive()
+    assert children[0].process.poll() is not None
+
+
 def test_closing_ends_a_process_that_hangs(gate):
     async def scenario(client, host):
         client.generate([generation([HANG], max_tokens=3)])
@@ -312,8 +349,9 @@ def test_a_process_whose_server_is_gone_leaves(gate):
     host = scripted_process(gate)
     child = host._child
     host._closing.set()
-    child.channel.close()
+    child.channel.shut_down()
     assert child.wait(10)
+    assert host.close(5)
 
 
 def test_signals_of_the_terminal_are_the_servers():
