@@ -10,10 +10,12 @@ import subprocess
 import tempfile
 import threading
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
 from hashlib import blake2b
 
 import msgspec
@@ -91,7 +93,6 @@ class EngineProcess:
         self._is_ready = False
         self._closing = threading.Event()
         self._stats = EngineStats()
-        self._stats_time = time.monotonic()
         self._child = _Child(self._command, self._start)
         ready = self._await_ready_or_release(self._child)
         self.info: EngineInfo | None = ready.info
@@ -145,12 +146,12 @@ class EngineProcess:
 
     def compile_grammar(self, spec: GrammarSpec) -> None:
         """Compile a grammar so that requests find it; blocks. Raises RequestError, EngineUnavailableError."""
-        if not self._is_ready:
-            raise EngineRestartingError("the engine failed and is being restarted")
         number, future = next(self._numbers), Future[None]()
         self._compiling[number] = future
-        self._child.send(CompileGrammar(number, spec))
         try:
+            if not self._is_ready:  # looked at after the future is there: a failure from now on ends it
+                raise EngineRestartingError("the engine failed and is being restarted")
+            self._child.send(CompileGrammar(number, spec))
             future.result(_COMPILE_TIMEOUT)
         except FutureTimeoutError:
             raise RequestError("the grammar was not compiled in time") from None
@@ -212,7 +213,7 @@ class EngineProcess:
         elif isinstance(message, Delivery):
             self._deliver(message)
         elif isinstance(message, GrammarCompiled):
-            future = self._compiling.get(message.number)
+            future = self._compiling.pop(message.number, None)
             if future is not None and message.reason is None:
                 future.set_result(None)
             elif future is not None:
@@ -247,8 +248,10 @@ class EngineProcess:
         with self._lock:
             self._open.clear()
         self._stats = self._stats._replace(num_requests_running=0, num_requests_waiting=0, step_started=None)
-        for future in list(self._compiling.values()):
-            future.set_exception(EngineRestartingError("the engine failed while it compiled the grammar"))
+        for number in list(self._compiling):
+            future = self._compiling.pop(number, None)
+            if future is not None:
+                future.set_exception(EngineRestartingError("the engine failed while it compiled the grammar"))
         for outbox in list(self._outboxes.values()):
             outbox.put((died,), is_urgent=True)
 
@@ -359,9 +362,10 @@ class _Child:
 
 
 def _digest(generation: GenerationRequest) -> bytes:
-    """Return what tells a request from another; the same text with the same parameters has the same."""
-    prompt = ",".join(map(str, generation.prompt_token_ids))
-    return blake2b(f"{prompt};{generation.params}".encode(), digest_size=16, key=_KEY).digest()
+    """Return what tells a request from another, whatever its seed, which most are given anew each time."""
+    digest = blake2b(array("q", generation.prompt_token_ids).tobytes(), digest_size=16, key=_KEY)
+    digest.update(str(replace(generation.params, seed=None)).encode())
+    return digest.digest()
 
 
 _KEY = os.urandom(16)

@@ -216,6 +216,8 @@ class Engine:
         suspect = self.scheduler.suspect
         self._in_flight.clear()
         self._step_started = self._last_ended = None
+        if self.on_step is not None:
+            self.on_step(())
         if suspect is None:
             now = time.monotonic()
             self._failures.append(now)

@@ -63,6 +63,8 @@ class Scheduler:
     @property
     def schedulable(self) -> list[Request]:
         """The running requests that may take part in the next step: all, unless one is tried alone."""
+        if not self._suspects:
+            return list(self.running)
         return [request for request in self.running if self._may_run(request)]
 
     @property
@@ -83,6 +85,11 @@ class Scheduler:
         failed = list(self.running)
         for request in reversed(failed):
             self._preempt(request)
+        for request in self.requests:
+            if request not in self.waiting:  # taken out of the queue by a schedule() that raised
+                self.kv_cache_manager.free(request)
+                self.waiting.append(request)
+                failed.append(request)
         self._suspects = deque(failed)
 
     def fail_suspect(self, request: Request) -> None:
@@ -200,7 +207,7 @@ class Scheduler:
         self._settle(request, chunk.first_position + num_known + num_new - 1)
         if reason is not None:
             self.finish(request, reason)
-        if request is self.suspect:
+        if self._suspects and request is self._suspects[0]:
             self._clear_suspect(request)
         is_first = len(request.token_ids) - request.num_prompt_tokens == num_new
         step = StepOutput(request, output.token_ids[first_row : first_row + num_new], is_first)

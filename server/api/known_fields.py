@@ -71,12 +71,7 @@ class FieldWarning:
 
 def refuse_unsupported(fields: Mapping[str, object], supported: Iterable[str]) -> None:
     """Raise RequestError for a field that asks for something which this endpoint cannot do."""
-    for name in fields.keys() & (NOT_SUPPORTED.keys() - set(supported)):
-        value = fields[name]
-        if value is not None and not _asks_nothing(value, NOT_SUPPORTED[name]):
-            raise RequestError(
-                f"{name} is not supported, got {describe(value)}", param=name, code=_UNSUPPORTED
-            )
+    refuse_where_set(fields, {name: NOT_SUPPORTED[name] for name in NOT_SUPPORTED.keys() - set(supported)})
     for name in fields.keys() & (ELSEWHERE.keys() - set(supported)):
         value = fields[name]
         if value is not None and not _asks_nothing(value, _ELSEWHERE_NO_OPS.get(name, ())):

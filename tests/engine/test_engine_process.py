@@ -212,17 +212,18 @@ def test_crashes_leave_no_descriptor_thread_or_process_behind(gate):
 
 
 def test_who_was_in_the_step_at_two_crashes_is_refused_and_nobody_else(gate):
-    guilty = generation([7, KILL], max_tokens=3)
+    def asked(seed):
+        return generation([7, KILL], max_tokens=3, seed=seed)
 
     async def scenario(client, _):
         for number in range(2):
             other = client.generate([generation([number], max_tokens=80)])
             await anext(other)
             with pytest.raises(EngineRestartingError):
-                await tokens_of(client, guilty)
+                await tokens_of(client, asked(seed=number))
             await again(client)
         with pytest.raises(StepError, match="both times that the engine crashed"):
-            client.generate([generation([1]), guilty])
+            client.generate([generation([1]), asked(seed=77)])
         assert await tokens_of(client, generation([0], max_tokens=2)) == [1, 2]
         assert await tokens_of(client, generation([7, 80], max_tokens=3)) == [81, 82, 83]
 

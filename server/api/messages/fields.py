@@ -1,11 +1,10 @@
 """From the body of a message to the fields of a chat completion."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from engine.interface.errors import RequestError
-from server.api.errors import describe, shorten
-from server.api.json_object import Json
+from server.api.errors import describe
+from server.api.json_object import Json, optional_member, wrong_type
 from server.api.known_fields import refuse_where_set
 from server.api.messages.input_messages import read_messages, read_system
 
@@ -43,18 +42,18 @@ def translate_message(body: Json) -> Json:
     chat["messages"] = messages
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         chat |= {"continue_final_message": True, "add_generation_prompt": False}
-    metadata = _optional(body, "metadata", dict, "an object") or {}
+    metadata = optional_member(body, "metadata", dict, "an object") or {}
     if metadata.get("user_id") is not None:
         chat["user"] = metadata["user_id"]
     return chat | _tools(body) | _output(body) | _thinking(body)
 
 
 def _tools(body: Json) -> Json:
-    tools = _optional(body, "tools", list, "a list of tools")
+    tools = optional_member(body, "tools", list, "a list of tools")
     chat: Json = {}
     if tools is not None:
         chat["tools"] = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
-    choice = _optional(body, "tool_choice", dict, "an object") or {}
+    choice = optional_member(body, "tool_choice", dict, "an object") or {}
     if choice:
         chat["tool_choice"] = _tool_choice(choice)
     if choice.get("disable_parallel_tool_use") is not None:
@@ -64,7 +63,7 @@ def _tools(body: Json) -> Json:
 
 def _tool(value: object, where: str) -> Json:
     if not isinstance(value, dict):
-        raise _wrong(where, "an object", value)
+        raise wrong_type(where, "an object", value)
     if value.get("type") not in (None, "custom"):
         raise RequestError(
             f"{where}.type must be custom, got {describe(value['type'])}: this server runs no tools",
@@ -81,18 +80,18 @@ def _tool_choice(choice: Json) -> object:
         return {"type": "function", "function": {"name": choice.get("name")}}
     modes = {"auto": "auto", "any": "required", "none": "none"}
     if not isinstance(kind, str) or kind not in modes:
-        raise _wrong("tool_choice.type", "auto, any, tool or none", kind)
+        raise wrong_type("tool_choice.type", "auto, any, tool or none", kind)
     return modes[kind]
 
 
 def _output(body: Json) -> Json:
     """Read the format of the answer and how much effort it is worth."""
-    config = _optional(body, "output_config", dict, "an object") or {}
+    config = optional_member(body, "output_config", dict, "an object") or {}
     form = config.get("format") or body.get("output_format")
     chat: Json = {}
     if form is not None:
         if not isinstance(form, dict) or form.get("type") != "json_schema":
-            raise _wrong("output_config.format", 'an object {"type": "json_schema", "schema": ...}', form)
+            raise wrong_type("output_config.format", 'an object {"type": "json_schema", "schema": ...}', form)
         schema = {"name": "answer", "schema": form.get("schema")}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
     effort = config.get("effort")
@@ -102,23 +101,12 @@ def _output(body: Json) -> Json:
 
 
 def _thinking(body: Json) -> Json:
-    thinking = _optional(body, "thinking", dict, "an object") or {}
+    thinking = optional_member(body, "thinking", dict, "an object") or {}
     kind = thinking.get("type")
     if kind == "enabled":
         return {"reasoning": {"max_tokens": thinking.get("budget_tokens")}}
     if kind == "disabled":
         return {"reasoning": {"effort": "none"}}
     if kind not in (None, "adaptive"):
-        raise _wrong("thinking.type", "enabled, disabled or adaptive", kind)
+        raise wrong_type("thinking.type", "enabled, disabled or adaptive", kind)
     return {}
-
-
-def _optional(body: Json, name: str, kind: type, expected: str) -> Any:
-    value = body.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise _wrong(name, expected, value)
-    return value
-
-
-def _wrong(where: str, expected: str, value: object) -> RequestError:
-    return RequestError(f"{where} must be {expected}, got {describe(value)}", param=shorten(where))

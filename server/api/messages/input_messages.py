@@ -4,7 +4,7 @@ import json
 
 from engine.interface.errors import RequestError
 from server.api.errors import describe, shorten
-from server.api.json_object import Json
+from server.api.json_object import Json, wrong_type
 from server.api.limits import MAX_MESSAGES
 
 
@@ -18,7 +18,7 @@ def read_system(value: object) -> list[Json]:
 def read_messages(value: object) -> list[Json]:
     """Return a chat's messages: results of tools become messages of their own; raises RequestError."""
     if not isinstance(value, list):
-        raise _wrong("messages", "a list of messages", value)
+        raise wrong_type("messages", "a list of messages", value)
     if not 1 <= len(value) <= MAX_MESSAGES:
         raise RequestError(
             f"messages must have 1 to {MAX_MESSAGES} entries, got {len(value)}", param="messages"
@@ -31,7 +31,7 @@ def read_messages(value: object) -> list[Json]:
 
 def _read_message(value: object, where: str) -> list[Json]:
     if not isinstance(value, dict):
-        raise _wrong(where, "an object with role and content", value)
+        raise wrong_type(where, "an object with role and content", value)
     role, content, where = value.get("role"), value.get("content"), f"{where}.content"
     if role == "assistant":
         return [_assistant_message(_blocks(content, where), where)]
@@ -62,7 +62,7 @@ def _tool_message(block: Json, where: str) -> Json:
     text = "" if content is None else _text(content, f"{where}.content")
     failed = block.get("is_error")
     if failed is not None and not isinstance(failed, bool):
-        raise _wrong(f"{where}.is_error", "true or false", failed)
+        raise wrong_type(f"{where}.is_error", "true or false", failed)
     return {
         "role": "tool",
         "tool_call_id": block.get("tool_use_id"),
@@ -91,7 +91,7 @@ def _assistant_message(blocks: list[Json], where: str) -> Json:
 def _call(block: Json, where: str) -> Json:
     arguments = block.get("input")
     if not isinstance(arguments, dict):
-        raise _wrong(f"{where}.input", "an object", arguments)
+        raise wrong_type(f"{where}.input", "an object", arguments)
     function = {"name": block.get("name"), "arguments": json.dumps(arguments, ensure_ascii=False)}
     return {"id": block.get("id"), "type": "function", "function": function}
 
@@ -101,10 +101,10 @@ def _blocks(value: object, where: str) -> list[Json]:
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
     if not isinstance(value, list):
-        raise _wrong(where, "a string or a list of blocks", value)
+        raise wrong_type(where, "a string or a list of blocks", value)
     for number, block in enumerate(value):
         if not isinstance(block, dict):
-            raise _wrong(f"{where}[{number}]", "an object", block)
+            raise wrong_type(f"{where}[{number}]", "an object", block)
     return value
 
 
@@ -124,9 +124,5 @@ def _block_text(block: Json, where: str) -> str:
 
 def _string(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise _wrong(where, "a string", value)
+        raise wrong_type(where, "a string", value)
     return value
-
-
-def _wrong(where: str, expected: str, value: object) -> RequestError:
-    return RequestError(f"{where} must be {expected}, got {describe(value)}", param=shorten(where))

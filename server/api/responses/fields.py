@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from engine.interface.errors import RequestError
-from server.api.errors import describe, shorten
-from server.api.json_object import Json
+from server.api.errors import describe
+from server.api.json_object import Json, optional_member, wrong_type
 from server.api.known_fields import refuse_where_set
 from server.api.responses.input_items import read_input
 
@@ -51,7 +50,7 @@ def translate_response(body: Json, earlier: list[Json]) -> TranslatedResponse:
     """Read the body of a response that continues `earlier` messages; raises RequestError."""
     refuse_where_set(body, _REFUSED)
     messages = [*earlier, *read_input(body.get("input"))]
-    instructions = _optional(body, "instructions", str, "a string")
+    instructions = optional_member(body, "instructions", str, "a string")
     system: list[Json] = [] if instructions is None else [{"role": "system", "content": instructions}]
     known = {*_RENAMED, *_COPIED, *_TRANSLATED, *_REFUSED}
     chat: Json = {name: value for name, value in body.items() if name not in known}
@@ -59,7 +58,7 @@ def translate_response(body: Json, earlier: list[Json]) -> TranslatedResponse:
     chat |= {new: body[old] for old, new in _RENAMED.items() if old in body}
     chat["messages"] = [*system, *messages]
     chat |= _tools(body) | _text(body) | _logprobs(body)
-    reasoning = _optional(body, "reasoning", dict, "an object") or {}
+    reasoning = optional_member(body, "reasoning", dict, "an object") or {}
     chat["reasoning"] = {
         key: value for key, value in reasoning.items() if key not in ("summary", "generate_summary")
     }
@@ -69,7 +68,7 @@ def translate_response(body: Json, earlier: list[Json]) -> TranslatedResponse:
 
 
 def _tools(body: Json) -> Json:
-    tools = _optional(body, "tools", list, "a list of tools")
+    tools = optional_member(body, "tools", list, "a list of tools")
     chat: Json = {}
     if tools is not None:
         chat["tools"] = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)]
@@ -81,7 +80,7 @@ def _tools(body: Json) -> Json:
 def _tool(value: object, where: str) -> Json:
     """Return chat's form of a function, whose members the Responses API has at its top."""
     if not isinstance(value, dict):
-        raise _wrong(where, "an object", value)
+        raise wrong_type(where, "an object", value)
     if value.get("type") != "function":
         raise RequestError(
             f"{where}.type must be function, got {describe(value.get('type'))}: no other is supported",
@@ -103,7 +102,7 @@ def _tool_choice(value: object) -> object:
 
 
 def _text(body: Json) -> Json:
-    text = _optional(body, "text", dict, "an object") or {}
+    text = optional_member(body, "text", dict, "an object") or {}
     chat: Json = {}
     if text.get("verbosity") is not None:
         chat["verbosity"] = text["verbosity"]
@@ -111,7 +110,7 @@ def _text(body: Json) -> Json:
     if form is None:
         return chat
     if not isinstance(form, dict):
-        raise _wrong("text.format", "an object", form)
+        raise wrong_type("text.format", "an object", form)
     if form.get("type") == "json_schema":
         schema = {key: item for key, item in form.items() if key != "type"}
         form = {"type": "json_schema", "json_schema": schema}
@@ -119,7 +118,7 @@ def _text(body: Json) -> Json:
 
 
 def _logprobs(body: Json) -> Json:
-    include = _optional(body, "include", list, "a list of strings") or []
+    include = optional_member(body, "include", list, "a list of strings") or []
     top = body.get("top_logprobs")
     if _LOGPROBS not in include and top is None:
         return {}
@@ -145,14 +144,3 @@ def _echo(body: Json) -> Json:
         "background": False,
         "service_tier": "default",
     }
-
-
-def _optional(body: Json, name: str, kind: type, expected: str) -> Any:
-    value = body.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise _wrong(name, expected, value)
-    return value
-
-
-def _wrong(where: str, expected: str, value: object) -> RequestError:
-    return RequestError(f"{where} must be {expected}, got {describe(value)}", param=shorten(where))

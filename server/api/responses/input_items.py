@@ -2,7 +2,7 @@
 
 from engine.interface.errors import RequestError
 from server.api.errors import describe, shorten
-from server.api.json_object import Json
+from server.api.json_object import Json, wrong_type
 from server.api.limits import MAX_MESSAGES
 
 _TEXT_PARTS = ("input_text", "output_text", "reasoning_text", "text")
@@ -13,7 +13,7 @@ def read_input(value: object) -> list[Json]:
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     if not isinstance(value, list):
-        raise _wrong("input", "a string or a list of items", value)
+        raise wrong_type("input", "a string or a list of items", value)
     if not 1 <= len(value) <= MAX_MESSAGES:
         raise RequestError(f"input must have 1 to {MAX_MESSAGES} items, got {len(value)}", param="input")
     messages: list[Json] = []
@@ -26,7 +26,7 @@ def read_input(value: object) -> list[Json]:
 
 def _add_item(messages: list[Json], item: object, where: str) -> None:
     if not isinstance(item, dict):
-        raise _wrong(where, "an object", item)
+        raise wrong_type(where, "an object", item)
     kind = item.get("type", "message")
     if kind == "message":
         _add(
@@ -64,13 +64,13 @@ def _content(value: object, where: str) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise _wrong(where, "a string or a list of parts", value)
+        raise wrong_type(where, "a string or a list of parts", value)
     return "".join(_part(part, f"{where}[{number}]") for number, part in enumerate(value))
 
 
 def _part(value: object, where: str) -> str:
     if not isinstance(value, dict):
-        raise _wrong(where, "an object", value)
+        raise wrong_type(where, "an object", value)
     kind = value.get("type")
     name = "refusal" if kind == "refusal" else "text"
     if kind not in (*_TEXT_PARTS, "refusal"):
@@ -80,9 +80,5 @@ def _part(value: object, where: str) -> str:
         )
     text = value.get(name)
     if not isinstance(text, str):
-        raise _wrong(f"{where}.{name}", "a string", text)
+        raise wrong_type(f"{where}.{name}", "a string", text)
     return text
-
-
-def _wrong(where: str, expected: str, value: object) -> RequestError:
-    return RequestError(f"{where} must be {expected}, got {describe(value)}", param=shorten(where))
