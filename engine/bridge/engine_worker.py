@@ -39,7 +39,7 @@ _HEARTBEAT = 0.5  # seconds
 _COMPILERS = 4
 
 
-class Postman:
+class Sender:
     """Sends what the engine has to say: at once what is urgent, else once in `interval` seconds."""
 
     def __init__(self, channel: Channel, *, interval: float) -> None:
@@ -51,7 +51,7 @@ class Postman:
         self._is_urgent = False
         self._stats: Callable[[], EngineStats] | None = None
         self._is_closing = False
-        self._thread = threading.Thread(target=self._run, name="postman", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self._thread.start()
 
     def watch(self, stats: Callable[[], EngineStats]) -> None:
@@ -115,8 +115,8 @@ class Postman:
 class WireOutbox:
     """An outbox of the server's, as the engine thread sees it."""
 
-    def __init__(self, postman: Postman, number: int) -> None:
-        self._postman = postman
+    def __init__(self, sender: Sender, number: int) -> None:
+        self._sender = sender
         self._number = number
 
     def put(self, items: Sequence[FromEngine], *, is_urgent: bool) -> bool:
@@ -124,32 +124,32 @@ class WireOutbox:
         if any(isinstance(item, EngineDied) for item in items):
             logging.shutdown()
             os._exit(1)
-        self._postman.deliver(self._number, items, is_urgent=is_urgent)
+        self._sender.deliver(self._number, items, is_urgent=is_urgent)
         return True
 
 
 class WireLog(logging.Handler):
     """Sends log records to the server, which has the format and the place for them."""
 
-    def __init__(self, postman: Postman) -> None:
+    def __init__(self, sender: Sender) -> None:
         super().__init__()
-        self._postman = postman
+        self._sender = sender
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
-        self._postman.post(LogLine(record.name, record.levelno, self.format(record)))
+        self._sender.post(LogLine(record.name, record.levelno, self.format(record)))
 
 
 def serve_engine(
-    engine: Engine, info: EngineInfo, channel: Channel, postman: Postman, manifest: StepManifest
+    engine: Engine, info: EngineInfo, channel: Channel, sender: Sender, manifest: StepManifest
 ) -> None:
     """Run the engine for the server at the other end, until it says so or is gone."""
     thread = EngineThread(engine, info=info)
     engine.on_step = lambda request_ids: _note(manifest, thread, request_ids)
     compiler = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile")
     outboxes: dict[int, int] = {}
-    postman.watch(lambda: thread.stats)
-    postman.post(EngineReady(info, engine.limits))
+    sender.watch(lambda: thread.stats)
+    sender.post(EngineReady(info, engine.limits))
     with contextlib.suppress(EOFError):
         while True:
             for message in channel.receive():
@@ -158,12 +158,12 @@ def serve_engine(
                     return
                 if isinstance(message, AddRequests):
                     if message.outbox not in outboxes:
-                        outboxes[message.outbox] = thread.connect(WireOutbox(postman, message.outbox))
+                        outboxes[message.outbox] = thread.connect(WireOutbox(sender, message.outbox))
                     thread.send(message._replace(outbox=outboxes[message.outbox]))
                 elif isinstance(message, AbortRequests):
                     thread.send(message)
                 elif isinstance(message, CompileGrammar):
-                    compiler.submit(_compile, thread, message, postman)
+                    compiler.submit(_compile, thread, message, sender)
 
 
 def _note(manifest: StepManifest, thread: EngineThread, request_ids: Sequence[int]) -> None:
@@ -173,12 +173,12 @@ def _note(manifest: StepManifest, thread: EngineThread, request_ids: Sequence[in
         manifest.end()
 
 
-def _compile(thread: EngineThread, message: CompileGrammar, postman: Postman) -> None:
+def _compile(thread: EngineThread, message: CompileGrammar, sender: Sender) -> None:
     try:
         thread.compile_grammar(message.spec)
     except RequestError as error:
-        postman.post(GrammarCompiled(message.number, str(error), error.param))
+        sender.post(GrammarCompiled(message.number, str(error), error.param))
     except BaseException as error:  # noqa: BLE001 - somebody waits for the answer
-        postman.post(GrammarCompiled(message.number, f"the grammar cannot be compiled: {error}"))
+        sender.post(GrammarCompiled(message.number, f"the grammar cannot be compiled: {error}"))
     else:
-        postman.post(GrammarCompiled(message.number))
+        sender.post(GrammarCompiled(message.number))

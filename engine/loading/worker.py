@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 
-from engine.bridge.engine_worker import Postman, WireLog, serve_engine
+from engine.bridge.engine_worker import Sender, WireLog, serve_engine
 from engine.bridge.step_manifest import StepManifest
 from engine.bridge.wire import Channel, LoadFailed, StartEngine
 from engine.checkpoint import load_checkpoint
@@ -21,16 +21,16 @@ def main(socket_fd: int, manifest_fd: int) -> None:
     channel, manifest = Channel(socket.socket(fileno=socket_fd)), StepManifest(manifest_fd)
     [start] = channel.receive()
     assert isinstance(start, StartEngine)
-    postman = Postman(channel, interval=start.config.stream_interval)
-    logging.basicConfig(level=logging.INFO, handlers=[WireLog(postman)])
+    sender = Sender(channel, interval=start.config.stream_interval)
+    logging.basicConfig(level=logging.INFO, handlers=[WireLog(sender)])
     try:
         draft = None if start.draft_model is None else load_checkpoint(start.draft_model)
         loaded = build_engine(load_checkpoint(start.model), start.config, draft)
     except DraftlineError as error:
-        postman.post(LoadFailed(type(error).__name__, str(error)))
-        postman.close()
+        sender.post(LoadFailed(type(error).__name__, str(error)))
+        sender.close()
         return
-    serve_engine(loaded.engine, loaded.info, channel, postman, manifest)
+    serve_engine(loaded.engine, loaded.info, channel, sender, manifest)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from engine.bridge.engine_worker import Postman, WireLog, serve_engine
+from engine.bridge.engine_worker import Sender, WireLog, serve_engine
 from engine.bridge.step_manifest import StepManifest
 from engine.bridge.wire import Channel, LoadFailed, StartEngine
 from engine.interface.info import EngineInfo
@@ -38,11 +38,11 @@ def main(gate: Path, socket_fd: int, manifest_fd: int) -> None:
     channel, manifest = Channel(socket.socket(fileno=socket_fd)), StepManifest(manifest_fd)
     [start] = channel.receive()
     assert isinstance(start, StartEngine)
-    postman = Postman(channel, interval=start.config.stream_interval)
-    logging.basicConfig(level=logging.INFO, handlers=[WireLog(postman)])
+    sender = Sender(channel, interval=start.config.stream_interval)
+    logging.basicConfig(level=logging.INFO, handlers=[WireLog(sender)])
     if start.model == "missing":
-        postman.post(LoadFailed("CheckpointError", "missing: no such file"))
-        postman.close()
+        sender.post(LoadFailed("CheckpointError", "missing: no such file"))
+        sender.close()
         return
     if start.model == "crash":
         os._exit(7)
@@ -64,7 +64,7 @@ def main(gate: Path, socket_fd: int, manifest_fd: int) -> None:
         return (tokens[-1] + 1) % 100
 
     engine = scripted_engine(next_token, max_num_seqs=4, max_model_len=128, block_size=4, num_blocks=128)
-    serve_engine(engine, INFO, channel, postman, manifest)
+    serve_engine(engine, INFO, channel, sender, manifest)
 
 
 if __name__ == "__main__":
