@@ -94,7 +94,7 @@ class Sender:
             with self._condition:
                 while not self._is_urgent and (pause := last + self._patience() - time.monotonic()) > 0.0:
                     self._condition.wait(pause)
-                messages = [*self._by_outbox.values(), *self._waiting]
+                messages = [*self._waiting, *self._by_outbox.values()]  # why a request ended is logged before
                 self._by_outbox, self._waiting, self._is_urgent = {}, [], False
             last = time.monotonic()
             if self._stats is not None:  # first: who reads an end finds it counted

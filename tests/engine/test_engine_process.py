@@ -18,7 +18,8 @@ from engine.bridge import engine_process
 from engine.bridge.async_engine import AsyncEngine
 from engine.bridge.engine_process import EngineProcess
 from engine.bridge.engine_thread import EngineThread
-from engine.bridge.messages import AddRequests
+from engine.bridge.engine_worker import Sender
+from engine.bridge.messages import AddRequests, RequestsRefused
 from engine.bridge.step_manifest import NUM_BYTES, StepManifest
 from engine.bridge.wire import (
     Channel,
@@ -435,3 +436,26 @@ def test_what_is_no_plain_data_is_an_error_at_once(gate):
     config = EngineConfig(kv_cache_memory=Odd(2**24))
     with pytest.raises(TypeError, match="Odd"):
         scripted_process(gate, config=config)
+
+
+class SlowChannel:
+    """Takes what is sent, but not before it may."""
+
+    def __init__(self):
+        self.sent, self.may_send = [], threading.Event()
+
+    def send(self, messages):
+        self.may_send.wait(10)
+        self.sent += messages
+
+
+def test_what_is_logged_before_an_end_arrives_before_it():
+    channel = SlowChannel()
+    sender = Sender(channel, interval=0.0)
+    sender.post(LogLine("engine", logging.INFO, "first"))  # keeps the sender busy, so that the rest waits
+    sender.post(LogLine("engine", logging.ERROR, "it failed"))
+    sender.deliver(3, [RequestsRefused((1,), "it failed", None)], is_urgent=True)
+    channel.may_send.set()
+    sender.close()
+    kinds = [type(message) for message in channel.sent if not isinstance(message, Heartbeat)]
+    assert kinds == [LogLine, LogLine, Delivery]
