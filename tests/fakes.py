@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from engine.bridge.output_stream import OutputStream
 from engine.checkpoint.checkpoint import TokenizerData
+from engine.interface.cancellation import Cancellation
 from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.limits import EngineLimits
@@ -169,7 +170,7 @@ class FakeEngine:
         max_model_len: int = 4096,
         vocab_size: int = 259,
         max_open: int = 1000,
-        compile_grammar: Callable[[GrammarSpec], None] = lambda _: None,
+        compile_grammar: Callable[[GrammarSpec, Cancellation], None] = lambda *_: None,
     ) -> None:
         self.script = script
         self.pooled_script: Callable[[GenerationRequest], Script] = lambda _: Script(steps=((),))

@@ -18,6 +18,7 @@ from engine.bridge.messages import (
 )
 from engine.bridge.outbox import Outbox
 from engine.bridge.output_stream import OutputStream, StreamTarget
+from engine.interface.cancellation import Cancellation
 from engine.interface.errors import (
     EngineDeadError,
     EngineRestartingError,
@@ -77,12 +78,12 @@ class AsyncEngine:
         self._host.send(AddRequests(first, tuple(requests), self._outbox_of(stream.loop)))
         return stream
 
-    def compile_grammar(self, spec: GrammarSpec) -> None:
+    def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> None:
         """Compile a grammar before a request needs it, so that the request need not wait.
 
-        Blocks, perhaps for seconds: call it from a worker thread. Raises RequestError.
+        Blocks, perhaps for seconds: call it from a worker thread. Raises RequestError, CancelledError.
         """
-        self._host.compile_grammar(spec)
+        self._host.compile_grammar(spec, cancellation)
 
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters, without waiting for the engine."""

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from engine.bridge.messages import FromEngine, ToEngine
 from engine.bridge.outbox import Outbox
+from engine.interface.cancellation import Cancellation
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.info import EngineInfo
 from engine.interface.limits import EngineLimits
@@ -41,8 +42,11 @@ class EngineHost(Protocol):
     def send(self, message: ToEngine) -> None:
         """Take a message; messages are kept in order."""
 
-    def compile_grammar(self, spec: GrammarSpec) -> None:
-        """Compile a grammar so that requests find it; blocks. Raises RequestError, EngineUnavailableError."""
+    def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> None:
+        """Compile a grammar so that requests find it; blocks.
+
+        Raises RequestError, CancelledError, EngineUnavailableError.
+        """
 
     def close(self, timeout: float | None = None) -> bool:
         """End the engine after its present step; False if that takes longer than `timeout` seconds."""

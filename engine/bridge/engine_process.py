@@ -31,6 +31,7 @@ from engine.bridge.messages import (
 from engine.bridge.outbox import Outbox
 from engine.bridge.step_manifest import NUM_BYTES, StepManifest
 from engine.bridge.wire import (
+    CancelGrammar,
     Channel,
     CompileGrammar,
     Delivery,
@@ -43,7 +44,9 @@ from engine.bridge.wire import (
     WireMessage,
     encode,
 )
+from engine.interface.cancellation import Cancellation
 from engine.interface.errors import (
+    CancelledError,
     CheckpointError,
     ConfigError,
     DraftlineError,
@@ -144,15 +147,20 @@ class EngineProcess:
                     self._open.pop(number, None)
             self._child.send(message)
 
-    def compile_grammar(self, spec: GrammarSpec) -> None:
-        """Compile a grammar so that requests find it; blocks. Raises RequestError, EngineUnavailableError."""
+    def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> None:
+        """Compile a grammar so that requests find it; blocks.
+
+        Raises RequestError, CancelledError, EngineUnavailableError.
+        """
+        cancellation = cancellation or Cancellation()
         number, future = next(self._numbers), Future[None]()
         self._compiling[number] = future
         try:
             if not self._is_ready:  # looked at after the future is there: a failure from now on ends it
                 raise EngineRestartingError("the engine failed and is being restarted")
             self._child.send(CompileGrammar(number, spec))
-            future.result(_COMPILE_TIMEOUT)
+            with cancellation.calling(lambda: self._child.send(CancelGrammar(number))):
+                future.result(_COMPILE_TIMEOUT)
         except FutureTimeoutError:
             raise RequestError("the grammar was not compiled in time") from None
         finally:
@@ -216,6 +224,8 @@ class EngineProcess:
             future = self._compiling.pop(message.number, None)
             if future is not None and message.reason is None:
                 future.set_result(None)
+            elif future is not None and message.is_cancelled:
+                future.set_exception(CancelledError(message.reason))
             elif future is not None:
                 future.set_exception(RequestError(message.reason or "", param=message.param))
         elif isinstance(message, LogLine):

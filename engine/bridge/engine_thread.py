@@ -25,6 +25,7 @@ from engine.bridge.messages import (
 from engine.core.engine import CompiledGrammar, Engine
 from engine.core.request import Request
 from engine.core.step_output import StepOutput
+from engine.interface.cancellation import Cancellation
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.info import EngineInfo
@@ -108,9 +109,12 @@ class EngineThread:
         """Put a message into the inbox; messages are taken in order."""
         self._inbox.put(message)
 
-    def compile_grammar(self, spec: GrammarSpec) -> None:
-        """Compile a grammar on the calling thread, so that requests find it; raises RequestError."""
-        self._engine.compile_grammar(spec)
+    def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> None:
+        """Compile a grammar on the calling thread, so that requests find it.
+
+        Raises RequestError, CancelledError.
+        """
+        self._engine.compile_grammar(spec, cancellation)
 
     def close(self, timeout: float | None = None) -> bool:
         """End the thread after its present step; False if that takes longer than `timeout` seconds."""

@@ -21,6 +21,7 @@ from engine.bridge.messages import (
 )
 from engine.bridge.step_manifest import StepManifest
 from engine.bridge.wire import (
+    CancelGrammar,
     Channel,
     CompileGrammar,
     Delivery,
@@ -31,7 +32,8 @@ from engine.bridge.wire import (
     WireMessage,
 )
 from engine.core.engine import Engine
-from engine.interface.errors import RequestError
+from engine.interface.cancellation import Cancellation
+from engine.interface.errors import CancelledError, RequestError
 from engine.interface.info import EngineInfo
 from engine.interface.stats import EngineStats
 
@@ -146,7 +148,7 @@ def serve_engine(
     """Run the engine for the server at the other end, until it says so or is gone."""
     thread = EngineThread(engine, info=info)
     engine.on_step = lambda request_ids: _note(manifest, thread, request_ids)
-    compiler = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile")
+    compiler = _Compiler(thread, sender)
     outboxes: dict[int, int] = {}
     sender.watch(lambda: thread.stats)
     sender.post(EngineReady(info, engine.limits))
@@ -163,7 +165,9 @@ def serve_engine(
                 elif isinstance(message, AbortRequests):
                     thread.send(message)
                 elif isinstance(message, CompileGrammar):
-                    compiler.submit(_compile, thread, message, sender)
+                    compiler.start(message)
+                elif isinstance(message, CancelGrammar):
+                    compiler.cancel(message.number)
 
 
 def _note(manifest: StepManifest, thread: EngineThread, request_ids: Sequence[int]) -> None:
@@ -173,12 +177,35 @@ def _note(manifest: StepManifest, thread: EngineThread, request_ids: Sequence[in
         manifest.end()
 
 
-def _compile(thread: EngineThread, message: CompileGrammar, sender: Sender) -> None:
-    try:
-        thread.compile_grammar(message.spec)
-    except RequestError as error:
-        sender.post(GrammarCompiled(message.number, str(error), error.param))
-    except BaseException as error:  # noqa: BLE001 - somebody waits for the answer
-        sender.post(GrammarCompiled(message.number, f"the grammar cannot be compiled: {error}"))
-    else:
-        sender.post(GrammarCompiled(message.number))
+class _Compiler:
+    """Compiles grammars for the server on threads of its own."""
+
+    def __init__(self, thread: EngineThread, sender: Sender) -> None:
+        self._thread = thread
+        self._sender = sender
+        self._pool = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile")
+        self._cancellations: dict[int, Cancellation] = {}
+
+    def start(self, message: CompileGrammar) -> None:
+        """Compile a grammar and say what became of it."""
+        cancellation = self._cancellations[message.number] = Cancellation()
+        self._pool.submit(self._compile, message, cancellation)
+
+    def cancel(self, number: int) -> None:
+        """End what nobody waits for any more."""
+        cancellation = self._cancellations.get(number)
+        if cancellation is not None:
+            cancellation.cancel()
+
+    def _compile(self, message: CompileGrammar, cancellation: Cancellation) -> None:
+        answer = GrammarCompiled(message.number)
+        try:
+            self._thread.compile_grammar(message.spec, cancellation)
+        except CancelledError as error:
+            answer = answer._replace(reason=str(error), is_cancelled=True)
+        except RequestError as error:
+            answer = answer._replace(reason=str(error), param=error.param)
+        except BaseException as error:  # noqa: BLE001 - somebody waits for the answer
+            answer = answer._replace(reason=f"the grammar cannot be compiled: {error}")
+        self._cancellations.pop(message.number, None)
+        self._sender.post(answer)

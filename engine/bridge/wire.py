@@ -59,12 +59,19 @@ class CompileGrammar(NamedTuple):
     spec: GrammarSpec
 
 
+class CancelGrammar(NamedTuple):
+    """Nobody waits for a grammar any more."""
+
+    number: int
+
+
 class GrammarCompiled(NamedTuple):
     """What became of it: no reason where it compiled."""
 
     number: int
     reason: str | None = None
     param: str | None = None
+    is_cancelled: bool = False
 
 
 class Delivery(NamedTuple):
@@ -95,6 +102,7 @@ WireMessage = (
     | AbortRequests
     | CloseEngine
     | CompileGrammar
+    | CancelGrammar
     | EngineReady
     | LoadFailed
     | GrammarCompiled

@@ -13,6 +13,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.speculation import NoSpeculation, Speculation
 from engine.core.step_output import StepOutput
 from engine.interface.batch import Batch, SamplerOutput
+from engine.interface.cancellation import Cancellation
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.limits import EngineLimits
@@ -36,7 +37,7 @@ class CompiledGrammar(Protocol):
 
 
 class GrammarSource(Protocol):
-    """What the engine needs of a grammar compiler (engine/sampling/grammar.py)."""
+    """What the engine needs of a grammar compiler (engine/sampling/grammar_compiler.py)."""
 
     def close(self) -> None:
         """Release what compiling holds."""
@@ -44,8 +45,8 @@ class GrammarSource(Protocol):
     def find(self, spec: GrammarSpec) -> CompiledGrammar | None:
         """Return the grammar if it is compiled."""
 
-    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
-        """Return the grammar, from a cache if it was compiled before; raises RequestError."""
+    def compile(self, spec: GrammarSpec, *, cancellation: Cancellation | None = None) -> CompiledGrammar:
+        """Return the grammar, from a cache if it was compiled before; raises RequestError, CancelledError."""
 
 
 class _StepInFlight(NamedTuple):
@@ -140,11 +141,14 @@ class Engine:
         self.scheduler.add(request)
         return request
 
-    def compile_grammar(self, spec: GrammarSpec) -> CompiledGrammar:
-        """Compile a grammar or find it compiled, which any thread may do; raises RequestError."""
+    def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> CompiledGrammar:
+        """Compile a grammar or find it compiled, which any thread may do.
+
+        Raises RequestError, and CancelledError once `cancellation` says so.
+        """
         if self._grammar_source is None:
             raise RequestError("this model cannot constrain its answers", param="response_format")
-        return self._grammar_source.compile(spec)
+        return self._grammar_source.compile(spec, cancellation=cancellation)
 
     def find_grammar(self, spec: GrammarSpec) -> CompiledGrammar | None:
         """Return the grammar if it was compiled lately; takes no time."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from engine.interface.cancellation import Cancellation
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.info import EngineInfo
 from engine.interface.limits import EngineLimits
@@ -66,8 +67,11 @@ class EngineClient(Protocol):
         Raises RequestError for one that can never run, StepError, QueueFullError, EngineUnavailableError.
         """
 
-    def compile_grammar(self, spec: GrammarSpec) -> None:
-        """Compile a grammar before a request needs it; blocks, perhaps for seconds. Raises RequestError."""
+    def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> None:
+        """Compile a grammar before a request needs it; blocks, perhaps for seconds.
+
+        Raises RequestError, and CancelledError once `cancellation` says so.
+        """
 
     def stats(self) -> EngineStats:
         """Return a snapshot of the counters, without waiting for the engine."""

@@ -4,6 +4,7 @@ DraftlineError
 ├── ConfigError            a setting or a model configuration that cannot be served
 ├── CheckpointError        a file that is missing, truncated, corrupt or not what it says
 ├── RequestError           a request that can never run; names the field (HTTP 400)
+├── CancelledError         work that ended because nobody waits for it any more
 ├── QueueFullError         too many requests wait already; come back later (HTTP 429)
 ├── NonFiniteError         the model computed NaN or infinities for a request (HTTP 500)
 ├── StepError              a step fails whenever it runs this request (HTTP 500)
@@ -40,6 +41,10 @@ class NonFiniteError(DraftlineError):
 
 class StepError(DraftlineError):
     """A step of the engine raises whenever it runs this request."""
+
+
+class CancelledError(DraftlineError):
+    """Work that ended because whoever asked for it left."""
 
 
 class QueueFullError(DraftlineError):

@@ -34,7 +34,7 @@ from engine.loading.machine import (
 from engine.loading.speculation import build_speculator, check_draft
 from engine.model.attention_tiles import KV_SPLIT
 from engine.model.weights import Weights
-from engine.sampling.grammar import GrammarCompiler
+from engine.sampling.grammar_compiler import GrammarCompiler
 
 logger = logging.getLogger(__name__)
 

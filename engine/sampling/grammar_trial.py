@@ -1,4 +1,4 @@
-"""TrialProcess: compiles a grammar where a crash or a hang hurts nobody, before the engine does.
+"""TrialProcesses: compile a grammar where a crash or a hang hurts nobody, before the engine does.
 
 llguidance bounds most of its work and turns most failures into messages, but a long chain of rules
 overflows the stack, which ends the process, and some numeric schemas compile for minutes. No thread can be
@@ -8,6 +8,7 @@ stopped; a process can.
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ import weakref
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
-from engine.interface.errors import EngineUnavailableError, RequestError
+from engine.interface.cancellation import Cancellation
+from engine.interface.errors import CancelledError, EngineUnavailableError, RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.sampling.grammar_library import DEAD_END, build_tokenizer, new_matcher, refusal
 
@@ -32,46 +34,87 @@ _NUM_STEPS = 16
 _ACCEPTED = ""
 
 
-class TrialProcess:
-    """One process, started when it is first needed and again after each time it had to be killed.
+class TrialProcesses:
+    """Up to `max_processes`, each started when it is first needed and again after each time it was killed.
 
-    It ends with this object and with the process that started it. Safe to share: trials run one by one.
+    They end with this object and with the process that started them. Safe to share: a check takes a process
+    that is idle or waits for one.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes], *, deadline_seconds: float) -> None:
+    def __init__(
+        self, token_bytes: Sequence[bytes], *, deadline_seconds: float, max_processes: int = 3
+    ) -> None:
         self._token_bytes = token_bytes
         self._deadline_seconds = deadline_seconds
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[..., TrialProcess] | None = None
+        self._idle: queue.LifoQueue[_TrialProcess] = queue.LifoQueue()  # the last one used is the warm one
+        for _ in range(max_processes):
+            self._idle.put(_TrialProcess(token_bytes))
 
-    def check(self, spec: GrammarSpec, grammar: str) -> None:
+    def check(self, spec: GrammarSpec, grammar: str, cancellation: Cancellation) -> None:
         """Compile `grammar`, the library's form of `spec`, and take its first steps.
 
-        Raises RequestError when that fails, crashes or takes longer than the deadline,
+        Raises RequestError when that fails, crashes or takes longer than the deadline, CancelledError,
         EngineUnavailableError when no process can be started.
         """
         message = json.dumps({"kind": spec.kind.value, "grammar": grammar})
-        with self._lock:
-            process = self._running()
-            answer = _ask(process, message, self._deadline_seconds)
-            if answer is None:
-                self._stop()
+        process = self._idle.get()
+        try:
+            answer = process.ask(message, self._deadline_seconds, cancellation)
+        finally:
+            self._idle.put(process)
+        if cancellation.is_cancelled:
+            raise CancelledError("nobody waits for this grammar any more")
         if answer is None:
             limit = f"{self._deadline_seconds:g} seconds"
             raise RequestError(refusal(spec, f"it takes more than {limit} to compile, or nests too deeply"))
         if answer != _ACCEPTED:
             raise RequestError(refusal(spec, answer))
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that wait for work."""
+        return [process.pid for process in self._idle.queue if process.pid is not None]
+
     def close(self) -> None:
-        """End the process, which the next check starts again."""
-        with self._lock:
-            self._stop()
+        """End the processes that wait for work; the next check starts them again."""
+        for process in list(self._idle.queue):
+            process.stop()
+
+
+class _TrialProcess:
+    """One process; belongs to whoever took it."""
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._finalizer: weakref.finalize[..., _TrialProcess] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if it was started."""
+        return None if self._process is None else self._process.pid
+
+    def ask(self, message: str, seconds: float, cancellation: Cancellation) -> str | None:
+        """Send a line and return the answer; None when the process died or had to be killed."""
+        if cancellation.is_cancelled:
+            return None
+        process = self._running()
+        with cancellation.calling(process.kill):
+            answer = _ask(process, message, seconds)
+        if answer is None:
+            self.stop()
+        return answer
+
+    def stop(self) -> None:
+        """End the process, which the next question starts again."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._process = self._finalizer = None
 
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is not None and self._process.poll() is None:
             return self._process
-        self._stop()
+        self.stop()
         try:
             process = subprocess.Popen(  # noqa: S603 - our own code in our own interpreter
                 [sys.executable, "-c", _CODE, *sys.path],
@@ -86,14 +129,9 @@ class TrialProcess:
         self._finalizer = weakref.finalize(self, _end, process)
         vocabulary = json.dumps([token.decode("latin-1") for token in self._token_bytes])
         if _ask(process, vocabulary, _START_SECONDS) is None:
-            self._stop()
+            self.stop()
             raise EngineUnavailableError("the process that checks grammars does not start; see llguidance")
         return process
-
-    def _stop(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer()
-        self._process = self._finalizer = None
 
 
 def _ask(process: "subprocess.Popen[bytes]", message: str, seconds: float) -> str | None:

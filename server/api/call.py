@@ -151,7 +151,8 @@ async def _open_call(
         with state.admission.preparing(model.engine.stats()):
             parsed, preparation = await run_sized(model.work_size(len(raw)), read, raw)
             if preparation.grammar is not None:
-                await state.grammars.compile(model.engine, preparation.grammar)
+                compiling = state.grammars.compile(model.engine, preparation.grammar, tenant=context.tenant)
+                await while_connected(request.receive, compiling)
             stream = _generate(state, preparation)
     return Call(
         body=parsed.body,

@@ -2,6 +2,7 @@
 """An engine in a process of its own: the same outputs, and what becomes of requests when it fails."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -190,8 +191,11 @@ def held():
 
 def children():
     """Processes that this one started and that are not reaped."""
-    tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    pids = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that ended just now
+            pids += [int(pid) for pid in (task / "children").read_text().split()]
+    return pids
 
 
 def test_crashes_leave_no_descriptor_thread_or_process_behind(gate):

@@ -44,7 +44,7 @@ class Grammars:
     def find(self, spec):
         return self.compiled.get(spec)
 
-    def compile(self, spec):
+    def compile(self, spec, *, cancellation=None):
         self.threads.append(threading.current_thread().name)
         assert self.may_end.wait(20)
         if spec.source == "bad":

@@ -13,7 +13,8 @@ from llguidance import LLMatcher, LLParserLimits
 
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
-from engine.sampling.grammar import Grammar, GrammarCompiler
+from engine.sampling.grammar import Grammar
+from engine.sampling.grammar_compiler import GrammarCompiler
 from engine.sampling.grammar_library import library_grammar, new_matcher
 from engine.sampling.token_bitmask import apply_token_bitmask
 

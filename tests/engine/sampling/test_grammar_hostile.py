@@ -2,17 +2,23 @@
 
 import gc
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
-from engine.interface.errors import EngineUnavailableError, RequestError
+from engine.interface.cancellation import Cancellation
+from engine.interface.errors import CancelledError, EngineUnavailableError, RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
-from engine.sampling import grammar as grammar_module
-from engine.sampling.grammar import GrammarCompiler
+from engine.sampling import grammar_compiler as compiler_module
+from engine.sampling.grammar_compiler import GrammarCompiler
 from engine.sampling.grammar_library import MAX_SOURCE_BYTES
 from engine.sampling.token_bitmask import apply_token_bitmask
 
@@ -216,8 +222,8 @@ def test_many_who_want_the_same_compile_it_once(compiler, monkeypatch):
         compiled.append(grammar)
         return new_matcher(tokenizer, grammar, kind)
 
-    new_matcher = grammar_module.new_matcher
-    monkeypatch.setattr(grammar_module, "new_matcher", counting)
+    new_matcher = compiler_module.new_matcher
+    monkeypatch.setattr(compiler_module, "new_matcher", counting)
     barrier, grammars = threading.Barrier(8), []
 
     def compile_one():
@@ -270,27 +276,36 @@ def test_answers_of_one_grammar_run_in_many_threads(compiler):
     assert len(set(texts)) == 1
 
 
+def lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_the_trial_process_ends_with_its_compiler():
     compiler = new_compiler()
     compiler.compile(regex("a"))
-    process = compiler._trial._process
-    assert process.poll() is None
+    [pid] = compiler._trials.pids
+    assert lives(pid)
     del compiler
     gc.collect()
-    assert process.poll() is not None
+    assert not lives(pid)
 
 
 def test_a_closed_compiler_starts_its_process_again():
     compiler = new_compiler()
     compiler.compile(regex("a"))
-    process = compiler._trial._process
+    [pid] = compiler._trials.pids
     compiler.close()
     compiler.close()
-    assert process.poll() is not None
+    assert not lives(pid)
     compiler.compile(regex("b"))
-    assert compiler._trial._process is not process
-    compiler._trial._process.kill()  # by somebody else
-    compiler._trial._process.wait()
+    [new_pid] = compiler._trials.pids
+    assert new_pid != pid
+    os.kill(new_pid, signal.SIGKILL)  # by somebody else
+    os.waitid(os.P_PID, new_pid, os.WEXITED | os.WNOWAIT)
     compiler.compile(regex("c"))
     compiler.close()
 
@@ -299,7 +314,37 @@ def test_objects_and_choices_need_no_trial():
     compiler = new_compiler()
     compiler.compile(choice('["a"]'))
     compiler.compile(GrammarSpec(kind=GrammarKind.JSON_OBJECT))
-    assert compiler._trial._process is None
+    assert compiler._trials.pids == []
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_slow_grammars_hold_up_no_other_and_end_when_nobody_waits_for_them():
+    compiler = new_compiler(deadline_seconds=60)
+    slow_spec = REFUSED["numbers that compile for minutes"]
+    other = replace(slow_spec, source=slow_spec.source + " ")
+    cancellations = [Cancellation(), Cancellation()]
+    with ThreadPoolExecutor(8) as pool:
+        slow = [pool.submit(compiler.compile, slow_spec, cancellation=cancellations[0])]
+        wait_for(lambda: compiler._trials._idle.qsize() == 2)
+        slow.append(pool.submit(compiler.compile, slow_spec, cancellation=cancellations[1]))
+        hidden = pool.submit(compiler.compile, other, cancellation=cancellations[1])
+        compiler.compile(regex("a"))
+        assert not any(future.done() for future in (*slow, hidden))
+        cancellations[0].cancel()
+        with pytest.raises(CancelledError):
+            slow[0].result(20)
+        assert not slow[1].done(), "it has the same grammar and goes on by itself"
+        cancellations[1].cancel()
+        for future in (slow[1], hidden):
+            with pytest.raises(CancelledError):
+                future.result(20)
+    assert compiler._trials._idle.qsize() == 3
 
 
 @pytest.mark.parametrize("executable", ["/nonexistent/python", "/bin/false"])

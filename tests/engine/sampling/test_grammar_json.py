@@ -9,7 +9,7 @@ import torch
 
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
-from engine.sampling.grammar import GrammarCompiler
+from engine.sampling.grammar_compiler import GrammarCompiler
 from engine.sampling.token_bitmask import apply_token_bitmask
 
 END = 0

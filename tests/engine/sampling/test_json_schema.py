@@ -10,7 +10,7 @@ import torch
 
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
-from engine.sampling.grammar import GrammarCompiler
+from engine.sampling.grammar_compiler import GrammarCompiler
 from engine.sampling.json_schema import prepare
 from engine.sampling.number_bound import DigitTokens, NumberPlace
 from engine.sampling.token_bitmask import apply_token_bitmask

@@ -7,7 +7,7 @@ import pytest
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from engine.interface.structural_tag import StructuralTag, Structure, Thought, read_structural_tag
-from engine.sampling.grammar import GrammarCompiler
+from engine.sampling.grammar_compiler import GrammarCompiler
 
 END = 256
 MARK = 257  # a control token, written as § here
