@@ -106,7 +106,7 @@ class BodyBudget:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._num_bytes = 0
+        self.num_bytes = 0
 
     @contextmanager
     def holding(self) -> Iterator["HeldBytes"]:
@@ -115,11 +115,11 @@ class BodyBudget:
         try:
             yield held
         finally:
-            self._num_bytes -= held.num_counted
+            self.num_bytes -= held.num_counted
 
     def take(self, num_bytes: int) -> None:
         """Count so many bytes more; raises ApiError 429 when they are too many."""
-        if self._num_bytes + num_bytes > self._max_bytes:
+        if self.num_bytes + num_bytes > self._max_bytes:
             raise ApiError(
                 429,
                 f"large bodies are being read: together they may have {self._max_bytes} bytes",
@@ -127,7 +127,7 @@ class BodyBudget:
                 code="rate_limit_exceeded",
                 retry_after=1.0,
             )
-        self._num_bytes += num_bytes
+        self.num_bytes += num_bytes
 
 
 class HeldBytes:

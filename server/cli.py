@@ -166,19 +166,28 @@ def chat(arguments: Sequence[str]) -> None:
 
 
 def models(arguments: Sequence[str]) -> None:
-    """Print the models that have a name."""
-    argparse.ArgumentParser("draftline models", description="List the models that have a name.").parse_args(
-        arguments
+    """Print the models that have a name, and with --verify whether their files are what they should be."""
+    parser = argparse.ArgumentParser("draftline models", description="List the models that have a name.")
+    parser.add_argument(
+        "--verify", action="store_true", help="hash the files again that are there; 1 if one is damaged"
     )
+    is_verifying = parser.parse_args(arguments).verify
     from rich.table import Table
 
-    from engine.checkpoint import list_models
+    from engine.checkpoint import list_models, verify_models
 
+    damaged = {name for name, is_intact in verify_models() if not is_intact} if is_verifying else set()
     table = Table("name", "size", "licence", "on disk", "what it is")
     for model in list_models():
         on_disk = str(model.path) if model.is_cached else "no: fetched when it is first used"
+        if model.name in damaged:
+            on_disk = f"DAMAGED, fetched again when it is next used: {model.path}"
+        elif is_verifying and model.is_cached:
+            on_disk = f"intact: {model.path}"
         table.add_row(model.name, _mebibytes(model.num_bytes), model.licence, on_disk, model.description)
     Console().print(table)
+    if damaged:
+        raise SystemExit(1)
 
 
 def _url(host: str, port: int) -> str:

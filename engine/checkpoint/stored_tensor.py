@@ -89,14 +89,15 @@ class TorchTensor:
     @property
     def raw(self) -> npt.NDArray[np.uint8]:
         """The stored bytes as [rows, bytes per row]: a view unless transposed."""
-        values = self._load().contiguous().view(torch.uint8).numpy()
+        values = self.mapped().contiguous().view(torch.uint8).numpy()
         return values.reshape(self.shape[0] if self.shape else 1, -1)
 
     def dequantize(self) -> torch.Tensor:
         """Return the weight as float32 of `shape`, in memory of its own."""
-        return self._load().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return self.mapped().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
-    def _load(self) -> torch.Tensor:
+    def mapped(self) -> torch.Tensor:
+        """Return the values as the file has them, in our orientation; nothing is copied."""
         try:
             values = self.load()
         except (RuntimeError, OSError, ValueError, MemoryError) as error:

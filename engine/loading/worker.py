@@ -11,6 +11,7 @@ from engine.bridge.step_manifest import StepManifest
 from engine.bridge.wire import Channel, LoadFailed, StartEngine
 from engine.checkpoint import load_checkpoint
 from engine.interface.errors import DraftlineError
+from engine.loading.idle_memory import IdleMemory
 from engine.loading.loader import build_engine
 
 
@@ -30,6 +31,7 @@ def main(socket_fd: int, manifest_fd: int) -> None:
         sender.post(LoadFailed(type(error).__name__, str(error)))
         sender.close()
         return
+    IdleMemory().keep_looking(lambda: not loaded.engine.has_work)
     serve_engine(loaded.engine, loaded.info, channel, sender, manifest)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint.checkpoint import StoredTensor
+from engine.checkpoint.finite import check_finite
 from engine.checkpoint.stored_tensor import describe
 from engine.interface.errors import CheckpointError
 
@@ -30,8 +31,13 @@ class Weights:
         self.num_bytes = 0  # taken so far
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Return the tensor of this name; raises CheckpointError when missing or misshapen."""
+        """Return the tensor of this name; raises CheckpointError when missing, misshapen or not finite."""
         tensor = self.stored(name, *shape).dequantize().to(device=self.device, dtype=self.dtype)
+        if self.dtype is torch.float16 and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{describe(name, self._tensors[name])} has values too large for float16; use --dtype "
+                "bfloat16 or float32"
+            )
         self.num_bytes += tensor.numel() * tensor.element_size()
         return tensor
 
@@ -40,7 +46,7 @@ class Weights:
         return self.stored(name, *shape).dequantize()
 
     def stored(self, name: str, *shape: int) -> StoredTensor:
-        """Return the tensor as the file holds it; raises CheckpointError when missing or misshapen."""
+        """Return the tensor as the file holds it; raises CheckpointError as take() does."""
         stored = self._tensors.get(name)
         if stored is None:
             raise CheckpointError(
@@ -52,7 +58,9 @@ class Weights:
                 f"{describe(name, stored)} has shape {list(stored.shape)}, but the configuration says "
                 f"{list(shape)}"
             )
-        self._untaken.discard(name)
+        if name in self._untaken:
+            check_finite(name, stored)
+            self._untaken.discard(name)
         return stored
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from engine.checkpoint import list_models
 from engine.interface.info import EngineInfo
 from server.cli import main, print_banner
 from tests.fakes import FakeEngine
@@ -82,6 +83,22 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded() -> None:
 def test_models_shows_the_default_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert "smollm2" in capsys.readouterr().out
+
+
+def test_models_verify_says_what_is_damaged(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [model] = list_models()
+    for is_intact, word, code in ((True, "intact", 0), (False, "DAMAGED", 1)):
+        found = [(model.name, is_intact)]
+        monkeypatch.setattr("engine.checkpoint.verify_models", lambda found=found: found)
+        monkeypatch.setattr("engine.checkpoint.list_models", lambda: [replace(model, is_cached=True)])
+        if code:
+            with pytest.raises(SystemExit, match="1"):
+                main(["models", "--verify"])
+        else:
+            assert main(["models", "--verify"]) == 0
+        assert word in capsys.readouterr().out
 
 
 def test_the_banner_says_what_is_served_and_how_to_try_it() -> None:

