@@ -5,6 +5,7 @@ Frozen data goes in and comes out, in messages (`messages.py`): nothing here hol
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable, Sequence
 
 from engine.bridge.engine_host import EngineHost
@@ -18,6 +19,7 @@ from engine.bridge.messages import (
 )
 from engine.bridge.outbox import Outbox
 from engine.bridge.output_stream import OutputStream, StreamTarget
+from engine.bridge.unread_budget import UnreadBudget
 from engine.interface.cancellation import Cancellation
 from engine.interface.errors import (
     EngineDeadError,
@@ -25,6 +27,7 @@ from engine.interface.errors import (
     EngineUnavailableError,
     QueueFullError,
     RequestError,
+    SlowReaderError,
 )
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.outputs import GenerationRequest
@@ -43,6 +46,7 @@ class AsyncEngine:
         self._host = host
         self._max_open = host.max_num_seqs + max_queue
         self._next_number = 0
+        self._unread: UnreadBudget[OutputStream] = UnreadBudget()
         self._streams: dict[int, OutputStream] = {}  # by the number of their first request
         self._targets: dict[int, StreamTarget] = {}  # by the number of their request
         self._outboxes: dict[asyncio.AbstractEventLoop, int] = {}
@@ -71,7 +75,7 @@ class AsyncEngine:
         self._check_queue(len(requests))
         first = self._next_number
         self._next_number += len(requests)
-        stream = OutputStream(first, len(requests), on_abort=self._stream_aborted)
+        stream = OutputStream(first, len(requests), on_abort=self._stream_aborted, budget=self._unread)
         self._streams[first] = stream
         for index in range(len(requests)):
             self._targets[first + index] = StreamTarget(stream, index)
@@ -183,11 +187,17 @@ class AsyncEngine:
                 self._take_results(message, touched)
         for target in touched:
             target.flush()
+        for unread in self._unread.overflowing(time.monotonic()):
+            self._drop(unread)
         for message in messages:
             if isinstance(message, RequestsRefused):
                 self._fail_requests(message)
             elif isinstance(message, EngineDied):
                 self._fail_streams(_failure(message))
+
+    def _drop(self, stream: OutputStream) -> None:
+        """End a stream whose reader is too slow for what waits to fit in memory."""
+        stream.drop(SlowReaderError("the answer was not read as fast as it came, and was ended"))
 
     def _take_results(self, results: StepResults, touched: list[StreamTarget]) -> None:
         targets, step = self._targets, results.step

@@ -4,8 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from engine.bridge.unread_budget import UnreadBudget
 from engine.interface.errors import DraftlineError
 from engine.interface.outputs import RequestOutput
+
+_TOKEN_BYTES, _SCORE_BYTES = 200, 100  # of a token, and of one of its alternatives
 
 
 class OutputStream:
@@ -21,6 +24,7 @@ class OutputStream:
         num_requests: int,
         *,
         on_abort: "Callable[[OutputStream, Iterable[int]], None]",
+        budget: "UnreadBudget[OutputStream] | None" = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.first_number, self.num_requests = first_number, num_requests
@@ -29,6 +33,9 @@ class OutputStream:
         self._ready: deque[RequestOutput] = deque()
         self._error: DraftlineError | None = None
         self._wake = asyncio.Event()
+        self._budget = budget or UnreadBudget()
+        self.num_unread_bytes = 0  # about what the outputs that nobody took yet have as events
+        self._budget.watch(self)
 
     @property
     def num_open(self) -> int:
@@ -47,12 +54,15 @@ class OutputStream:
                 raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
-        return self._ready.popleft()
+        output = self._ready.popleft()
+        self._count(-_num_bytes(output))
+        return output
 
     def get_ready(self) -> list[RequestOutput]:
         """Return, without waiting, the outputs that are already here."""
         ready = list(self._ready)
         self._ready.clear()
+        self._count(-self.num_unread_bytes)
         return ready
 
     def abort(self, index: int | None = None) -> None:
@@ -67,6 +77,7 @@ class OutputStream:
         """Take in an output; called by the bridge on this stream's loop."""
         if output.index in self._open:
             self._ready.append(output)
+            self._count(_num_bytes(output))
             if output.finish_reason is not None:
                 self._open.discard(output.index)
             self._wake.set()
@@ -76,6 +87,24 @@ class OutputStream:
         self._error = error
         self._open.clear()
         self._wake.set()
+
+    def drop(self, error: DraftlineError) -> None:
+        """End the stream with an error, without what nobody read."""
+        self.abort()
+        self._ready.clear()
+        self._count(-self.num_unread_bytes)
+        self.fail(error)
+
+    def _count(self, num_bytes: int) -> None:
+        self._budget.count(self, num_bytes)
+
+
+def _num_bytes(output: RequestOutput) -> int:
+    """Return about how many bytes the tokens of an output have as server-sent events."""
+    num_bytes = _TOKEN_BYTES * len(output.new_token_ids)
+    if output.logprobs:
+        num_bytes += sum([_SCORE_BYTES * (1 + len(score.top)) for score in output.logprobs])
+    return num_bytes
 
 
 class StreamTarget:

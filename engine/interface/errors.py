@@ -7,6 +7,7 @@ DraftlineError
 ├── CancelledError         work that ended because nobody waits for it any more
 ├── QueueFullError         too many requests wait already; come back later (HTTP 429)
 ├── NonFiniteError         the model computed NaN or infinities for a request (HTTP 500)
+├── SlowReaderError        a stream that nobody read, until it did not fit in memory (HTTP 408)
 ├── StepError              a step fails whenever it runs this request (HTTP 500)
 └── EngineUnavailableError the engine is loading, draining or dead (HTTP 503)
     ├── EngineRestartingError  it failed and is started again; every open request gets this error
@@ -37,6 +38,10 @@ class RequestError(DraftlineError):
 
 class NonFiniteError(DraftlineError):
     """The model computed values that are not finite, of which no answer can be made."""
+
+
+class SlowReaderError(DraftlineError):
+    """An answer was not read as fast as it came; what waited to be read had become too much."""
 
 
 class StepError(DraftlineError):

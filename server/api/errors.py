@@ -12,6 +12,7 @@ from engine.interface.errors import (
     EngineUnavailableError,
     NonFiniteError,
     RequestError,
+    SlowReaderError,
     StepError,
 )
 from server.api.limits import MAX_SHOWN_CHARS
@@ -91,6 +92,8 @@ def to_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), param=error.param, code=error.code)
     if isinstance(error, NonFiniteError):
         return ApiError(500, str(error), kind="server_error", code="non_finite")
+    if isinstance(error, SlowReaderError):
+        return ApiError(408, str(error), code="slow_reader")
     if isinstance(error, StepError):
         return ApiError(500, str(error), kind="server_error", code="step_failed")
     if isinstance(error, EngineDeadError):

@@ -1,13 +1,22 @@
 """The bridge: delivery, aborts, refusal, drain and death, with a scripted model that can be held."""
 
 import asyncio
+import gc
 import threading
 
 import pytest
 
+from engine.bridge import unread_budget
 from engine.bridge.async_engine import AsyncEngine
 from engine.bridge.engine_thread import EngineThread
-from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError, RequestError
+from engine.bridge.unread_budget import UnreadBudget
+from engine.interface.errors import (
+    EngineDeadError,
+    EngineUnavailableError,
+    QueueFullError,
+    RequestError,
+    SlowReaderError,
+)
 from engine.interface.outputs import FinishReason
 from tests.tiny import generation, scripted_engine
 
@@ -194,6 +203,58 @@ def test_a_slow_consumer_holds_up_nobody():
         assert [o async for o in slow] == []
 
     run(scenario)
+
+
+def test_a_stream_that_nobody_reads_is_ended_before_it_fills_the_memory(monkeypatch):
+    monkeypatch.setattr(unread_budget, "_GRACE", 0.0)
+
+    async def scenario():
+        async with Bridge(max_model_len=100_000, max_num_seqs=4, num_blocks=30_000) as running:
+            running.bridge._unread = UnreadBudget(max_each=2000 * 200)
+            unread = running.bridge.generate([generation([1], max_tokens=90_000)])
+            while unread.num_open:
+                read = running.bridge.generate([generation([1], max_tokens=500)])
+                assert sum([len(output.new_token_ids) async for output in read]) == 500
+            with pytest.raises(SlowReaderError):
+                await unread.__anext__()
+            assert unread.num_unread_bytes == 0
+            assert running.engine.latest_stats.requests_finished[FinishReason.ABORT] == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+class Unread:
+    def __init__(self, budget, num_bytes, num_requests=1):
+        self.num_requests, self.num_unread_bytes = num_requests, 0
+        budget.watch(self)
+        budget.count(self, num_bytes)
+
+
+def test_readers_have_a_moment_and_the_longest_streams_end_first():
+    budget = UnreadBudget(max_each=100, max_total=300)
+    long, catching_up = Unread(budget, 101), Unread(budget, 150)
+    wide = Unread(budget, 150, num_requests=2)
+    assert budget.overflowing(10.0) == [], "the event loop may have been held up itself"
+    budget.count(catching_up, -120)
+    budget.count(wide, -10)
+    assert budget.overflowing(12.0) == [long]
+    budget.count(long, -101)
+    others = [Unread(budget, size) for size in (60, 90, 70, 80)]
+    assert budget.overflowing(13.0) == []
+    assert budget.overflowing(15.0) == [wide, others[1]], "the longest first, and no more than needed"
+    for stream in others:
+        budget.count(stream, -stream.num_unread_bytes)
+    assert budget.overflowing(19.0) == []
+
+
+def test_what_is_thrown_away_unread_is_not_counted_for_ever():
+    budget = UnreadBudget(max_each=100, max_total=100)
+    Unread(budget, 90)
+    kept = Unread(budget, 90)
+    gc.collect()
+    assert budget.overflowing(1.0) == budget.overflowing(3.0) == []
+    budget.count(kept, 1)
+    assert budget.overflowing(9.0) == []
 
 
 def test_tokens_that_are_delivered_together_keep_the_numbers_of_their_steps():
