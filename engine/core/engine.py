@@ -119,6 +119,7 @@ class Engine:
         state = None
         if params.grammar is not None:
             state = (grammar or self.compile_grammar(params.grammar)).start()
+        patience = generation.max_queue_seconds
         request = Request(
             request_id=self._next_request_id,
             prompt_token_ids=generation.prompt_token_ids,
@@ -136,6 +137,9 @@ class Engine:
             speculation=self.speculator.resolve(generation.speculation),
             prediction=generation.prediction,
             grammar_state=state,
+            tenant=generation.tenant,
+            priority=generation.priority,
+            starts_before=None if patience is None else time.monotonic() + patience,
         )
         self._next_request_id += 1
         self.scheduler.add(request)
@@ -173,6 +177,7 @@ class Engine:
         Where that raises, the requests that ran are tried one at a time, and the one with which alone a step
         fails ends with an error; the others go on, with the same tokens. Raises if it happens time and again.
         """
+        expired = self._expire()
         try:
             while len(self._in_flight) <= self.executor.steps_ahead and self._may_launch():
                 if not self._launch():
@@ -180,8 +185,16 @@ class Engine:
             begun = time.monotonic()
             output = self._in_flight[0].pending.result() if self._in_flight else None
         except Exception as error:  # noqa: BLE001 - logged there, or raised
-            return self._isolate(error)
-        return [] if output is None else self._commit(output, begun)
+            return expired + self._isolate(error)
+        return expired if output is None else expired + self._commit(output, begun)
+
+    def _expire(self) -> list[StepOutput]:
+        """End the requests that have waited too long."""
+        expired = self.scheduler.expire(time.monotonic())
+        if expired:
+            self._finished[FinishReason.TIMEOUT] += len(expired)
+            self.latest_stats = self.stats()
+        return expired
 
     def _may_launch(self) -> bool:
         return not self._in_flight or self.scheduler.can_run_ahead

@@ -1,11 +1,13 @@
 """Scheduler: which tokens of which requests run in the next step, and what its result means."""
 
-import logging
+import heapq
 import time
 from collections import deque
 from collections.abc import Sequence
 
+from engine.core.answer_end import append_run, finish_reason_after
 from engine.core.chunks import chunk_of, faults_of
+from engine.core.fair_queue import FairQueue
 from engine.core.request import Request, RequestStatus
 from engine.core.schedule import Claim, Schedule
 from engine.core.step_output import StepOutput
@@ -14,13 +16,11 @@ from engine.interface.outputs import FinishReason
 from engine.interface.speculation import SpeculationMode
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 
-logger = logging.getLogger(__name__)
-
 _LONGEST = 2**40  # tokens, more than any context
 
 
 class Scheduler:
-    """First come, first served, under a token budget per step.
+    """Tenants in turn, first come, first served within one, under a token budget per step.
 
     Every running request is either catching up on its prompt (a chunk) or one token behind (a decode);
     both are the same arithmetic. Drafts come after every running request has its own tokens: they take
@@ -35,11 +35,12 @@ class Scheduler:
         self.kv_cache_manager = kv_cache_manager
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Request] = deque()
+        self.waiting = FairQueue()
         self.running: list[Request] = []
         self._block_size = kv_cache_manager.block_size
         self._requests: dict[int, Request] = {}  # that wait, run or have ended with steps under way
         self._num_steps_in_flight = 0
+        self._expiries: list[tuple[float, int]] = []  # until when requests must have started
         self._suspects: deque[Request] = deque()  # of a step that failed: they run one at a time
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
@@ -48,7 +49,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Put a new request at the end of the queue."""
         self._requests[request.request_id] = request
-        self.waiting.append(request)
+        self.waiting.add(request)
+        if request.starts_before is not None:
+            heapq.heappush(self._expiries, (request.starts_before, request.request_id))
 
     @property
     def requests(self) -> list[Request]:
@@ -88,7 +91,7 @@ class Scheduler:
         for request in self.requests:
             if request not in self.waiting:  # taken out of the queue by a schedule() that raised
                 self.kv_cache_manager.free(request)
-                self.waiting.append(request)
+                self.waiting.add(request)
                 failed.append(request)
         self._suspects = deque(failed)
 
@@ -112,6 +115,8 @@ class Scheduler:
 
         Nothing is chosen where steps under way must be over first: only then may a request be preempted.
         """
+        if self.waiting.is_shared and not self._suspects and not self._share_places():
+            return Schedule()
         schedule = Schedule()
         budget, is_short = self._schedule_running(schedule.claims, self.max_num_batched_tokens)
         if is_short and self._num_steps_in_flight:
@@ -122,9 +127,41 @@ class Scheduler:
         schedule.claims.sort(key=_layout_key)
         return schedule
 
+    def expire(self, now: float) -> list[StepOutput]:
+        """End the requests that have not started in time."""
+        outputs = []
+        while self._expiries and self._expiries[0][0] <= now:
+            request = self._requests.get(heapq.heappop(self._expiries)[1])
+            if request is not None and request in self.waiting and request.first_run_time is None:
+                self.finish(request, FinishReason.TIMEOUT)
+                outputs.append(StepOutput(request, is_first=True))
+        return outputs
+
+    def _share_places(self) -> bool:
+        """Preempt requests of tenants that run more than others whose turn it is to start one.
+
+        Returns False where steps under way must be over first.
+        """
+        while (request := self.waiting.peek()) is not None and self._must_wait_for_place(request):
+            tenant = self.waiting.tenant_with_more(request.tenant)
+            if tenant is None:
+                break
+            if self._num_steps_in_flight:
+                return False
+            self._preempt(next(one for one in reversed(self.running) if one.tenant == tenant))
+        return True
+
+    def _must_wait_for_place(self, request: Request) -> bool:
+        cached = self.kv_cache_manager.find_cached_prefix(request)
+        if self.kv_cache_manager.is_prefix_in_flight(request, len(cached.blocks)):
+            return False  # a place would not help it
+        is_full = len(self.running) >= self.max_num_seqs
+        return is_full or not self.kv_cache_manager.can_start(request, cached)
+
     def dispatch(self, schedule: Schedule) -> Batch:
         """Turn a schedule into the batch to launch, and count its tokens as computed."""
         chunks = []
+        is_shared = self.waiting.is_shared
         for claim in schedule.claims:
             request, chunk = claim.request, chunk_of(claim)
             if chunk.rows:
@@ -133,6 +170,8 @@ class Scheduler:
             request.num_steps_in_flight += 1
             if request.draft_token_ids or request.num_model_drafts:
                 request.draft_token_ids, request.num_model_drafts = (), 0
+            if is_shared:
+                self.waiting.charge(request, claim.num_tokens + len(chunk.rows))
             chunks.append(chunk)
         self._num_steps_in_flight += 1
         return Batch(tuple(chunks), tuple(schedule.block_copies))
@@ -197,7 +236,7 @@ class Scheduler:
         """Append the accepted drafts and the target's own token after them; end the request where it ends."""
         request.num_in_flight -= 1
         if chunk.num_drafts:
-            num_new, reason = self._append_run(request, chunk, output.token_ids, first_row, faults)
+            num_new, reason = append_run(request, chunk, output.token_ids, first_row, faults)
         else:
             num_new, token_id = 1, output.token_ids[first_row]
             request.append(token_id)
@@ -220,28 +259,6 @@ class Scheduler:
             step.num_accepted_tokens = sum(new == draft for new, draft in pairs)
         return step
 
-    def _append_run(
-        self,
-        request: Request,
-        chunk: ScheduledChunk,
-        token_ids: Sequence[int],
-        first_row: int,
-        faults: frozenset[int],
-    ) -> tuple[int, FinishReason | None]:
-        """Append tokens as long as they are the drafts, and one more; return how many, and why it ends."""
-        drafts, last_known = chunk.draft_token_ids, len(chunk.token_ids) - chunk.num_drafts - 1
-        num_new, reason = 0, None
-        for place in range(1 + len(drafts)):
-            if faults and last_known + place in faults:
-                break  # a draft without a finite value: as a token of the answer it will fail in its own step
-            token_id = token_ids[first_row + place]
-            request.append(token_id)
-            num_new += 1
-            reason = finish_reason_after(request, token_id)
-            if reason is not None or place == len(drafts) or token_id != drafts[place]:
-                break
-        return num_new, reason
-
     def _settle(self, request: Request, num_tokens: int) -> None:
         """Count tokens whose KV is there and final."""
         request.num_committed_tokens = num_tokens
@@ -255,6 +272,7 @@ class Scheduler:
             return
         if request.status is RequestStatus.RUNNING:
             self.running.remove(request)
+            self.waiting.stopped(request)
         else:
             self.waiting.remove(request)
         if request in self._suspects:
@@ -321,19 +339,21 @@ class Scheduler:
         """Start waiting requests as long as budget and blocks allow; return what must be copied for them."""
         copies: list[BlockCopy] = []
         postponed: list[Request] = []
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            request = self.waiting[0]
+        while budget > 0 and len(self.running) < self.max_num_seqs:
+            request = self.waiting.pop()
+            if request is None:
+                break
             if not self._may_run(request):
-                postponed.append(self.waiting.popleft())
+                postponed.append(request)
                 continue
             cached = self.kv_cache_manager.find_cached_prefix(request)
             if self.kv_cache_manager.is_prefix_in_flight(request, len(cached.blocks)):
                 # Somebody computes this very prefix: wait for its blocks, let the others pass.
-                postponed.append(self.waiting.popleft())
+                postponed.append(request)
                 continue
             if not self.kv_cache_manager.can_start(request, cached):
+                postponed.append(request)
                 break
-            self.waiting.popleft()
             if copy := self.kv_cache_manager.start(request, cached):
                 copies.append(copy)
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
@@ -341,12 +361,14 @@ class Scheduler:
             self._record_start(request)
             claims.append(Claim(request, num_tokens))
             budget -= num_tokens
-        self.waiting.extendleft(reversed(postponed))
+        for request in postponed:
+            self.waiting.add(request, is_preempted=request.first_run_time is not None)
         return copies
 
     def _record_start(self, request: Request) -> None:
         request.status = RequestStatus.RUNNING
         self.running.append(request)
+        self.waiting.started(request)
         if request.first_run_time is not None:
             return  # resumed: what it finds now it computed itself
         request.first_run_time = time.monotonic()
@@ -360,7 +382,8 @@ class Scheduler:
         self.running.remove(request)
         request.draft_token_ids, request.num_model_drafts = (), 0
         request.status = RequestStatus.WAITING
-        self.waiting.appendleft(request)
+        self.waiting.stopped(request)
+        self.waiting.add(request, is_preempted=True)
         self.num_preemptions += 1
 
 
@@ -373,18 +396,3 @@ def _layout_key(claim: Claim) -> int:
 def _needs_its_tokens(request: Request) -> bool:
     """Tell whether a request's next step is made of tokens that must be known on the host."""
     return request.looks_back or request.speculation.mode is not SpeculationMode.OFF
-
-
-def finish_reason_after(request: Request, token_id: int) -> FinishReason | None:
-    """Tell whether the request ends with the token just appended; a stop wins over the length."""
-    state = request.grammar_state
-    if state is not None and state.is_complete:
-        if state.error is None:
-            return FinishReason.STOP
-        logger.warning("an answer was cut short: %s", state.error)
-        return FinishReason.LENGTH
-    if token_id in request.stop_token_ids and request.num_output_tokens > request.params.min_tokens:
-        return FinishReason.STOP
-    if len(request.token_ids) >= request.max_total_tokens:
-        return FinishReason.LENGTH
-    return None

@@ -16,6 +16,7 @@ class FinishReason(str, Enum):
     ERROR = (
         "error"  # the model computed values that are not finite, or a step fails whenever it runs the request
     )
+    TIMEOUT = "timeout"  # it waited longer than max_queue_seconds; no token was chosen
     TOOL_CALLS = "tool_calls"  # `stop`, of an answer that calls tools: the server's word, no engine says it
 
 
@@ -24,7 +25,8 @@ class GenerationRequest:
     """One choice to generate.
 
     Equal prompts with the same seed and different `choice` numbers draw independent noise. Requests
-    with different `cache_salt` never share a cached block.
+    with different `cache_salt` never share a cached block. Tenants take turns by the tokens they are served;
+    of one tenant's requests lower priorities start first. None of this changes a token.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -32,6 +34,9 @@ class GenerationRequest:
     choice: int = 0
     cache_salt: bytes = b""
     speculation: SpeculationParams = SpeculationParams()  # noqa: RUF009 - frozen
+    tenant: bytes = b""
+    priority: int = 0
+    max_queue_seconds: float | None = None  # until its first step; then it ends with finish reason `timeout`
     prediction: tuple[int, ...] = ()  # tokens that the answer may resemble, to draft from; never changes it
 
 
