@@ -26,6 +26,7 @@ from server.api.schemas import (
     EmbeddingRequest,
     TokenizeRequest,
 )
+from server.api.under_way import cancel_request, list_requests
 from server.auth import DOCS_PATH, STATIC_PATH, KeyRing
 from server.middleware import AuthMiddleware, HostMiddleware, RequestMiddleware
 from server.serving import ServerState
@@ -34,6 +35,7 @@ _PAGES = {
     "/v1/models": operations.list_models,
     "/v1/models/{model:path}": operations.retrieve_model,
     "/v1/responses/{response_id}": retrieve_response,
+    "/v1/requests": list_requests,
     "/tokenizer_info": operations.tokenizer_info,
     "/health": operations.health,
     "/ready": operations.ready,
@@ -101,6 +103,8 @@ def _add_routes(app: FastAPI) -> None:
     app.mount(STATIC_PATH, static_files())
     kept = "/v1/responses/{response_id}"
     app.delete(kept, openapi_extra=page(kept))(delete_response)
+    under_way = "/v1/requests/{request_id}"
+    app.delete(under_way, openapi_extra=page(under_way))(cancel_request)
     describe_with_keys(app)
 
 

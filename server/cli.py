@@ -72,10 +72,10 @@ def serve(arguments: Sequence[str]) -> None:
     from server.logs import configure_logging
 
     configure_logging(settings.log_format)
-    state = _new_state(settings)
+    state, key_ring = _new_state(settings), KeyRing(keys)
     app = create_app(
         state,
-        keys=KeyRing(keys),
+        keys=key_ring,
         cors_origins=settings.cors_origin,
         allowed_hosts=settings.allowed_hosts(),
     )
@@ -99,6 +99,7 @@ def serve(arguments: Sequence[str]) -> None:
         listener,
         shutdown_timeout=settings.shutdown_timeout,
         load=load,
+        reload=None if settings.api_key_file is None else lambda: key_ring.replace(settings.all_keys()),
         connections=ConnectionLimits(max_connections=settings.max_connections),
     )
     if state.model is None:

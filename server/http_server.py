@@ -65,11 +65,13 @@ def run_server(
     *,
     shutdown_timeout: float,
     load: Callable[[], ServedModel] | None = None,
+    reload: Callable[[], None] | None = None,
     connections: ConnectionLimits | None = None,
 ) -> None:
     """Serve until a signal, then finish what is open within `shutdown_timeout` seconds.
 
-    With `load`, the port answers while a thread loads the model. Raises what `load` raised. A dead engine
+    With `load`, the port answers while a thread loads the model. Raises what `load` raised. SIGHUP calls
+    `reload`; where that fails all stays as it is. A dead engine
     ends the server, too, once its streams are told: raises EngineDeadError. A second signal ends the process
     at once, and so does a shutdown that hangs.
     """
@@ -78,6 +80,7 @@ def run_server(
         state,
         shutdown_timeout=shutdown_timeout,
         load=load,
+        reload=reload,
         connections=within_descriptors(connections or ConnectionLimits()),
         leaves_when_dead=True,
     )
@@ -128,6 +131,7 @@ class DrainingServer(uvicorn.Server):
         *,
         shutdown_timeout: float,
         load: Callable[[], ServedModel] | None = None,
+        reload: Callable[[], None] | None = None,
         connections: ConnectionLimits | None = None,
         leaves_when_dead: bool = False,
     ) -> None:
@@ -147,6 +151,7 @@ class DrainingServer(uvicorn.Server):
         self._state = state
         self._shutdown_timeout = shutdown_timeout
         self._load = load
+        self._reload = reload
         self._draining: asyncio.Task[None] | None = None
         self._leaves_when_dead = leaves_when_dead
 
@@ -175,9 +180,12 @@ class DrainingServer(uvicorn.Server):
             yield
             return
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
         for number in signals:
             loop.add_signal_handler(number, self._handle_signal, number)
+        if self._reload is not None:
+            signals.append(signal.SIGHUP)
+            loop.add_signal_handler(signal.SIGHUP, self._handle_hangup, self._reload)
         try:
             yield
         finally:
@@ -202,6 +210,14 @@ class DrainingServer(uvicorn.Server):
         last_resort.daemon = True
         last_resort.start()
         self.stop()
+
+    def _handle_hangup(self, reload: Callable[[], None]) -> None:
+        try:
+            reload()
+        except DraftlineError as error:
+            logger.error("the keys stay as they are: %s", error)
+        else:
+            logger.info("the keys were read again")
 
     async def _watch_engine(self) -> None:
         """End the server when its engine is dead; the streams that were open get the time to say so."""

@@ -4,8 +4,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,9 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import ApiError, describe
 from server.api.usage import Usage
-from server.auth import PROBES, KeyRing, needs_key
+from server.auth import ANYBODY, PROBES, Caller, KeyRing, needs_key
 from server.logs import ACCESS_FORMAT, GENERATION_FORMAT, access_logger
 from server.metrics import ServerMetrics
+from server.quota import Lease, Quota
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,23 @@ class RequestContext:
 
     request_id: str
     started: float  # time.perf_counter()
-    tenant: bytes = b""
+    caller: Caller = ANYBODY
+    on_end: list[Callable[[], None]] = field(default_factory=list)  # called once it is answered
+    lease: Lease | None = None  # what it holds of the caller's quota
     status: int = CLIENT_CLOSED
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+
+    @property
+    def tenant(self) -> bytes:
+        """Whose prefixes it may share, and whose turns it takes."""
+        return self.caller.tenant
+
+    def start(self, *, num_choices: int, num_prompt_tokens: int) -> None:
+        """Count what it asks for; raises ApiError 429, RequestError where its key's limits forbid that."""
+        if self.lease is not None:
+            self.lease.start(num_choices=num_choices, num_prompt_tokens=num_prompt_tokens)
 
     def note_usage(self, usage: Usage) -> None:
         """Put a generation's token counts in the log line."""
@@ -97,6 +110,8 @@ class RequestMiddleware:
             )
             await error.response(scope["path"])(scope, receive, send_with_id)
         finally:
+            for callback in context.on_end:
+                callback()
             self._finish(scope, context)
 
     def _finish(self, scope: Scope, context: RequestContext) -> None:
@@ -114,6 +129,7 @@ class RequestMiddleware:
                 "prompt_tokens": context.prompt_tokens,
                 "completion_tokens": context.completion_tokens,
                 "cached_tokens": context.cached_tokens,
+                "key": context.caller.name,
                 "seconds": round(time.perf_counter() - context.started, 6),
             },
         )
@@ -131,8 +147,8 @@ class AuthMiddleware:
         if scope["type"] != "http" or self._keys.is_open or not needs_key(scope["path"]):
             await self._app(scope, receive, send)
             return
-        tenant = self._keys.find_tenant(_credentials(Headers(scope=scope)))
-        if tenant is None:
+        caller = self._keys.find(_credentials(Headers(scope=scope)))
+        if caller is None:
             error = ApiError(
                 401,
                 "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY",
@@ -141,8 +157,30 @@ class AuthMiddleware:
             )
             await error.response(scope["path"])(scope, receive, send)
             return
-        scope[_SCOPE_KEY].tenant = tenant
-        await self._app(scope, receive, send)
+        scope[_SCOPE_KEY].caller = caller
+        if caller.quota is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+        else:
+            await self._within(caller.quota, scope, receive, send)
+
+    async def _within(self, quota: Quota, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request within the limits of its key, or answer 429; every answer says what is left."""
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *quota.headers()]
+            await send(message)
+
+        context: RequestContext = scope[_SCOPE_KEY]
+        try:
+            context.lease = quota.begin()
+        except ApiError as error:
+            await error.response(scope["path"])(scope, receive, send_with_limits)
+            return
+        try:
+            await self._app(scope, receive, send_with_limits)
+        finally:
+            context.lease.end(context.completion_tokens or 0)
 
 
 def _credentials(headers: Headers) -> bytes:

@@ -14,6 +14,7 @@ from server.api.grammars import GrammarCompilerPool
 from server.api.limits import MAX_CHOICES
 from server.api.responses.store import ResponseStore
 from server.metrics import ServerMetrics
+from server.open_requests import OpenRequests
 from server.text import ChatTemplate, ContentGuard, FillInMiddle, Tokenizer
 
 STALL_SECONDS = 60.0
@@ -95,6 +96,7 @@ class ServerState:
         self.metrics = metrics
         self.limits = limits
         self.responses = responses or ResponseStore()
+        self.open_requests = OpenRequests()
         self.grammars = GrammarCompilerPool()
         self.model: ServedModel | None = None
         self._is_draining = False

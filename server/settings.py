@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -32,6 +31,7 @@ from engine.interface.config import (
 )
 from engine.interface.errors import ConfigError
 from engine.interface.speculation import MAX_DRAFT_TOKENS
+from server.api_keys import ApiKey, check_key, read_key_file
 
 ENV_PREFIX = "DRAFTLINE_"
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the engine's; its registry imports torch, --help must not
@@ -39,7 +39,6 @@ CACHE_VARIABLE = "DRAFTLINE_CACHE_DIR"  # read by the engine
 MAX_ISA_VARIABLE = "DRAFTLINE_MAX_CPU_ISA"  # likewise
 
 _DEFAULT = EngineConfig()  # what the engine does by itself; a flag says otherwise only where users need it
-_MIN_KEY_CHARS = 8
 _KUBERNETES_VARIABLE = re.compile(r"DRAFTLINE_(SERVICE|PORT)_")  # set for a Service named draftline
 
 
@@ -52,14 +51,6 @@ def _check_keys(keys: Sequence[SecretStr]) -> tuple[SecretStr, ...]:
     for key in keys:
         check_key(key.get_secret_value())
     return tuple(keys)
-
-
-def check_key(key: str) -> None:
-    """Raise ValueError for a key that an Authorization header cannot carry or anybody could guess."""
-    if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", key):  # RFC 6750's b64token
-        raise ValueError("a key may have letters, digits and ._~+/=- only")
-    if len(key) < _MIN_KEY_CHARS:
-        raise ValueError(f"a key must have at least {_MIN_KEY_CHARS} characters, got {len(key)}")
 
 
 # Not declared as the tuples that they become: pydantic-settings before 2.16 keeps only the last flag of one.
@@ -182,7 +173,9 @@ class ServeSettings(ModelSettings):
         "shows it: prefer DRAFTLINE_API_KEY or --api-key-file",
     )
     api_key_file: FilePath | None = Field(
-        None, description="file of further keys, one a line; # begins a comment"
+        None,
+        description="file of further keys, read again on SIGHUP: one a line, # begins a comment; or "
+        "NAME.toml with their names and limits",
     )
     allow_special_tokens_in_content: bool = Field(
         False, description="let control tokens that a chat message spells take effect: trusted clients only"
@@ -242,11 +235,11 @@ class ServeSettings(ModelSettings):
         loopback = (own, "localhost", "127.0.0.1", "[::1]") if _is_loopback(self.host) else ()
         return (*self.allowed_host, *loopback)
 
-    def all_keys(self) -> tuple[str, ...]:
+    def all_keys(self) -> tuple[ApiKey, ...]:
         """Return the keys of the flags and of the file; raises ConfigError."""
-        keys = [key.get_secret_value() for key in self.api_key]
+        keys = [ApiKey.of(key.get_secret_value()) for key in self.api_key]
         if self.api_key_file is not None:
-            keys += _read_keys(self.api_key_file)
+            keys += read_key_file(self.api_key_file)
         return tuple(keys)
 
 
@@ -307,19 +300,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _read_keys(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file: cannot read {path}: {error}") from None
-    keys = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    try:
-        for key in keys:
-            check_key(key)
-    except ValueError as error:
-        raise ConfigError(f"--api-key-file: {path}: {error}") from None
-    if not keys:
-        raise ConfigError(f"--api-key-file: {path} has no key in it")
-    return keys

@@ -11,6 +11,7 @@ from server.admission import ServiceRate
 from server.api.fields import ChatMessage
 from server.api.generation import Generation
 from server.api.preparation import prepare_chat
+from server.api.scheduling import Deadline
 from server.api.schemas import ChatCompletionRequest
 from server.metrics import ServerMetrics
 from server.serving import ServedModel
@@ -114,4 +115,5 @@ class TerminalChat:
             metrics=self._metrics,
             rate=ServiceRate(),
             arrived=arrived,
+            deadline=Deadline(None, arrived=arrived),
         )

@@ -31,7 +31,7 @@ class OutputStream:
         self._on_abort = on_abort
         self._open = set(range(num_requests))
         self._ready: deque[RequestOutput] = deque()
-        self._error: DraftlineError | None = None
+        self._error: Exception | None = None
         self._wake = asyncio.Event()
         self._budget = budget or UnreadBudget()
         self.num_unread_bytes = 0  # about what the outputs that nobody took yet have as events
@@ -82,11 +82,17 @@ class OutputStream:
                 self._open.discard(output.index)
             self._wake.set()
 
-    def fail(self, error: DraftlineError) -> None:
+    def fail(self, error: Exception) -> None:
         """End the stream with an error, after the outputs that are already here."""
         self._error = error
         self._open.clear()
         self._wake.set()
+
+    def end(self, error: Exception) -> None:
+        """End what is open now, with an error after the outputs that are already here."""
+        if self._open:
+            self.abort()
+            self.fail(error)
 
     def drop(self, error: DraftlineError) -> None:
         """End the stream with an error, without what nobody read."""

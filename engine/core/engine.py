@@ -138,6 +138,7 @@ class Engine:
             prediction=generation.prediction,
             grammar_state=state,
             tenant=generation.tenant,
+            weight=generation.weight,
             priority=generation.priority,
             starts_before=None if patience is None else time.monotonic() + patience,
         )

@@ -32,6 +32,7 @@ class FairQueue:
         self._entries: dict[int, _Entry] = {}  # those that count; others in the queues are left over
         self._num_open: dict[bytes, int] = {}  # waiting and running, of tenants that have some
         self._num_running: Counter[bytes] = Counter()
+        self._weights: dict[bytes, float] = {}
         self._served: OrderedDict[bytes, float] = OrderedDict()
 
     def __len__(self) -> int:
@@ -53,6 +54,7 @@ class FairQueue:
         tenant = request.tenant
         if tenant not in self._num_open:
             self._resume(tenant)
+        self._weights[tenant] = request.weight
         entry = _Entry(not is_preempted, request.priority, request.request_id, request)
         self._entries[request.request_id] = entry
         self._open(tenant, 1)
@@ -89,12 +91,20 @@ class FairQueue:
 
     def charge(self, request: Request, num_tokens: int) -> None:
         """Count tokens of a step as served."""
-        self._served[request.tenant] += num_tokens
+        self._served[request.tenant] += num_tokens / request.weight
 
-    def tenant_with_more(self, tenant: bytes) -> bytes | None:
-        """Return the tenant that runs most, if it still ran as many as this one after giving one up to it."""
-        most, num_most = max(self._num_running.items(), key=lambda item: item[1], default=(tenant, 0))
-        return most if num_most - self._num_running[tenant] > 1 else None
+    def tenant_with_more(self, request: Request) -> bytes | None:
+        """Return the tenant that runs most for its weight.
+
+        None if it would run less than the tenant of `request` after giving a place up to it.
+        """
+        running = {tenant: num_running for tenant, num_running in self._num_running.items() if num_running}
+        most = max(running, key=lambda tenant: running[tenant] / self._weights[tenant], default=None)
+        if most is None or most == request.tenant:
+            return None
+        num_mine = self._num_running[request.tenant] + 1
+        is_more = (running[most] - 1) / self._weights[most] >= num_mine / request.weight
+        return most if is_more else None
 
     def _open(self, tenant: bytes, change: int) -> None:
         self._num_open[tenant] = self._num_open.get(tenant, 0) + change
@@ -114,6 +124,7 @@ class FairQueue:
         if pausing is not None:
             del self._served[pausing]
             self._num_running.pop(pausing, None)
+            self._weights.pop(pausing, None)
 
     def _head(self, tenant: bytes) -> _Entry | None:
         """Return the first entry that counts, without the ones before it."""

@@ -72,6 +72,7 @@ class Request:
     stop_token_ids: frozenset[int]
     max_total_tokens: int  # prompt and answer together: max_tokens and max_model_len in one bound
     tenant: bytes = b""  # whose turns it takes in the queue
+    weight: float = 1.0  # of its tenant
     priority: int = 0  # within its tenant; lower is sooner
     starts_before: float | None = None  # monotonic time at which it has waited too long
     arrival_time: float = field(default_factory=time.monotonic)

@@ -143,7 +143,7 @@ class Scheduler:
         Returns False where steps under way must be over first.
         """
         while (request := self.waiting.peek()) is not None and self._must_wait_for_place(request):
-            tenant = self.waiting.tenant_with_more(request.tenant)
+            tenant = self.waiting.tenant_with_more(request)
             if tenant is None:
                 break
             if self._num_steps_in_flight:

@@ -37,6 +37,9 @@ class OutputStream(Protocol):
     def abort(self, index: int | None = None) -> None:
         """End one request, or all of them, now; what was under way brings no further output."""
 
+    def end(self, error: Exception) -> None:
+        """End all requests now, and the stream with an error after what is here already."""
+
 
 class EngineClient(Protocol):
     """An engine as its event loop sees it; what goes in and comes out is frozen plain data.

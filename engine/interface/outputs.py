@@ -35,6 +35,7 @@ class GenerationRequest:
     cache_salt: bytes = b""
     speculation: SpeculationParams = SpeculationParams()  # noqa: RUF009 - frozen
     tenant: bytes = b""
+    weight: float = 1.0  # of the tenant: its share beside others while all want more than there is
     priority: int = 0
     max_queue_seconds: float | None = None  # until its first step; then it ends with finish reason `timeout`
     prediction: tuple[int, ...] = ()  # tokens that the answer may resemble, to draft from; never changes it

@@ -22,9 +22,11 @@ from server.api.prompts import PreparedPrompt
 from server.api.renamed_fields import NO_NAMES, renamed, renamed_warnings
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import Translate, is_strict, parse_request, server_state, unchanged
+from server.api.scheduling import Deadline, scheduled
 from server.api.schemas import GenerationBody, ParsedBody, check_strict
 from server.api.sse import while_connected
 from server.api.token_scores import ScoredToken
+from server.api.under_way import register
 from server.auth import cache_salt
 from server.middleware import request_context
 from server.serving import ServedModel, ServerState
@@ -142,6 +144,7 @@ async def _open_call(
             )
         salt = cache_salt(context.tenant, parsed.body.cache_salt)
         prepared = prepare(parsed.body, model, max_choices=state.limits.max_choices, salt=salt)
+        prepared = replace(prepared, requests=scheduled(prepared.requests, parsed.body, context.caller))
         check_strict(prepared.warnings, strict=strict)
         return parsed, prepared
 
@@ -150,21 +153,28 @@ async def _open_call(
         raw = await read_body(request, held, max_size=state.limits.max_body_size)
         with state.admission.preparing(model.engine.stats()):
             parsed, preparation = await run_sized(model.work_size(len(raw)), read, raw)
+            context.start(
+                num_choices=len(preparation.requests),
+                num_prompt_tokens=sum(len(prompt.token_ids) for prompt in preparation.prompts),
+            )
             if preparation.grammar is not None:
                 compiling = state.grammars.compile(model.engine, preparation.grammar, tenant=context.tenant)
                 await while_connected(request.receive, compiling)
             stream = _generate(state, preparation)
+    generation = Generation(
+        stream,
+        preparation,
+        tokenizer=model.tokenizer,
+        metrics=state.metrics,
+        rate=state.admission.rate,
+        arrived=context.started,
+        deadline=Deadline(parsed.body.deadline_ms, arrived=context.started),
+    )
+    register(request, generation)
     return Call(
         body=parsed.body,
         preparation=preparation,
-        generation=Generation(
-            stream,
-            preparation,
-            tokenizer=model.tokenizer,
-            metrics=state.metrics,
-            rate=state.admission.rate,
-            arrived=context.started,
-        ),
+        generation=generation,
         header=ReplyHeader.create(id_prefix, model, parsed.warnings + preparation.warnings),
         tokenizer=model.tokenizer,
     )

@@ -7,6 +7,8 @@ from engine.interface.engine_client import EngineClient, OutputStream
 from engine.interface.errors import EngineUnavailableError, NonFiniteError, QueueFullError, StepError
 from engine.interface.outputs import FinishReason, GenerationRequest, RequestOutput
 from server.admission import Admission
+from server.api.scheduling import Deadline, queued_too_long
+from server.api.usage import Usage
 from server.metrics import ServerMetrics
 
 _MAX_WINDOW = 32  # texts that are submitted together
@@ -24,27 +26,55 @@ class EmbeddingRun:
         *,
         admission: Admission,
         metrics: ServerMetrics,
+        deadline: Deadline,
     ) -> None:
         self._requests = requests
         self._engine = engine
         self._admission = admission
         self._metrics = metrics
+        self._deadline = deadline
         self._window = max(1, min(_MAX_WINDOW, admission.max_open // (2 * _NUM_WORKERS)))
         self._starts = iter(range(0, len(requests), self._window))
         self._outputs: dict[int, RequestOutput] = {}
+        self._error: Exception | None = None
+        self._workers: list[asyncio.Future[None]] = []
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts, of cached ones up to now."""
+        return Usage(
+            prompt_tokens=sum(len(request.prompt_token_ids) for request in self._requests),
+            completion_tokens=0,
+            cached_tokens=sum(output.num_cached_tokens for output in self._outputs.values()),
+        )
+
+    @property
+    def has_started(self) -> bool:
+        """True once the engine has brought something."""
+        return bool(self._outputs)
+
+    def end(self, error: Exception) -> None:
+        """End it with an error."""
+        self._error = error
+        for worker in self._workers:
+            worker.cancel()
 
     async def outputs(self) -> list[RequestOutput]:
         """Return an output with an embedding for each text.
 
         Raises ApiError 429 if the queue cannot hold the first, NonFiniteError, EngineUnavailableError.
         """
-        workers = [asyncio.ensure_future(self._work()) for _ in range(_NUM_WORKERS)]
+        self._workers = [asyncio.ensure_future(self._work()) for _ in range(_NUM_WORKERS)]
+        timer = self._deadline.watch(self)
         try:
-            await asyncio.gather(*workers)
+            await asyncio.gather(*self._workers)
+        except asyncio.CancelledError:
+            raise self._error or asyncio.CancelledError from None
         finally:
-            for worker in workers:
+            timer.cancel()
+            for worker in self._workers:
                 worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            await asyncio.gather(*self._workers, return_exceptions=True)
         return [self._outputs[number] for number in range(len(self._requests))]
 
     async def _work(self) -> None:
@@ -77,6 +107,9 @@ class EmbeddingRun:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _take(self, output: RequestOutput, number: int) -> None:
+        if output.finish_reason is FinishReason.TIMEOUT:
+            retry_after = self._admission.rate.seconds_for(1.0)
+            raise queued_too_long(output.queue_seconds, retry_after=retry_after)
         if output.is_step_error:
             raise StepError(f"a step of the engine fails with input[{number}]; the server's log says more")
         if output.finish_reason is FinishReason.ERROR:

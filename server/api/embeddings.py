@@ -1,6 +1,6 @@
 """POST /v1/embeddings: hidden states of texts, pooled and of length 1."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,9 +17,10 @@ from server.api.known_fields import FieldWarning
 from server.api.limits import MAX_EMBEDDING_VALUES, MAX_WARNINGS
 from server.api.prompts import check_token_ids, encode_text, loss_warnings
 from server.api.requests import is_strict, parse_request, server_state
+from server.api.scheduling import Deadline, scheduled
 from server.api.schemas import EmbeddingRequest, check_strict
 from server.api.sse import while_connected
-from server.api.usage import Usage
+from server.api.under_way import register
 from server.auth import cache_salt
 from server.middleware import request_context
 from server.serving import EmbeddingModel, ServedModel
@@ -29,6 +30,7 @@ from server.serving import EmbeddingModel, ServedModel
 class PreparedEmbeddings:
     """What the engine is to run, and how its vectors are returned."""
 
+    deadline_ms: int | None
     requests: tuple[GenerationRequest, ...]
     dimensions: int
     is_base64: bool
@@ -44,6 +46,7 @@ async def create_embeddings(request: Request) -> Response:
         parsed = parse_request(raw, EmbeddingRequest, model, strict=strict)
         salt = cache_salt(context.tenant, parsed.body.cache_salt)
         prepared = prepare_embeddings(parsed.body, model, salt=salt, warnings=parsed.warnings)
+        prepared = replace(prepared, requests=scheduled(prepared.requests, parsed.body, context.caller))
         check_strict(prepared.warnings, strict=strict)
         return prepared
 
@@ -52,13 +55,18 @@ async def create_embeddings(request: Request) -> Response:
         raw = await read_body(request, held, max_size=state.limits.max_body_size)
         with state.admission.preparing(model.engine.stats()):
             prepared = await run_sized(model.work_size(len(raw)), read, raw)
-    run = EmbeddingRun(prepared.requests, model.engine, admission=state.admission, metrics=state.metrics)
-    outputs = await while_connected(request.receive, run.outputs())
-    usage = Usage(
-        prompt_tokens=sum(len(one.prompt_token_ids) for one in prepared.requests),
-        completion_tokens=0,
-        cached_tokens=sum(output.num_cached_tokens for output in outputs),
+    num_tokens = sum(len(one.prompt_token_ids) for one in prepared.requests)
+    context.start(num_choices=1, num_prompt_tokens=num_tokens)
+    run = EmbeddingRun(
+        prepared.requests,
+        model.engine,
+        admission=state.admission,
+        metrics=state.metrics,
+        deadline=Deadline(prepared.deadline_ms, arrived=context.started),
     )
+    register(request, run)
+    outputs = await while_connected(request.receive, run.outputs())
+    usage = run.usage
     context.note_usage(usage)
     reply = EmbeddingReply(
         model=model.name,
@@ -102,6 +110,7 @@ def prepare_embeddings(
         for warning in loss_warnings(text.text, model, param=f"input[{number}]")
     ]
     return PreparedEmbeddings(
+        deadline_ms=body.deadline_ms,
         requests=tuple(requests),
         dimensions=dimensions,
         is_base64=body.encoding_format == "base64",

@@ -10,6 +10,7 @@ from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.answers import AnswerPart, merge
 from server.api.preparation import PreparedRequest, TextOptions
+from server.api.scheduling import Deadline, queued_too_long
 from server.api.speculation import SpeculationTally, provenance, total
 from server.api.text_delta import PromptScores, TextDelta
 from server.api.token_scores import ScoredText
@@ -144,6 +145,7 @@ class Generation:
         metrics: ServerMetrics,
         rate: ServiceRate,
         arrived: float,
+        deadline: Deadline,
     ) -> None:
         self._stream = stream
         self._preparation = preparation
@@ -160,6 +162,7 @@ class Generation:
         self._num_new = Counter[int]()  # tokens of each choice whose gaps are not counted yet
         self._num_open = num_choices
         self._cached_tokens = [0] * len(preparation.prompts)
+        self._timer = deadline.watch(stream)
         rate.begin(num_choices)
 
     def __enter__(self) -> "Generation":
@@ -172,6 +175,7 @@ class Generation:
         traceback: TracebackType | None,
     ) -> None:
         """Free whatever still runs."""
+        self._timer.cancel()
         self._stream.abort()
         for _ in range(self._num_open):
             self._metrics.count_finished(FinishReason.ABORT)
@@ -182,6 +186,15 @@ class Generation:
     def is_finished(self) -> bool:
         """True once every choice has its finish reason."""
         return self._num_open == 0
+
+    @property
+    def has_started(self) -> bool:
+        """True once the engine has brought something."""
+        return any(self._last_token_times)
+
+    def end(self, error: Exception) -> None:
+        """End it with an error, after what is here already."""
+        self._stream.end(error)
 
     @property
     def usage(self) -> Usage:
@@ -228,6 +241,11 @@ class Generation:
     def _absorb(self, choice: ChoiceText, output: RequestOutput, now: float) -> TextDelta:
         if output.finish_reason is FinishReason.ABORT:
             raise EngineUnavailableError("the request was aborted by the server")
+        if output.finish_reason is FinishReason.TIMEOUT:
+            self._num_open -= 1
+            self._rate.abandon(1)
+            self._metrics.count_finished(FinishReason.TIMEOUT)
+            raise queued_too_long(output.queue_seconds, retry_after=self._rate.seconds_for(1.0))
         if output.finish_reason is FinishReason.ERROR:
             self._num_open -= 1
             self._rate.abandon(1)

@@ -19,7 +19,6 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "cache_explain": (False,),
-    "deadline_ms": (),
 }
 """Known fields that are not honoured yet, and the values of each that ask for nothing; null always does."""
 
@@ -56,7 +55,6 @@ NO_EFFECT: Mapping[str, str] = {
     "prompt_cache_retention": "the prefix cache keeps what fits",
     "safety_identifier": "nobody reads it here",
     "verbosity": "the model does not know it",
-    "priority": "requests run in the order in which they come",
 }
 """Known fields that change nothing in the answer; each is a warning."""
 

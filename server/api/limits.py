@@ -29,6 +29,9 @@ MAX_TOOLS = 128
 MAX_CACHE_SALT_CHARS = 256
 MAX_USER_CHARS = 1024
 
+MAX_MILLISECONDS = 86_400_000
+"""A day: the longest that a deadline may lie ahead."""
+
 MAX_WARNINGS = 16
 """Entries of `warnings[]`; the last one says how many more there were."""
 

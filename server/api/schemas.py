@@ -30,7 +30,7 @@ from server.api.field_types import (
 )
 from server.api.fields import Effort, RequestedReasoning
 from server.api.known_fields import FieldWarning, refuse_unsupported, warnings_about
-from server.api.limits import MAX_CACHE_SALT_CHARS, MAX_USER_CHARS
+from server.api.limits import MAX_CACHE_SALT_CHARS, MAX_MILLISECONDS, MAX_USER_CHARS
 from server.api.speculation import RequestedSpeculation
 from server.api.structure import with_structured_outputs
 from server.api.tool_fields import RequestedTools, ToolChoice
@@ -44,7 +44,24 @@ class Body(BaseModel):
     model: str | None = Field(None, description="The served model; may be left out.")
 
 
-class GenerationBody(Body):
+class ScheduledBody(Body):
+    """When a request is to run; nothing here changes an answer."""
+
+    priority: int = Field(
+        0,
+        ge=-1000,
+        le=1000,
+        description="-1000 to 1000; a key's lower ones start first.",
+    )
+    max_queue_ms: int | None = Field(
+        None, ge=1, le=MAX_MILLISECONDS, description="A request that has not started by then is a 503."
+    )
+    deadline_ms: int | None = Field(
+        None, ge=1, le=MAX_MILLISECONDS, description="An answer that is not complete by then is a 504."
+    )
+
+
+class GenerationBody(ScheduledBody):
     """What completions and chat have in common."""
 
     max_tokens: int | None = Field(
@@ -165,7 +182,7 @@ class ChatCompletionRequest(GenerationBody):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(ScheduledBody):
     """POST /v1/embeddings."""
 
     input: InputField = Field(description="Text or token ids, one or a list of up to 2048.")
@@ -264,6 +281,8 @@ _EXPECTED = {
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "string_type": "must be a string",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
     "model_type": "must be an object",
     "missing": "is required",
     "extra_forbidden": "is unknown",
@@ -274,7 +293,7 @@ def _request_error(error: ValidationError) -> RequestError:
     """Name the field, the value and the limit of the first of pydantic's errors."""
     first = error.errors(include_url=False, include_context=True)[0]
     where = shorten(".".join(str(part) for part in first["loc"]))
-    expected = _EXPECTED.get(first["type"])
+    expected = _EXPECTED.get(first["type"], "").format(**first.get("ctx", {})) or None
     if first["type"] == "string_too_long":
         length, limit = len(first["input"]), first["ctx"]["max_length"]
         expected = f"must have at most {limit} characters, got {length}"

@@ -114,7 +114,7 @@ async def _or_error(work: Coroutine[Any, Any, _T]) -> _T | ApiError:
     """Await `work` and return what it returned, or the answer to the error that it raised."""
     try:
         return await work
-    except DraftlineError as error:
+    except (ApiError, DraftlineError) as error:
         return to_api_error(error)
     except Exception as error:
         logger.exception("a generation failed")

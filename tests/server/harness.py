@@ -12,6 +12,7 @@ import httpx
 
 from engine.interface.pooling import Pooling
 from server.admission import Admission
+from server.api_keys import ApiKey
 from server.app import create_app
 from server.auth import KeyRing
 from server.http_protocol import ConnectionLimits
@@ -65,7 +66,7 @@ def served_model(
 def serving(
     engine: FakeEngine,
     *,
-    keys: Sequence[str] = (),
+    keys: Sequence[str | ApiKey] = (),
     max_open: int = 1000,
     limits: RequestLimits | None = None,
     shutdown_timeout: float = 10.0,
@@ -84,7 +85,8 @@ def serving(
     if not is_loading:
         model = served_model(engine, chat_template=chat_template, tokenizer=tokenizer, embedding=embedding)
         state.publish(model)
-    app = create_app(state, keys=KeyRing(keys), cors_origins=cors_origins)
+    ring = KeyRing([key if isinstance(key, ApiKey) else ApiKey.of(key) for key in keys])
+    app = create_app(state, keys=ring, cors_origins=cors_origins)
     server = DrainingServer(app, state, shutdown_timeout=shutdown_timeout, connections=connections)
     server.config.loop = loop
     with running(server) as (url, client, running_loop):

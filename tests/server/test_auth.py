@@ -1,11 +1,13 @@
 """Every path but the probes' needs a key, and keys are seen nowhere; salts."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from server.admission import Admission
+from server.api_keys import ApiKey
 from server.app import create_app
 from server.auth import KeyRing, cache_salt
 from server.http_server import DrainingServer
@@ -20,6 +22,16 @@ KEYS = ["key-of-alice", "key-of-bob"]
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
+
+
+def ring_of(keys: Sequence[str], **options: bytes) -> KeyRing:
+    return KeyRing([ApiKey.of(key) for key in keys], **options)
+
+
+def tenant_of(ring: KeyRing, key: str) -> bytes:
+    caller = ring.find(b"Bearer " + key.encode())
+    assert caller is not None
+    return caller.tenant
 
 
 def test_every_path_but_probes_and_pages_needs_a_key(caplog: pytest.LogCaptureFixture) -> None:
@@ -65,24 +77,22 @@ def test_every_path_but_probes_and_pages_needs_a_key(caplog: pytest.LogCaptureFi
     ],
 )
 def test_what_is_not_a_key(header: str) -> None:
-    assert KeyRing(KEYS).find_tenant(header.encode()) is None
+    assert ring_of(KEYS).find(header.encode()) is None
 
 
 def test_the_scheme_has_no_case_and_bytes_are_bytes() -> None:
-    ring = KeyRing(KEYS)
-    assert ring.find_tenant(b"bearer key-of-alice") == ring.find_tenant(b"BEARER  key-of-alice")
-    assert ring.find_tenant(b"Bearer \xff\xfe") is None
+    ring = ring_of(KEYS)
+    assert ring.find(b"bearer key-of-alice") == ring.find(b"BEARER  key-of-alice")
+    assert ring.find(b"Bearer \xff\xfe") is None
 
 
 def test_tenants_have_salts_of_their_own_that_do_not_tell_the_key() -> None:
-    ring = KeyRing(KEYS, secret=b"s" * 32)
-    alice, bob = (ring.find_tenant(b"Bearer " + key.encode()) for key in KEYS)
-    assert alice is not None
-    assert bob is not None
+    ring = ring_of(KEYS, secret=b"s" * 32)
+    alice, bob = (tenant_of(ring, key) for key in KEYS)
     assert alice != bob
     assert len(alice) == 16
-    assert KeyRing(KEYS, secret=b"t" * 32).find_tenant(b"Bearer key-of-alice") != alice
-    assert KeyRing(KEYS, secret=b"s" * 32).find_tenant(b"Bearer key-of-alice") == alice
+    assert tenant_of(ring_of(KEYS, secret=b"t" * 32), KEYS[0]) != alice
+    assert tenant_of(ring_of(KEYS, secret=b"s" * 32), KEYS[0]) == alice
 
 
 def test_a_clients_salt_refines_its_tenants_and_reaches_no_other() -> None:

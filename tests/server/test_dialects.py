@@ -93,10 +93,6 @@ def test_max_tokens_of_minus_one_is_the_default(server: RunningServer, max_token
     assert request.params.max_tokens == 200 - len(request.prompt_token_ids)
 
 
-def test_priority_is_accepted_with_a_warning(server: RunningServer) -> None:
-    assert [w["param"] for w in post(server, priority=3).json()["warnings"]] == ["priority"]
-
-
 def test_an_answer_may_go_on_from_the_last_message(server: RunningServer) -> None:
     begun = [*HELLO, {"role": "assistant", "content": "Once upon"}]
     assert post(server, messages=begun, continue_final_message=True).status_code == 200

@@ -16,6 +16,7 @@ from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.api.generation import Generation
 from server.api.preparation import TextOptions
+from server.api.scheduling import Deadline
 from server.loading import load_served_model
 from server.metrics import ServerMetrics
 from server.middleware import RequestMiddleware
@@ -124,6 +125,7 @@ def test_tokens_that_come_together_share_the_gap_before_them() -> None:
         metrics=metrics,
         rate=ServiceRate(),
         arrived=0.5,
+        deadline=Deadline(None, arrived=0.5),
     )
 
     async def run() -> None:

@@ -233,6 +233,8 @@ def test_whatever_a_field_holds_the_answer_is_200_or_a_400_that_names_it(
         response = server.client.post(path, json=body)
         if field == "model" and isinstance(value, str):
             assert response.status_code == 404
+        elif response.status_code == 504:
+            assert (field, value) == ("deadline_ms", 1), "it may really take longer"
         elif response.status_code != 200:
             assert response.status_code == 400, response.text
             assert response.json()["error"]["param"].startswith(field)

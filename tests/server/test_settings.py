@@ -6,6 +6,7 @@ import pytest
 
 from engine.checkpoint.registry import DEFAULT_MODEL as ENGINE_DEFAULT_MODEL
 from engine.interface.errors import ConfigError
+from server.api_keys import ApiKey
 from server.settings import (
     CACHE_VARIABLE,
     DEFAULT_MODEL,
@@ -19,6 +20,9 @@ from server.settings import (
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+
+
+TWO_KEYS = tuple(map(ApiKey.of, ("key-number-one", "key-number-two")))
 
 
 def parse(*arguments: str) -> ServeSettings:
@@ -49,7 +53,7 @@ def test_flags_in_kebab_case() -> None:
     )
     assert (settings.model, settings.max_model_len, settings.kv_cache_memory) == ("x.gguf", 2048, 512 * 2**20)
     assert settings.no_prefix_caching
-    assert settings.all_keys() == ("key-number-one", "key-number-two")
+    assert settings.all_keys() == TWO_KEYS
     assert settings.cors_origin == ("https://a.example",)
 
 
@@ -60,7 +64,7 @@ def test_the_environment_says_the_same_and_flags_win(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DRAFTLINE_API_KEY", "key-number-one, key-number-two")
     settings = parse("--port", "9001")
     assert (settings.port, settings.max_queue, settings.no_prefix_caching) == (9001, 7, True)
-    assert settings.all_keys() == ("key-number-one", "key-number-two")
+    assert settings.all_keys() == TWO_KEYS
 
 
 @pytest.mark.parametrize(
@@ -110,7 +114,7 @@ def test_a_variable_that_kubernetes_set_is_explained(monkeypatch: pytest.MonkeyP
 def test_keys_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# for the web page\nkey-number-one\n\n  key-number-two  \n")
-    assert parse("--api-key-file", str(path)).all_keys() == ("key-number-one", "key-number-two")
+    assert parse("--api-key-file", str(path)).all_keys() == TWO_KEYS
     path.write_text("key-number-one\nshort\n")
     with pytest.raises(ConfigError, match="at least 8 characters"):
         parse("--api-key-file", str(path)).all_keys()

@@ -232,7 +232,6 @@ def test_too_many_prompts_are_refused_before_anything_is_done(server: RunningSer
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("deadline_ms", 5),
         ("service_tier", "priority"),
     ],
 )
