@@ -34,7 +34,7 @@ class OutputStream:
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self._budget = budget or UnreadBudget()
-        self.num_unread_bytes = 0  # about what the outputs that nobody took yet have as events
+        self.num_unread_bytes = 0  # of outputs behind the first that nobody took yet, about, as events
         self._budget.watch(self)
 
     @property
@@ -55,14 +55,17 @@ class OutputStream:
             self._wake.clear()
             await self._wake.wait()
         output = self._ready.popleft()
-        self._count(-_num_bytes(output))
+        if self.num_unread_bytes:
+            left = max(0, self.num_unread_bytes - _num_bytes(output)) if self._ready else 0
+            self._count(left - self.num_unread_bytes)
         return output
 
     def get_ready(self) -> list[RequestOutput]:
         """Return, without waiting, the outputs that are already here."""
         ready = list(self._ready)
         self._ready.clear()
-        self._count(-self.num_unread_bytes)
+        if self.num_unread_bytes:
+            self._count(-self.num_unread_bytes)
         return ready
 
     def abort(self, index: int | None = None) -> None:
@@ -76,8 +79,9 @@ class OutputStream:
     def deliver(self, output: RequestOutput) -> None:
         """Take in an output; called by the bridge on this stream's loop."""
         if output.index in self._open:
+            if self._ready:  # the reader is behind: counted from here on
+                self._count(_num_bytes(output))
             self._ready.append(output)
-            self._count(_num_bytes(output))
             if output.finish_reason is not None:
                 self._open.discard(output.index)
             self._wake.set()

@@ -40,7 +40,7 @@ class Scheduler:
         self._block_size = kv_cache_manager.block_size
         self._requests: dict[int, Request] = {}  # that wait, run or have ended with steps under way
         self._num_steps_in_flight = 0
-        self._expiries: list[tuple[float, int]] = []  # until when requests must have started
+        self.expiries: list[tuple[float, int]] = []  # until when requests must have started
         self._suspects: deque[Request] = deque()  # of a step that failed: they run one at a time
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
@@ -51,7 +51,7 @@ class Scheduler:
         self._requests[request.request_id] = request
         self.waiting.add(request)
         if request.starts_before is not None:
-            heapq.heappush(self._expiries, (request.starts_before, request.request_id))
+            heapq.heappush(self.expiries, (request.starts_before, request.request_id))
 
     @property
     def requests(self) -> list[Request]:
@@ -130,8 +130,8 @@ class Scheduler:
     def expire(self, now: float) -> list[StepOutput]:
         """End the requests that have not started in time."""
         outputs = []
-        while self._expiries and self._expiries[0][0] <= now:
-            request = self._requests.get(heapq.heappop(self._expiries)[1])
+        while self.expiries and self.expiries[0][0] <= now:
+            request = self._requests.get(heapq.heappop(self.expiries)[1])
             if request is not None and request in self.waiting and request.first_run_time is None:
                 self.finish(request, FinishReason.TIMEOUT)
                 outputs.append(StepOutput(request, is_first=True))
