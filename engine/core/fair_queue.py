@@ -69,7 +69,7 @@ class FairQueue:
         """Return the next request; None where none waits."""
         heads = [head for tenant in list(self._queues) if (head := self._head(tenant)) is not None]
         if len(heads) > 1:
-            heads.sort(key=lambda head: (self._served[head.request.tenant], head.request_id))
+            heads.sort(key=self._turn)
         return heads[0].request if heads else None
 
     def pop(self) -> Request | None:
@@ -105,6 +105,11 @@ class FairQueue:
         num_mine = self._num_running[request.tenant] + 1
         is_more = (running[most] - 1) / self._weights[most] >= num_mine / request.weight
         return most if is_more else None
+
+    def _turn(self, head: _Entry) -> tuple[float, float, int]:
+        """Sort first who was served least; of equals, as after a pause, who runs least."""
+        tenant = head.request.tenant
+        return self._served[tenant], self._num_running[tenant] / head.request.weight, head.request_id
 
     def _open(self, tenant: bytes, change: int) -> None:
         self._num_open[tenant] = self._num_open.get(tenant, 0) + change
