@@ -3,6 +3,7 @@
 import argparse
 import gc
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -63,12 +64,13 @@ def _version() -> str:
 def serve(arguments: Sequence[str]) -> None:
     """Load a model and serve it until a signal."""
     settings = parse_settings(ServeSettings, arguments, program="draftline serve")
-    keys = settings.all_keys()
+    keys, tls = settings.all_keys(), settings.tls()
     gc.disable()  # until the model is there: nothing that loading makes is garbage
     from server.app import create_app
     from server.auth import KeyRing
     from server.http_protocol import ConnectionLimits
-    from server.http_server import listen, run_server
+    from server.http_server import run_server
+    from server.listeners import listen, listen_unix
     from server.logs import configure_logging
 
     configure_logging(settings.log_format)
@@ -79,8 +81,8 @@ def serve(arguments: Sequence[str]) -> None:
         cors_origins=settings.cors_origin,
         allowed_hosts=settings.allowed_hosts(),
     )
-    listener = listen(settings.host, settings.port)
-    url = _url(settings.host, listener.getsockname()[1])
+    listener = listen(settings.host, settings.port) if settings.uds is None else listen_unix(settings.uds)
+    url, curl = _how_to_reach(settings, listener)
     console = Console(highlight=False)
     console.print(f"loading {escape(settings.model)}; {url}/ready says when it is there")
 
@@ -90,7 +92,7 @@ def serve(arguments: Sequence[str]) -> None:
         model = load_served_model(settings)
         gc.freeze()  # a collection over a vocabulary, modules and all would stop every request for 0.1 s
         gc.enable()
-        print_banner(console, model, url, needs_key=bool(keys))
+        print_banner(console, model, url, needs_key=bool(keys), curl=curl)
         return model
 
     run_server(
@@ -101,6 +103,7 @@ def serve(arguments: Sequence[str]) -> None:
         load=load,
         reload=None if settings.api_key_file is None else lambda: key_ring.replace(settings.all_keys()),
         connections=ConnectionLimits(max_connections=settings.max_connections),
+        tls=tls,
     )
     if state.model is None:
         # The loader thread is inside torch still, which a normal exit would tear down under it.
@@ -118,13 +121,15 @@ def _new_state(settings: ServeSettings) -> "ServerState":
     max_open = settings.max_num_seqs + settings.max_queue
     return ServerState(
         admission=Admission(max_open=max_open),
-        metrics=ServerMetrics(),
+        metrics=ServerMetrics(with_key_names=settings.metrics_key_names),
         limits=RequestLimits(max_body_size=settings.max_body_size, max_choices=min(MAX_CHOICES, max_open)),
         responses=ResponseStore(settings.response_store),
     )
 
 
-def print_banner(console: Console, model: "ServedModel", url: str, *, needs_key: bool) -> None:
+def print_banner(
+    console: Console, model: "ServedModel", url: str, *, needs_key: bool, curl: str = "curl"
+) -> None:
     """Print what is served, on what, how much fits, and a line to try it."""
     console.print(f"[bold]{escape(model.name)}[/bold]  {escape(model.description)}")
     info = model.engine.info
@@ -144,7 +149,7 @@ def print_banner(console: Console, model: "ServedModel", url: str, *, needs_key:
     key = '-H "Authorization: Bearer $KEY" ' if needs_key else ""
     console.print("\n[dim]try:[/dim]")
     console.print(
-        f"curl -N {url}/v1/completions {key}-H 'Content-Type: application/json' "
+        f"{curl} -N {url}/v1/completions {key}-H 'Content-Type: application/json' "
         '-d \'{"prompt": "The capital of France is", "max_tokens": 32, "stream": true}\'\n',
         markup=False,
         soft_wrap=True,
@@ -191,9 +196,14 @@ def models(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-def _url(host: str, port: int) -> str:
+def _how_to_reach(settings: ServeSettings, listener: socket.socket) -> tuple[str, str]:
+    """Return the URL of the server, and curl with what else it needs."""
+    scheme = "http" if settings.ssl_certfile is None else "https"
+    if settings.uds is not None:
+        return f"{scheme}://localhost", f"curl --unix-socket {settings.uds}"
+    host = settings.host
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{shown}:{port}"
+    return f"{scheme}://{shown}:{listener.getsockname()[1]}", "curl"
 
 
 def _mebibytes(num_bytes: int) -> str:

@@ -129,6 +129,8 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.response_started or self.pipeline:
             return False
+        if self.transport.get_extra_info("ssl_object") is not None:  # TLS ends both ways at once
+            return False
         if cycle.scope["http_version"] != "1.1":
             return False
         cycle.keep_alive = False

@@ -1,4 +1,4 @@
-"""Listening, loading while the port is open, and leaving in good order on a signal."""
+"""Loading while the port is open, and leaving in good order on a signal."""
 
 import asyncio
 import contextlib
@@ -18,16 +18,13 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from engine.interface.errors import ConfigError, DraftlineError, EngineDeadError
+from engine.interface.errors import DraftlineError, EngineDeadError
 from engine.loading.idle_memory import LOOK_SECONDS, IdleMemory
 from server.http_protocol import ConnectionLimits, HttpProtocol
+from server.listeners import TlsFiles
 from server.serving import Phase, ServedModel, ServerState
 
 logger = logging.getLogger(__name__)
-
-_BACKLOG = 2048
-_SEND_BUFFER = 1 << 18
-"""Bytes that the system keeps for a client that does not read; by itself it would keep several megabytes."""
 
 _OTHER_DESCRIPTORS = 256  # files, pipes and sockets beside the clients'
 _CLOSE_SECONDS = 2.0  # that the engine's last step gets after a drain
@@ -35,27 +32,6 @@ _LAST_RESORT = 4.0  # seconds after the shutdown timeout at which the process en
 _WATCH_SECONDS = 0.2
 _MIN_GRACE = 1
 """Seconds that answers already complete get to reach their clients, however little time is left."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket listening on `host` and `port` (0: any free one); raises ConfigError."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # With the protocol named asyncio sets TCP_NODELAY; without, every reply waits 40 ms for an ACK.
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(family, kind, socket.IPPROTO_TCP))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
-            )  # what it accepts has it, too
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-            stack.pop_all()  # it listens: the caller closes it
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
 
 
 def run_server(
@@ -67,6 +43,7 @@ def run_server(
     load: Callable[[], ServedModel] | None = None,
     reload: Callable[[], None] | None = None,
     connections: ConnectionLimits | None = None,
+    tls: TlsFiles | None = None,
 ) -> None:
     """Serve until a signal, then finish what is open within `shutdown_timeout` seconds.
 
@@ -83,6 +60,7 @@ def run_server(
         reload=reload,
         connections=within_descriptors(connections or ConnectionLimits()),
         leaves_when_dead=True,
+        tls=tls,
     )
     try:
         server.run(sockets=[listener])
@@ -134,6 +112,7 @@ class DrainingServer(uvicorn.Server):
         reload: Callable[[], None] | None = None,
         connections: ConnectionLimits | None = None,
         leaves_when_dead: bool = False,
+        tls: TlsFiles | None = None,
     ) -> None:
         protocol: Any = partial(HttpProtocol, limits=connections or ConnectionLimits())
         super().__init__(
@@ -145,6 +124,8 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 lifespan="off",
                 ws="none",
+                ssl_certfile=None if tls is None else tls.certificate,
+                ssl_keyfile=None if tls is None else tls.key,
             )
         )
         self.load_error: Exception | None = None

@@ -18,6 +18,8 @@ _BUCKETS = (
 )
 
 
+_MAX_KEY_NAMES = 256  # as labels; further ones are "other"
+
 _RATIO_BUCKETS = (0.5, 0.8, 0.9, 0.95, 0.97, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0)
 
 
@@ -54,7 +56,9 @@ class ServerMetrics(Collector):
     Latencies and finish reasons count choices: a request for three answers is three of each.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.perf_counter, with_key_names: bool = False
+    ) -> None:
         self.registry = CollectorRegistry()
         self.clock = clock
         self.time_to_first_token = Histogram(
@@ -77,6 +81,8 @@ class ServerMetrics(Collector):
         self.num_disconnected = 0
         self._finished: Counter[FinishReason] = Counter()
         self._responses: Counter[tuple[str, int]] = Counter()
+        self._with_key_names = with_key_names
+        self._key_tokens: Counter[tuple[str, str]] = Counter()  # by name and kind
         self._model_name = ""
         self._stats: Callable[[], EngineStats] | None = None
         self.registry.register(self)
@@ -94,6 +100,16 @@ class ServerMetrics(Collector):
     def count_response(self, endpoint: str, status: int) -> None:
         """Count one HTTP answer; `endpoint` is a route's template, never a path from the client."""
         self._responses[endpoint, status] += 1
+
+    def count_tokens(self, key_name: str | None, *, prompt: int, completion: int) -> None:
+        """Count the tokens of one request, by its key's name where that is asked for."""
+        if not self._with_key_names:
+            return
+        name = key_name or "unnamed"
+        if (name, "prompt") not in self._key_tokens and len(self._key_tokens) >= 2 * _MAX_KEY_NAMES:
+            name = "other"
+        self._key_tokens[name, "prompt"] += prompt
+        self._key_tokens[name, "completion"] += completion
 
     def describe(self) -> list[Metric]:
         """Name nothing: collecting at registration would find no model."""
@@ -134,6 +150,13 @@ class ServerMetrics(Collector):
         for (endpoint, status), count in self._responses.items():
             responses.add_metric([endpoint, str(status)], count)
         yield responses
+        if self._with_key_names:
+            tokens = CounterMetricFamily(
+                "draftline_key_tokens", "Tokens by the key that asked.", labels=["key_name", "kind"]
+            )
+            for (name, kind), count in self._key_tokens.items():
+                tokens.add_metric([name, kind], count)
+            yield tokens
 
 
 def _engine_metrics(stats: EngineStats, model_name: str) -> Iterator[Metric]:

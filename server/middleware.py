@@ -117,6 +117,12 @@ class RequestMiddleware:
     def _finish(self, scope: Scope, context: RequestContext) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.count_response(route, context.status)
+        if context.prompt_tokens is not None:
+            self._metrics.count_tokens(
+                context.caller.name,
+                prompt=context.prompt_tokens,
+                completion=context.completion_tokens or 0,
+            )
         is_probe = scope["path"] in _QUIET_PATHS
         access_logger.log(
             logging.DEBUG if is_probe else logging.INFO,

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -32,6 +33,7 @@ from engine.interface.config import (
 from engine.interface.errors import ConfigError
 from engine.interface.speculation import MAX_DRAFT_TOKENS
 from server.api_keys import ApiKey, check_key, read_key_file
+from server.listeners import TlsFiles
 
 ENV_PREFIX = "DRAFTLINE_"
 DEFAULT_MODEL = "smollm2-135m-instruct"  # the engine's; its registry imports torch, --help must not
@@ -160,6 +162,9 @@ class ServeSettings(ModelSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="0 takes any free one")
+    uds: Path | None = Field(None, description="Unix socket to listen on, in place of --host and --port")
+    ssl_certfile: FilePath | None = Field(None, description="PEM certificate chain: serve HTTPS")
+    ssl_keyfile: FilePath | None = Field(None, description="PEM key, if it is not in --ssl-certfile")
     max_num_seqs: PositiveInt = Field(
         _DEFAULT.max_num_seqs, description="answers that are generated at the same time"
     )
@@ -217,6 +222,7 @@ class ServeSettings(ModelSettings):
         30.0, ge=0, le=86400, description="seconds that open requests get to finish after SIGTERM"
     )
     log_format: Literal["text", "json"] = Field("text", description="of the log on the standard error")
+    metrics_key_names: bool = Field(False, description="count tokens by the names of keys in /metrics")
     cors_origin: Origins = Field(
         (), description="origin whose pages may call the API; repeatable; none by default"
     )
@@ -234,6 +240,16 @@ class ServeSettings(ModelSettings):
         own = f"[{self.host}]" if ":" in self.host else self.host
         loopback = (own, "localhost", "127.0.0.1", "[::1]") if _is_loopback(self.host) else ()
         return (*self.allowed_host, *loopback)
+
+    def tls(self) -> TlsFiles | None:
+        """Return the files of a TLS server; raises ConfigError for those that make none."""
+        if self.ssl_certfile is None:
+            if self.ssl_keyfile is not None:
+                raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+            return None
+        files = TlsFiles(certificate=self.ssl_certfile, key=self.ssl_keyfile)
+        files.check()
+        return files
 
     def all_keys(self) -> tuple[ApiKey, ...]:
         """Return the keys of the flags and of the file; raises ConfigError."""

@@ -8,7 +8,8 @@ import sys
 from server.admission import Admission
 from server.app import create_app
 from server.auth import KeyRing
-from server.http_server import listen, run_server
+from server.http_server import run_server
+from server.listeners import listen
 from server.metrics import ServerMetrics
 from server.serving import RequestLimits, ServerState
 from tests.fakes import FakeEngine, cut, say

@@ -14,7 +14,7 @@ from loadtest import bandwidth, charts, compare, compare_report, rivals
 from loadtest.compare_cases import MEASURES
 from loadtest.environment import ROOT
 from loadtest.server_process import ServerProcess, ServerSpec, server_processes
-from server.http_server import listen
+from server.listeners import listen
 
 FAKE_RIVAL = Path(__file__).parent / "fake_rival.py"
 

@@ -10,7 +10,8 @@ from engine.interface.errors import ConfigError
 from server.admission import Admission
 from server.app import create_app
 from server.auth import KeyRing
-from server.http_server import listen, run_server
+from server.http_server import run_server
+from server.listeners import listen
 from server.metrics import ServerMetrics
 from server.serving import RequestLimits, ServedModel, ServerState
 from tests.fakes import FakeEngine, say

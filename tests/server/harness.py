@@ -16,7 +16,8 @@ from server.api_keys import ApiKey
 from server.app import create_app
 from server.auth import KeyRing
 from server.http_protocol import ConnectionLimits
-from server.http_server import DrainingServer, listen
+from server.http_server import DrainingServer
+from server.listeners import listen
 from server.metrics import ServerMetrics
 from server.serving import EmbeddingModel, RequestLimits, ServedModel, ServerState
 from server.text import ChatTemplate, ContentGuard, Tokenizer

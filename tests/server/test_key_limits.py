@@ -12,11 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 
 from engine.interface.errors import ConfigError, RequestError
 from server.api.errors import ApiError
 from server.api_keys import ApiKey, KeyLimits, hash_key, read_key_file
 from server.auth import KeyRing
+from server.metrics import ServerMetrics
 from server.quota import Quota
 from tests.fakes import FakeEngine, say
 from tests.server.harness import RunningServer, serving
@@ -220,6 +222,20 @@ def test_limits_over_http() -> None:
         assert statuses == [200, 429, 429]
         embedding = server.client.post("/tokenize", json={"prompt": "x"}, headers=headers)
         assert embedding.headers["x-ratelimit-limit-tokens"] == "6000"
+
+
+def test_tokens_are_counted_by_the_names_of_keys_and_these_are_bounded() -> None:
+    metrics = ServerMetrics(with_key_names=True)
+    for number in range(300):
+        metrics.count_tokens(f"key-{number}", prompt=2, completion=3)
+    metrics.count_tokens("key-0", prompt=1, completion=1)
+    text = generate_latest(metrics.registry).decode()
+    assert 'draftline_key_tokens_total{key_name="key-0",kind="prompt"} 3.0' in text
+    assert 'draftline_key_tokens_total{key_name="other",kind="completion"} 132.0' in text
+    assert text.count("draftline_key_tokens_total{") == 2 * 257
+    without = ServerMetrics()
+    without.count_tokens("key-0", prompt=1, completion=1)
+    assert "key-0" not in generate_latest(without.registry).decode()
 
 
 def test_requests_carry_their_tenant_and_weight_to_the_scheduler() -> None:
