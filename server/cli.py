@@ -74,7 +74,7 @@ def serve(arguments: Sequence[str]) -> None:
     from server.logs import configure_logging
 
     configure_logging(settings.log_format)
-    state, key_ring = _new_state(settings), KeyRing(keys)
+    state, key_ring = _new_state(settings), KeyRing(keys, secret=_tenants_secret(settings))
     app = create_app(
         state,
         keys=key_ring,
@@ -109,6 +109,15 @@ def serve(arguments: Sequence[str]) -> None:
         # The loader thread is inside torch still, which a normal exit would tear down under it.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _tenants_secret(settings: ServeSettings) -> bytes | None:
+    """Return what tenants are told apart by: the same after a restart where their prefixes are kept."""
+    if settings.kv_cache_dir is None:
+        return None
+    from engine.loading.secret_file import read_or_create_secret
+
+    return read_or_create_secret(settings.kv_cache_dir / "tenants")
 
 
 def _new_state(settings: ServeSettings) -> "ServerState":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from hashlib import blake2b
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from pydantic import ByteSize
@@ -68,6 +69,8 @@ def _engine_config(settings: ModelSettings) -> EngineConfig:
 
 def _plain(value: object) -> object:
     """Return a setting as the engine's records have it, which cross to other processes."""
+    if isinstance(value, Path):
+        return str(value)
     return int(value) if isinstance(value, ByteSize) else value
 
 

@@ -171,6 +171,13 @@ class ServeSettings(ModelSettings):
     max_num_batched_tokens: PositiveInt = Field(
         _DEFAULT.max_num_batched_tokens, description="tokens of one step, prompts included"
     )
+    kv_cache_dir: Path | None = Field(
+        None,
+        description="directory in which the prefix cache outlives the server: one server's own",
+    )
+    kv_cache_dir_size: MemorySize = Field(
+        "4GiB", validate_default=True, description="of what is kept there; the longest unused goes first"
+    )
     no_prefix_caching: bool = Field(False, description="compute every prompt from its beginning")
     api_key: Keys = Field(
         (),

@@ -152,6 +152,13 @@ class ScriptedExecutor:
         tokens = [token for chunk in batch.chunks for token in self._run(chunk)]
         return FinishedStep(SamplerOutput(tuple(tokens), (None,) * len(tokens)))
 
+    def read_block(self, block_id: int) -> bytes:
+        return bytes(self._storage.get((block_id, offset), 255) for offset in range(self.block_size))
+
+    def write_block(self, block_id: int, content: bytes) -> None:
+        for offset, token in enumerate(content):
+            self._storage[block_id, offset] = token
+
     def _run(self, chunk: ScheduledChunk) -> list[int]:
         token_ids, end = list(chunk.token_ids), chunk.first_position + chunk.num_tokens
         if token_ids[-1] == PENDING_TOKEN:

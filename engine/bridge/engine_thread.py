@@ -4,6 +4,7 @@ Messages are drained between steps. Outwards there is an Outbox for each event l
 slow, holds up a step.
 """
 
+import contextlib
 import itertools
 import logging
 import queue
@@ -33,6 +34,8 @@ from engine.interface.outputs import FinishReason, GenerationRequest, RequestOut
 from engine.interface.stats import EngineStats
 
 logger = logging.getLogger(__name__)
+
+_PAUSE = 0.002  # seconds between two looks whether blocks can be saved
 
 
 class MessageSink(Protocol):
@@ -142,7 +145,7 @@ class EngineThread:
         """Take in every message, waiting for one if there is no work; False when it is time to end."""
         while True:
             try:
-                message = self._inbox.get(block=not self._engine.has_work)
+                message = self._next_message()
             except queue.Empty:
                 return True
             if isinstance(message, CloseEngine):
@@ -153,6 +156,16 @@ class EngineThread:
                 self._take_compiled(message)
             else:
                 self._find_grammars(message)
+
+    def _next_message(self) -> "ToEngine | _Compiled":
+        """Return a message; without work wait for one, and save cached blocks meanwhile.
+
+        Raises queue.Empty where there is work and no message.
+        """
+        while not self._engine.has_work and self._engine.write_back():
+            with contextlib.suppress(queue.Empty):
+                return self._inbox.get(timeout=_PAUSE)
+        return self._inbox.get(block=not self._engine.has_work)
 
     def _find_grammars(self, message: AddRequests) -> None:
         """Add requests whose grammars are compiled; others once they are, which no step waits for."""

@@ -135,6 +135,7 @@ class WireLog(logging.Handler):
 
     def __init__(self, sender: Sender) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))  # level and name go beside it
         self._sender = sender
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -25,6 +25,7 @@ from engine.kv_cache.kv_cache_manager import KVCacheManager
 
 logger = logging.getLogger(__name__)
 
+_WRITTEN_IN_A_STEP, _WRITTEN_AT_ONCE = 4, 16  # blocks
 _MAX_FAILURES, _FAILURE_WINDOW = 3, 60.0
 """So many steps that fail, in so many seconds, are no single request's fault."""
 
@@ -77,6 +78,7 @@ class Engine:
         kv_dtype: str = "",
         grammar_source: GrammarSource | None = None,
         speculator: Speculation | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self.executor = executor
         self.kv_cache_manager = kv_cache_manager
@@ -93,7 +95,7 @@ class Engine:
         self._kv_dtype = kv_dtype
         self._grammar_source = grammar_source
         self.speculator: Speculation = speculator or NoSpeculation()
-        self._secret = secrets.token_bytes(32)
+        self._secret = secret or secrets.token_bytes(32)
         self._next_request_id = 0
         self._finished: Counter[FinishReason] = Counter()
         self._prompt_tokens = self._generation_tokens = self.num_steps = 0
@@ -267,12 +269,20 @@ class Engine:
         has_ended = self._count(outputs)
         self._step_started = ended if self._in_flight else None
         self._last_ended = ended if self.has_work else None  # what follows is no work then
+        self.write_back(_WRITTEN_IN_A_STEP)
         if has_ended or not self.has_work:  # else the next dispatch says it
             self.latest_stats = self.stats()
         return outputs
 
+    def write_back(self, max_blocks: int = _WRITTEN_AT_ONCE) -> bool:
+        """Save some of the cached blocks that are to outlive the process; True if more are left."""
+        persistence = self.kv_cache_manager.persistence
+        return persistence is not None and persistence.write_back(max_blocks)
+
     def close(self) -> None:
-        """Release what is not memory of this process."""
+        """Release what is not memory of this process, and save what is to outlive it."""
+        if self.kv_cache_manager.persistence is not None:
+            self.kv_cache_manager.persistence.close()
         if self._grammar_source is not None:
             self._grammar_source.close()
 

@@ -10,7 +10,7 @@ from engine.core.pooled_sum import PooledSum
 from engine.interface.outputs import FinishReason, TokenLogprobs
 from engine.interface.pooling import Pooling
 from engine.interface.sampling_params import SamplingParams
-from engine.interface.speculation import NOT_SPECULATING, SpeculationParams
+from engine.interface.speculation import NOT_SPECULATING, SpeculationMode, SpeculationParams
 from engine.kv_cache.block import Block
 
 
@@ -124,6 +124,11 @@ class Request:
     def wants_token(self) -> bool:
         """False for a request that only scores or pools its prompt."""
         return self.num_tokens < self.max_total_tokens
+
+    @property
+    def needs_its_tokens(self) -> bool:
+        """True where its next step is made of tokens that must be known on the host."""
+        return self.looks_back or self.speculation.mode is not SpeculationMode.OFF
 
     @property
     def wants_whole_prompt(self) -> bool:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from engine.core.request import Request
 from engine.interface.batch import BlockCopy
 
+_LONGEST = 2**40  # tokens, more than any context
+
 
 @dataclass(slots=True)
 class Claim:
@@ -25,3 +27,9 @@ class Schedule:
 
     claims: list[Claim] = field(default_factory=list)
     block_copies: list[BlockCopy] = field(default_factory=list)
+
+
+def layout_key(claim: Claim) -> int:
+    """Single tokens first, longest context first: their rows are then consecutive for attention."""
+    is_longer = claim.num_tokens > 1 or claim.draft_token_ids or claim.num_model_drafts
+    return (_LONGEST if is_longer else 0) - claim.request.num_computed_tokens

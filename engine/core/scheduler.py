@@ -9,14 +9,13 @@ from engine.core.answer_end import append_run, finish_reason_after
 from engine.core.chunks import chunk_of, faults_of
 from engine.core.fair_queue import FairQueue
 from engine.core.request import Request, RequestStatus
-from engine.core.schedule import Claim, Schedule
+from engine.core.schedule import Claim, Schedule, layout_key
 from engine.core.step_output import StepOutput
 from engine.interface.batch import Batch, BlockCopy, SamplerOutput, ScheduledChunk
 from engine.interface.outputs import FinishReason
-from engine.interface.speculation import SpeculationMode
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 
-_LONGEST = 2**40  # tokens, more than any context
+_RESTORED_IN_A_STEP = 64  # blocks
 
 
 class Scheduler:
@@ -61,7 +60,7 @@ class Scheduler:
     @property
     def can_run_ahead(self) -> bool:
         """Tell whether a step may be scheduled before the tokens of those under way are known."""
-        return not self._suspects and not any(map(_needs_its_tokens, self.running))
+        return not self._suspects and not any(request.needs_its_tokens for request in self.running)
 
     @property
     def schedulable(self) -> list[Request]:
@@ -117,6 +116,7 @@ class Scheduler:
         """
         if self.waiting.is_shared and not self._suspects and not self._share_places():
             return Schedule()
+        self._restore_prefix()
         schedule = Schedule()
         budget, is_short = self._schedule_running(schedule.claims, self.max_num_batched_tokens)
         if is_short and self._num_steps_in_flight:
@@ -124,7 +124,7 @@ class Scheduler:
         if not is_short:
             budget = self._schedule_drafts(schedule.claims, budget)
             schedule.block_copies = self._schedule_waiting(schedule.claims, budget)
-        schedule.claims.sort(key=_layout_key)
+        schedule.claims.sort(key=layout_key)
         return schedule
 
     def expire(self, now: float) -> list[StepOutput]:
@@ -150,6 +150,15 @@ class Scheduler:
                 return False
             self._preempt(next(one for one in reversed(self.running) if one.tenant == tenant))
         return True
+
+    def _restore_prefix(self) -> None:
+        """Read what files hold of the next request's prefix, a bounded part in one step."""
+        if self.kv_cache_manager.persistence is None or self._suspects:
+            return
+        request = self.waiting.peek()
+        has_place = len(self.running) < self.max_num_seqs
+        if request is not None and has_place and self.kv_cache_manager.is_restorable(request):
+            self.kv_cache_manager.restore_prefix(request, _RESTORED_IN_A_STEP)
 
     def _must_wait_for_place(self, request: Request) -> bool:
         cached = self.kv_cache_manager.find_cached_prefix(request)
@@ -346,6 +355,9 @@ class Scheduler:
             if not self._may_run(request):
                 postponed.append(request)
                 continue
+            if not self._suspects and self.kv_cache_manager.is_restorable(request):
+                postponed.append(request)  # until it is the next
+                continue
             cached = self.kv_cache_manager.find_cached_prefix(request)
             if self.kv_cache_manager.is_prefix_in_flight(request, len(cached.blocks)):
                 # Somebody computes this very prefix: wait for its blocks, let the others pass.
@@ -385,14 +397,3 @@ class Scheduler:
         self.waiting.stopped(request)
         self.waiting.add(request, is_preempted=True)
         self.num_preemptions += 1
-
-
-def _layout_key(claim: Claim) -> int:
-    """Single tokens first, longest context first: their rows are then consecutive for attention."""
-    is_longer = claim.num_tokens > 1 or claim.draft_token_ids or claim.num_model_drafts
-    return (_LONGEST if is_longer else 0) - claim.request.num_computed_tokens
-
-
-def _needs_its_tokens(request: Request) -> bool:
-    """Tell whether a request's next step is made of tokens that must be known on the host."""
-    return request.looks_back or request.speculation.mode is not SpeculationMode.OFF

@@ -17,6 +17,7 @@ from engine.kernels.cpu.fused_decoder import FusedDecoder
 from engine.kernels.cpu.library import KernelContext
 from engine.kernels.cpu.tiled_kv_storage import TiledKVStorage
 from engine.kernels.cpu.token_chooser import row_sampling
+from engine.kv_cache.persistence import BlockStorage
 from engine.model.model_input import ModelInput, build_model_input
 from engine.sampling.sampler import Sampler, is_simple
 
@@ -66,6 +67,11 @@ class FusedExecutor:
         self._context = context
         self._sampler = sampler
         self._block_size = block_size
+
+    @property
+    def block_storage(self) -> BlockStorage:
+        """The memory of the target's blocks."""
+        return self.model.kv_storage
 
     def launch(self, batch: Batch) -> FinishedStep:
         """Make the batch's copies, run its tokens, score and pool prompts, choose a token for each row."""

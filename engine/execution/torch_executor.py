@@ -11,6 +11,7 @@ from engine.core.executor import DraftJob, DraftOutput, FinishedStep
 from engine.execution.draft_model import DraftModel, LoadedModel
 from engine.interface.batch import PENDING_TOKEN, Batch, SamplerOutput
 from engine.interface.outputs import TokenLogprobs
+from engine.kv_cache.persistence import BlockStorage
 from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage
@@ -65,6 +66,11 @@ class TorchExecutor:
         self._buffers = buffers
         # By request, of the steps that may be under way, the latest first.
         self._latest_tokens: deque[dict[int, int]] = deque(maxlen=steps_ahead)
+
+    @property
+    def block_storage(self) -> BlockStorage:
+        """The memory of the target's blocks."""
+        return self.model.kv_storage
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> FinishedStep:

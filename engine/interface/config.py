@@ -29,6 +29,8 @@ class EngineConfig:
     block_size: int = 16
     kv_cache_memory: int | None = None  # bytes
     enable_prefix_caching: bool = True
+    kv_cache_dir: str | None = None  # where cached blocks outlive the process
+    kv_cache_dir_size: int = 4 * 2**30  # bytes of it at most
     max_queue: int = 256  # requests that may wait; one more is refused
     stream_interval: float = 0.0  # seconds that a stream's outputs are at least apart
     speculation: SpeculationChoice = "off"  # of requests that do not say
@@ -62,7 +64,7 @@ _CHOICES = {
 }
 _AT_LEAST_ONE = (
     *("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue", "num_draft_tokens"),
-    *("max_model_len", "kv_cache_memory"),
+    *("max_model_len", "kv_cache_memory", "kv_cache_dir_size"),
 )
 
 

@@ -9,6 +9,7 @@ from engine.kv_cache.block import Block
 from engine.kv_cache.block_hash import hash_block
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.cached_sequence import BlockListener, CachedSequence
+from engine.kv_cache.persistence import Persistence
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,13 @@ class KVCacheManager:
         block_size: int,
         enable_prefix_caching: bool,
         listener: BlockListener | None = None,
+        persistence: Persistence | None = None,
     ) -> None:
         self.pool = pool
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self._listener = listener
+        self.persistence = persistence if enable_prefix_caching else None
         self._in_flight: dict[bytes, int] = {}  # hash of a block being computed -> request_id
 
     def num_blocks_for(self, num_tokens: int) -> int:
@@ -73,6 +76,39 @@ class KVCacheManager:
             if num_tail_tokens := _num_equal(tail.token_ids, wanted):
                 return CachedPrefix(tuple(found), tail, num_tail_tokens)
         return CachedPrefix(tuple(found))
+
+    def is_restorable(self, request: CachedSequence) -> bool:
+        """Tell whether the first block that the cache lacks is in a file, and would fit with all others."""
+        if self.persistence is None or request.wants_whole_prompt:
+            return False
+        self._extend_hashes(request)
+        hashes = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
+        missing = next((one for one in hashes if self.pool.find(one) is None), None)
+        if missing is None or missing in self._in_flight or not self.persistence.has(missing):
+            return False
+        return self.num_blocks_for(request.num_tokens) <= self.pool.num_free
+
+    def restore_prefix(self, request: CachedSequence, max_blocks: int) -> None:
+        """Put up to so many blocks of a waiting request's prefix back into the cache, where is_restorable().
+
+        Call it while no copy is planned: blocks are filled at once.
+        """
+        held: list[Block] = []  # so that none of them is evicted for the next
+        for number, block_hash in enumerate(
+            request.block_hashes[: (request.num_tokens - 1) // self.block_size]
+        ):
+            block = self.pool.find(block_hash)
+            if block is not None:
+                self.pool.touch(block)
+            elif max_blocks and (block := self._restore(block_hash)) is not None:
+                max_blocks -= 1
+                first = number * self.block_size
+                tokens = request.token_ids[first : first + self.block_size]
+                self.pool.register_partial_block(block, self._prefix_hash(request, number), tokens)
+            else:
+                break
+            held.append(block)
+        self.pool.free(reversed(held))
 
     def is_prefix_in_flight(self, request: CachedSequence, num_cached_blocks: int) -> bool:
         """Tell whether another request is computing the block that this one would compute first."""
@@ -122,6 +158,8 @@ class KVCacheManager:
             for number in range(request.num_cached_full_blocks, num_full):
                 block_hash = request.block_hashes[number]
                 self.pool.cache_full_block(request.block_table[number], block_hash)
+                if self.persistence is not None:
+                    self.persistence.note(request.block_table[number], block_hash)
                 self._register(request, number)
                 self._forget_in_flight(block_hash, request)
             request.num_cached_full_blocks = num_full
@@ -162,6 +200,17 @@ class KVCacheManager:
             assert request.num_committed_tokens <= request.num_computed_tokens <= num_slots
         owners = {request.request_id for request in requests}
         assert set(self._in_flight.values()) <= owners, "a block in flight has no owner"
+
+    def _restore(self, block_hash: bytes) -> Block | None:
+        """Fill a free block from its file and take it."""
+        if self.persistence is None or not self.persistence.has(block_hash) or not self.pool.num_free:
+            return None
+        [block] = self._allocate(1)
+        if not self.persistence.restore(block, block_hash):
+            self.pool.free([block])
+            return None
+        self.pool.cache_full_block(block, block_hash)
+        return block
 
     def _take_tail(self, request: CachedSequence, cached: CachedPrefix) -> BlockCopy | None:
         """Give the request a block of its own that holds the tail."""

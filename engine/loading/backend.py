@@ -21,6 +21,7 @@ from engine.kernels.cpu.library import KernelContext, KVKind, RowsFormat, load_l
 from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, tiled_kv_bytes_per_block
 from engine.kernels.cpu.token_bitmask import apply_token_bitmask
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
+from engine.kv_cache.persistence import BlockStorage
 from engine.loading.machine import choose_dtype, memory_errors
 from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
@@ -56,10 +57,18 @@ class ExecutorShape:
     max_model_len: int
 
 
+class ModelExecutor(Executor, Protocol):
+    """An executor whose keys and values can be copied out and in."""
+
+    @property
+    def block_storage(self) -> BlockStorage:
+        """The memory of the target's blocks."""
+
+
 class LoadedModels(Protocol):
     """A model, and a draft model if there is one, that still lack room for keys and values."""
 
-    def build_executor(self, shape: ExecutorShape) -> Executor:
+    def build_executor(self, shape: ExecutorShape) -> ModelExecutor:
         """Make that room, and return what runs batches."""
 
 

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,13 +16,12 @@ from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.model_config import ModelConfig
 from engine.checkpoint.vocabulary import token_bytes
 from engine.core.engine import Engine
-from engine.core.executor import Executor
 from engine.interface.config import EngineConfig
 from engine.interface.errors import ConfigError
 from engine.interface.info import EngineInfo
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.loading.backend import Backend, ExecutorShape, ModelSource, choose_backend
+from engine.loading.backend import Backend, ExecutorShape, ModelExecutor, ModelSource, choose_backend
 from engine.loading.kv_memory import available_memory, choose_num_blocks, default_kv_cache_memory
 from engine.loading.machine import (
     choose_device,
@@ -31,6 +31,7 @@ from engine.loading.machine import (
     keep_freed_memory,
     memory_errors,
 )
+from engine.loading.persistence import open_persistent_cache
 from engine.loading.speculation import build_speculator, check_draft
 from engine.model.attention_tiles import KV_SPLIT
 from engine.model.weights import Weights
@@ -147,9 +148,18 @@ def _source(
 
 
 def _assemble(
-    checkpoint: Checkpoint, config: EngineConfig, executor: Executor, info: EngineInfo, vocab_size: int
+    checkpoint: Checkpoint, config: EngineConfig, executor: ModelExecutor, info: EngineInfo, vocab_size: int
 ) -> Engine:
     speculator = build_speculator(config, executor, info)
+    persistent = None
+    if config.kv_cache_dir is not None:
+        persistent = open_persistent_cache(
+            Path(config.kv_cache_dir),
+            checkpoint,
+            info,
+            executor.block_storage,
+            max_bytes=config.kv_cache_dir_size,
+        )
     return Engine(
         executor,
         KVCacheManager(
@@ -157,6 +167,7 @@ def _assemble(
             block_size=config.block_size,
             enable_prefix_caching=config.enable_prefix_caching,
             listener=speculator.draft_cache if executor.max_draft_positions else None,
+            persistence=None if persistent is None else persistent.persistence,
         ),
         max_model_len=info.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -171,6 +182,7 @@ def _assemble(
             special_token_ids=checkpoint.tokenizer.special_token_ids,
         ),
         speculator=speculator,
+        secret=None if persistent is None else persistent.secret,
     )
 
 

@@ -70,6 +70,17 @@ class KVStorage:
         """Give the block `target` the keys and values of the block `source`."""
         self._storage[:, :, :, target].copy_(self._storage[:, :, :, source])
 
+    def read_block(self, block_id: int) -> bytes:
+        """Return a copy of a block's bytes."""
+        block = self._storage[:, :, :, block_id].contiguous().cpu()
+        return block.view(-1).view(torch.uint8).numpy().tobytes()
+
+    def write_block(self, block_id: int, content: bytes) -> None:
+        """Give a block the bytes that read_block() returned."""
+        block = self._storage[:, :, :, block_id]
+        values = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(block.dtype)
+        block.copy_(values.view(block.shape))
+
 
 def kv_bytes_per_block(
     *, num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype

@@ -75,12 +75,13 @@ def test_a_tenant_that_holds_every_place_gives_some_to_others(steps_ahead):
     added = [engine.add_request(request) for request in batch]
     for _ in range(6):
         engine.step()
-    chat = engine.add_request(of("chat", [50, 51], max_tokens=4))
+    chat = engine.add_request(of("chat", [50, 51], max_tokens=20))
     for _ in range(3 + 2 * steps_ahead):
         engine.step()
         engine.check_invariants()
     assert chat.num_output_tokens > 0, "it has a place at once"
     assert sum(request in engine.scheduler.running for request in added) == 3
+    engine.abort(chat)
     others = [engine.add_request(of("chat", [60 + place], max_tokens=60)) for place in range(6)]
     for _ in range(8):
         engine.step()

@@ -47,6 +47,16 @@ class TiledKVStorage:
         base, size = self.tiles.base, self._block_bytes
         ctypes.memmove(base + target * size, base + source * size, size)
 
+    def read_block(self, block_id: int) -> bytes:
+        """Return a copy of a block's bytes."""
+        return ctypes.string_at(self.tiles.base + block_id * self._block_bytes, self._block_bytes)
+
+    def write_block(self, block_id: int, content: bytes) -> None:
+        """Give a block the bytes that read_block() returned."""
+        if len(content) != self._block_bytes:
+            raise ValueError(f"a block has {self._block_bytes} bytes, got {len(content)}")
+        ctypes.memmove(self.tiles.base + block_id * self._block_bytes, content, self._block_bytes)
+
 
 def tile_bytes(kind: KVKind, head_dim: int) -> int:
     """Return the bytes of the keys and values of 16 positions of one head."""

@@ -1,0 +1,65 @@
+"""Opens the directory in which cached blocks outlive the process."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint.checkpoint import Checkpoint
+from engine.interface.info import EngineInfo
+from engine.kernels.cpu.library import library_path
+from engine.kv_cache.block_files import BlockFiles
+from engine.kv_cache.persistence import BlockStorage, Persistence
+from engine.loading.secret_file import read_or_create_secret
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersistentCache:
+    """Blocks that outlive the process, and the secret that their hashes are made with."""
+
+    persistence: Persistence
+    secret: bytes
+
+
+def open_persistent_cache(
+    directory: Path, checkpoint: Checkpoint, info: EngineInfo, storage: BlockStorage, *, max_bytes: int
+) -> PersistentCache:
+    """Return what a directory holds; blocks of other weights, kernels or versions are deleted from it.
+
+    Raises ConfigError where it cannot be used, or another server uses it.
+    """
+    secret = read_or_create_secret(directory / "secret")
+    files = BlockFiles(directory, secret=secret, layout=_layout(checkpoint, info), max_bytes=max_bytes)
+    logger.info("kv_cache_dir: %d blocks, %d bytes in %s", len(files), files.num_bytes, directory)
+    return PersistentCache(persistence=Persistence(storage, files), secret=secret)
+
+
+def _layout(checkpoint: Checkpoint, info: EngineInfo) -> bytes:
+    """Return everything that decides the bytes of a block, and what computed them."""
+    path = None if info.kernels == "torch" else library_path()
+    parts = {
+        "checkpoint": checkpoint.fingerprint.hex(),
+        "version": _version(),
+        "torch": torch.__version__,
+        "kernels": info.kernels,
+        "library": None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+        "device": info.device,
+        "dtype": info.dtype,
+        "kv_cache_dtype": info.kv_cache_dtype,
+        "block_size": info.block_size,
+        "block_bytes": info.kv_cache_bytes // info.num_kv_blocks,
+    }
+    return json.dumps(parts, sort_keys=True).encode()
+
+
+def _version() -> str:
+    try:
+        return version("draftline")
+    except PackageNotFoundError:
+        return "0+unknown"
