@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--chats", type=int, default=30, help="requests of the chat in each part")
     parser.add_argument("--prompt-words", type=int, default=200, help="of a chat's request")
+    parser.add_argument("--settle", type=float, default=5.0, help="seconds from the jobs to the chat")
     parser.add_argument("--port", type=int, default=8790)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args(arguments)
@@ -61,7 +62,7 @@ async def _measure(url: str, options: argparse.Namespace) -> tuple[list[float], 
     await _chat(url, options, 5, seed=1)
     alone = await _chat(url, options, options.chats, seed=2)
     jobs = [asyncio.ensure_future(_job(url, options, number)) for number in range(options.jobs)]
-    await asyncio.sleep(5.0)
+    await asyncio.sleep(options.settle)
     beside = await _chat(url, options, options.chats, seed=3)
     num_open = sum(not job.done() for job in jobs)
     for job in jobs:
