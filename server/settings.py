@@ -207,6 +207,9 @@ class ServeSettings(ModelSettings):
     max_queue: PositiveInt = Field(
         _DEFAULT.max_queue, description="answers that may wait; one more is refused with 429"
     )
+    max_queue_tokens: PositiveInt | None = Field(
+        None, description="of the prompts of all open requests together; more are refused with 429"
+    )
     max_connections: PositiveInt = Field(
         1024, description="that may be open; beyond them only health probes are answered"
     )

@@ -41,10 +41,11 @@ class AsyncEngine:
     that come sooner are delivered together.
     """
 
-    def __init__(self, host: EngineHost, *, max_queue: int) -> None:
+    def __init__(self, host: EngineHost, *, max_queue: int, max_queue_tokens: int | None = None) -> None:
         self.info, self.limits = host.info, host.limits
         self._host = host
         self._max_open = host.max_num_seqs + max_queue
+        self._max_open_tokens = max_queue_tokens
         self._next_number = 0
         self._unread: UnreadBudget[OutputStream] = UnreadBudget()
         self._streams: dict[int, OutputStream] = {}  # by the number of their first request
@@ -72,10 +73,12 @@ class AsyncEngine:
         for generation in requests:
             self.limits.check(generation)
         self._host.check(requests)
-        self._check_queue(len(requests))
+        num_tokens = sum([len(generation.prompt_token_ids) for generation in requests])
+        self._check_queue(len(requests), num_tokens)
         first = self._next_number
         self._next_number += len(requests)
         stream = OutputStream(first, len(requests), on_abort=self._stream_aborted, budget=self._unread)
+        stream.num_prompt_tokens = num_tokens
         self._streams[first] = stream
         for index in range(len(requests)):
             self._targets[first + index] = StreamTarget(stream, index)
@@ -142,12 +145,20 @@ class AsyncEngine:
             number = self._outboxes[loop] = self._host.connect(outbox)
         return number
 
-    def _check_queue(self, num_requests: int) -> None:
+    def _check_queue(self, num_requests: int, num_tokens: int) -> None:
         num_open = self._num_open()
         if num_open + num_requests > self._max_open:
             raise QueueFullError(
                 f"the queue is full: {num_open} requests are open, {num_requests} more would exceed "
                 f"the limit of {self._max_open}"
+            )
+        if self._max_open_tokens is None:
+            return
+        open_tokens = sum(stream.num_prompt_tokens for stream in self._living_streams())
+        if open_tokens and open_tokens + num_tokens > self._max_open_tokens:
+            raise QueueFullError(
+                f"the queue is full: prompts of {open_tokens} tokens are open, {num_tokens} more would "
+                f"exceed the limit of {self._max_open_tokens}"
             )
 
     def _num_open(self) -> int:

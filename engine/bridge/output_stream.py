@@ -28,6 +28,7 @@ class OutputStream:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.first_number, self.num_requests = first_number, num_requests
+        self.num_prompt_tokens = 0  # of all of its requests
         self._on_abort = on_abort
         self._open = set(range(num_requests))
         self._ready: deque[RequestOutput] = deque()

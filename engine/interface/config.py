@@ -32,6 +32,7 @@ class EngineConfig:
     kv_cache_dir: str | None = None  # where cached blocks outlive the process
     kv_cache_dir_size: int = 4 * 2**30  # bytes of it at most
     max_queue: int = 256  # requests that may wait; one more is refused
+    max_queue_tokens: int | None = None  # of the prompts of all open requests; more are refused
     stream_interval: float = 0.0  # seconds that a stream's outputs are at least apart
     speculation: SpeculationChoice = "off"  # of requests that do not say
     num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
@@ -64,7 +65,7 @@ _CHOICES = {
 }
 _AT_LEAST_ONE = (
     *("max_num_seqs", "max_num_batched_tokens", "block_size", "max_queue", "num_draft_tokens"),
-    *("max_model_len", "kv_cache_memory", "kv_cache_dir_size"),
+    *("max_model_len", "kv_cache_memory", "kv_cache_dir_size", "max_queue_tokens"),
 )
 
 

@@ -57,14 +57,14 @@ def load_engine(
     """Load the model and start its engine thread; raises ConfigError or CheckpointError."""
     loaded = build_engine(checkpoint, config, draft_checkpoint)
     host = EngineThread(loaded.engine, stream_interval=config.stream_interval, info=loaded.info)
-    return AsyncEngine(host, max_queue=config.max_queue)
+    return AsyncEngine(host, max_queue=config.max_queue, max_queue_tokens=config.max_queue_tokens)
 
 
 def load_engine_process(model: str, config: EngineConfig, draft_model: str | None = None) -> AsyncEngine:
     """Load a model by name in a process of its own, which is started again when it fails; raises as above."""
     command = [sys.executable, "-m", "engine.loading.worker"]
     host = EngineProcess(command, StartEngine(model, draft_model, config))
-    return AsyncEngine(host, max_queue=config.max_queue)
+    return AsyncEngine(host, max_queue=config.max_queue, max_queue_tokens=config.max_queue_tokens)
 
 
 def build_engine(

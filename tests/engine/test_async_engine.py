@@ -162,6 +162,25 @@ def test_a_full_queue_refuses_at_once():
     run(scenario, max_num_seqs=2, max_queue=2)
 
 
+def test_the_queue_is_bounded_in_tokens_and_takes_any_prompt_alone():
+    async def scenario():
+        async with Bridge(max_model_len=128, num_blocks=200) as running:
+            running.bridge._max_open_tokens = 50
+            running.gate.open.clear()
+            large = running.bridge.generate([generation(range(100), max_tokens=2)])
+            with pytest.raises(QueueFullError, match=r"100 tokens are open, 3 more .* the limit of 50"):
+                running.bridge.generate([generation(range(3))])
+            running.gate.open.set()
+            assert sum([len(output.new_token_ids) async for output in large]) == 2
+            two = running.bridge.generate([generation(range(25), max_tokens=2)] * 2)
+            with pytest.raises(QueueFullError, match="50 tokens are open"):
+                running.bridge.generate([generation([1])])
+            two.abort()
+            assert len([output async for output in running.bridge.generate([generation([1])])]) > 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
 def test_an_abort_during_a_step_frees_the_request_before_the_next_one():
     async def scenario(b):
         b.gate.open.clear()
