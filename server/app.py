@@ -30,6 +30,7 @@ from server.api.under_way import cancel_request, list_requests
 from server.auth import DOCS_PATH, STATIC_PATH, KeyRing
 from server.middleware import AuthMiddleware, HostMiddleware, RequestMiddleware
 from server.serving import ServerState
+from server.tracing import Tracing
 
 _PAGES = {
     "/v1/models": operations.list_models,
@@ -50,6 +51,7 @@ def create_app(
     keys: KeyRing,
     cors_origins: Sequence[str] = (),
     allowed_hosts: Sequence[str] = (),
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Return the ASGI application that serves what `state` holds, once it holds a model.
 
@@ -70,7 +72,7 @@ def create_app(
     app.add_middleware(AuthMiddleware, keys=keys)
     if allowed_hosts:
         app.add_middleware(HostMiddleware, allowed=allowed_hosts)
-    app.add_middleware(RequestMiddleware, metrics=state.metrics)
+    app.add_middleware(RequestMiddleware, metrics=state.metrics, tracing=tracing)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

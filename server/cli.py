@@ -1,6 +1,7 @@
 """The `draftline` command: serve, chat, models. torch is imported only after the arguments are read."""
 
 import argparse
+import atexit
 import gc
 import os
 import socket
@@ -17,6 +18,7 @@ from server.settings import ChatSettings, ServeSettings, parse_settings, unknown
 
 if TYPE_CHECKING:
     from server.serving import ServedModel, ServerState
+    from server.tracing import Tracing
 
 Command = Callable[[Sequence[str]], None]
 
@@ -75,11 +77,13 @@ def serve(arguments: Sequence[str]) -> None:
 
     configure_logging(settings.log_format)
     state, key_ring = _new_state(settings), KeyRing(keys, secret=_tenants_secret(settings))
+    tracing = _open_tracing(settings)
     app = create_app(
         state,
         keys=key_ring,
         cors_origins=settings.cors_origin,
         allowed_hosts=settings.allowed_hosts(),
+        tracing=tracing,
     )
     listener = listen(settings.host, settings.port) if settings.uds is None else listen_unix(settings.uds)
     url, curl = _how_to_reach(settings, listener)
@@ -109,6 +113,16 @@ def serve(arguments: Sequence[str]) -> None:
         # The loader thread is inside torch still, which a normal exit would tear down under it.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _open_tracing(settings: ServeSettings) -> "Tracing | None":
+    if settings.otlp_traces_endpoint is None:
+        return None
+    from server.tracing import open_tracing
+
+    tracing = open_tracing(settings.otlp_traces_endpoint)
+    atexit.register(tracing.close)
+    return tracing
 
 
 def _tenants_secret(settings: ServeSettings) -> bytes | None:

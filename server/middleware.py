@@ -18,6 +18,7 @@ from server.auth import ANYBODY, PROBES, Caller, KeyRing, needs_key
 from server.logs import ACCESS_FORMAT, GENERATION_FORMAT, access_logger
 from server.metrics import ServerMetrics
 from server.quota import Lease, Quota
+from server.tracing import Timings, TracedRequest, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class RequestContext:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    timings: Timings | None = None
 
     @property
     def tenant(self) -> bytes:
@@ -54,8 +56,9 @@ class RequestContext:
         if self.lease is not None:
             self.lease.start(num_choices=num_choices, num_prompt_tokens=num_prompt_tokens)
 
-    def note_usage(self, usage: Usage) -> None:
-        """Put a generation's token counts in the log line."""
+    def note_usage(self, usage: Usage, timings: Timings | None = None) -> None:
+        """Put a generation's token counts in the log line, and its times in the trace."""
+        self.timings = timings
         self.prompt_tokens = usage.prompt_tokens
         self.completion_tokens = usage.completion_tokens
         self.cached_tokens = usage.cached_tokens
@@ -71,9 +74,10 @@ def request_context(request: Request) -> RequestContext:
 class RequestMiddleware:
     """Gives each request an id, counts and logs it, and turns a crash into a 500 in OpenAI's shape."""
 
-    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: ServerMetrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -116,6 +120,8 @@ class RequestMiddleware:
 
     def _finish(self, scope: Scope, context: RequestContext) -> None:
         route = getattr(scope.get("route"), "path", "other")
+        if self._tracing is not None and scope["path"] not in _QUIET_PATHS:
+            self._tracing.record(_traced(scope, route, context))
         self._metrics.count_response(route, context.status)
         if context.prompt_tokens is not None:
             self._metrics.count_tokens(
@@ -139,6 +145,21 @@ class RequestMiddleware:
                 "seconds": round(time.perf_counter() - context.started, 6),
             },
         )
+
+
+def _traced(scope: Scope, route: str, context: RequestContext) -> TracedRequest:
+    return TracedRequest(
+        method=scope["method"][:16],
+        route=route,
+        status=context.status,
+        request_id=context.request_id,
+        started=context.started,
+        ended=time.perf_counter(),
+        headers=Headers(scope=scope),
+        prompt_tokens=context.prompt_tokens,
+        completion_tokens=context.completion_tokens,
+        timings=context.timings,
+    )
 
 
 class AuthMiddleware:

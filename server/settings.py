@@ -233,6 +233,11 @@ class ServeSettings(ModelSettings):
     )
     log_format: Literal["text", "json"] = Field("text", description="of the log on the standard error")
     metrics_key_names: bool = Field(False, description="count tokens by the names of keys in /metrics")
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        min_length=1,
+        description="URL to send OpenTelemetry spans to, as http://localhost:4318/v1/traces",
+    )
     cors_origin: Origins = Field(
         (), description="origin whose pages may call the API; repeatable; none by default"
     )

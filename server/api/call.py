@@ -199,7 +199,7 @@ async def _run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoi
         try:
             choices = await while_connected(request.receive, collect(generation, num_choices))
         finally:
-            request_context(request).note_usage(generation.usage)
+            request_context(request).note_usage(generation.usage, generation.timings)
     means = [generation.mean_logprob(index) for index in range(num_choices)]
     return best_choices(choices, call.preparation, means)
 

@@ -17,6 +17,7 @@ from server.api.token_scores import ScoredText
 from server.api.usage import Usage
 from server.metrics import ServerMetrics
 from server.text import Detokenizer, Tokenizer
+from server.tracing import Timings
 
 
 class ChoiceText:
@@ -163,6 +164,8 @@ class Generation:
         self._num_open = num_choices
         self._cached_tokens = [0] * len(preparation.prompts)
         self._timer = deadline.watch(stream)
+        self._submitted, self._queue_seconds = metrics.clock(), 0.0
+        self._first_token_time = 0.0  # of any choice
         rate.begin(num_choices)
 
     def __enter__(self) -> "Generation":
@@ -205,6 +208,18 @@ class Generation:
             cached_tokens=sum(self._cached_tokens),
             speculation=total(choice.speculation for choice in self._choices),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
+        )
+
+    @property
+    def timings(self) -> Timings | None:
+        """When the engine did what; None before its first token."""
+        if not self._first_token_time:
+            return None
+        return Timings(
+            submitted=self._submitted,
+            queue_seconds=self._queue_seconds,
+            first_token=self._first_token_time,
+            last_token=max(self._last_token_times),
         )
 
     def mean_logprob(self, index: int) -> float:
@@ -274,6 +289,8 @@ class Generation:
             self._num_new[output.index] += len(output.new_token_ids)
             return
         self._last_token_times[output.index] = now
+        if not self._first_token_time:
+            self._first_token_time, self._queue_seconds = now, output.queue_seconds
         self._metrics.time_to_first_token.observe(now - self._arrived)
         self._metrics.request_queue_time.observe(output.queue_seconds)
         prompt, choice = divmod(output.index, self._preparation.n)

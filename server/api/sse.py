@@ -83,7 +83,7 @@ class EventStream(Response):
             try:
                 await while_connected(receive, self._send_answer(scope, receive, send))
             finally:
-                self._context.note_usage(self._generation.usage)
+                self._context.note_usage(self._generation.usage, self._generation.timings)
 
     async def _send_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         deltas = await _or_error(self._generation.next_deltas())
