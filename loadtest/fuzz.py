@@ -159,7 +159,10 @@ class Fuzzer:
         self.statuses[status] += 1
         self.slowest = max(self.slowest, seconds)
         is_error = status >= 400
-        if status >= 500 and status != 504:  # that is what deadline_ms asks for
+        is_asked_for = (status == 504 and "deadline_ms" in request) or (
+            status == 503 and "max_queue_ms" in request
+        )
+        if status >= 500 and not is_asked_for:
             self.found.append(f"{status}: {request[:500]}")
         if seconds > _MAX_SECONDS:
             self.found.append(f"{seconds:.1f} s: {request[:500]}")

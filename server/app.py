@@ -29,6 +29,7 @@ from server.api.schemas import (
 from server.api.under_way import cancel_request, list_requests
 from server.auth import DOCS_PATH, STATIC_PATH, KeyRing
 from server.middleware import AuthMiddleware, HostMiddleware, RequestMiddleware
+from server.quota import RATE_LIMIT_HEADERS
 from server.serving import ServerState
 from server.tracing import Tracing
 
@@ -79,7 +80,7 @@ def create_app(
             allow_origins=list(cors_origins),
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", *RATE_LIMIT_HEADERS],
         )
     return app
 

@@ -12,6 +12,7 @@ from server.token_bucket import TokenBucket
 
 _MAX_WAITING, _MAX_WAITING_EACH = 256, 32
 _BURST_SECONDS = 30.0  # of work that a tenant may do at once
+_FREE_SECONDS = 0.25  # of each piece of work: what everybody's takes
 _SHARE = 0.25  # of one worker, in the long run
 
 
@@ -23,8 +24,8 @@ class _Waiter(NamedTuple):
 class FairTurns:
     """Gives `num_turns` turns at a time, of which one tenant has all but one at most.
 
-    The tenant that has worked least goes first. One that has worked for more than its share is refused until
-    its debt is paid. All on one event loop.
+    The tenant whose work was slow for least time goes first. One that used more than its share of that is
+    refused until its debt is paid. All on one event loop.
     """
 
     def __init__(self, num_turns: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,7 +52,7 @@ class FairTurns:
         try:
             yield
         finally:
-            self._budget(tenant).take(self._clock() - started)
+            self._budget(tenant).take(max(0.0, self._clock() - started - _FREE_SECONDS))
             self._end(tenant)
 
     def _check(self, tenant: bytes) -> None:

@@ -9,6 +9,12 @@ from server.api.errors import queue_full
 from server.api_keys import KeyLimits
 from server.token_bucket import TokenBucket
 
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{what}-{unit}"
+    for what in ("limit", "remaining", "reset")
+    for unit in ("requests", "tokens")
+)
+
 
 class Quota:
     """Counts a key's open answers, requests and tokens; all on one event loop.

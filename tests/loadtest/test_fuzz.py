@@ -22,6 +22,8 @@ def test_what_it_looks_for():
     fuzzer._judge(500, 10, 0.1, "a 500")
     fuzzer._judge(400, 5000, 0.1, "a long error")
     fuzzer._judge(200, 10**6, 6.0, "a slow answer")
-    fuzzer._judge(504, 100, 0.1, "a deadline")
+    fuzzer._judge(504, 100, 0.1, '{"deadline_ms": 1}')
+    fuzzer._judge(503, 100, 0.1, '{"max_queue_ms": 1}')
+    fuzzer._judge(503, 100, 0.1, "a 503")
     fuzzer._judge(200, 10**6, 0.1, "a long answer")
-    assert [line.split(":")[0] for line in fuzzer.found] == ["500", "5000 bytes", "6.0 s"]
+    assert [line.split(":")[0] for line in fuzzer.found] == ["500", "5000 bytes", "6.0 s", "503"]
