@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--idle", type=int, default=300)
     parser.add_argument("--slow", type=int, default=100)
+    parser.add_argument("--spread", type=float, default=0.0, help="seconds over which they come")
     parser.add_argument("--port", type=int, default=8793)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args(arguments)
@@ -44,7 +45,10 @@ async def _run(port: int, options: argparse.Namespace) -> dict[str, float]:
     probing = asyncio.ensure_future(_probe(port))
     num_asking = options.connections - options.idle
     answers = await asyncio.gather(
-        *(_ask(port, number, is_slow=number < options.slow) for number in range(num_asking))
+        *(
+            _ask(port, number, is_slow=number < options.slow, delay=options.spread * number / num_asking)
+            for number in range(num_asking)
+        )
     )
     probing.cancel()
     probes = await probing
@@ -64,10 +68,11 @@ async def _run(port: int, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-async def _ask(port: int, number: int, *, is_slow: bool) -> tuple[int, bool, float]:
-    """Return the status, whether the answer is whole, and the seconds until its first byte."""
+async def _ask(port: int, number: int, *, is_slow: bool, delay: float) -> tuple[int, bool, float]:
+    """Wait, then return the status, whether the answer is whole, and the seconds until its first byte."""
     body = {"prompt": f"Story {number}:", "max_tokens": 32, "ignore_eos": True, "stream": True}
     content = json.dumps(body).encode()
+    await asyncio.sleep(delay)
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
     writer.write(_REQUEST % (len(content), content))

@@ -139,7 +139,7 @@ class Failing:
     def start(self):
         return self
 
-    def compile(self, _spec):
+    def compile(self, _spec, *, cancellation=None):
         return self
 
     def close(self):

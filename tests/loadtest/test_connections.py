@@ -12,7 +12,7 @@ from tests.server.harness import serving
 def test_everybody_is_answered_or_refused():
     engine = FakeEngine(lambda _: say("hello"))
     with serving(engine, max_open=10) as server:
-        options = argparse.Namespace(connections=60, idle=15, slow=5)
+        options = argparse.Namespace(connections=60, idle=15, slow=5, spread=0.1)
         figures = asyncio.run(connections._run(urlsplit(server.url).port, options))
     assert figures["answered"] + figures["refused"] == 45
     assert figures["answered"] > 0
