@@ -1,6 +1,7 @@
 """Grammars are compiled beside the event loop, the slow ones a few at a time and fairly."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from engine.interface.grammar_spec import GrammarKind, GrammarSpec
 from server.fair_turns import FairTurns
 
 _T = TypeVar("_T")
+_REFUSAL_SECONDS = 600.0  # it may have been the machine that was too slow
 _SHORT = 4096  # characters of a list of choices that compiles in no time
 
 
@@ -30,7 +32,7 @@ class GrammarCompilerPool:
 
     At most `max_threads` grammars that were never seen compile at the same time, each tenant's in its turn.
     Past them go grammars that compiled before, for the engine still has them, and those that cannot be slow;
-    what was refused once is refused at once. Who leaves ends what is compiled for nobody else.
+    what was refused is refused at once for ten minutes. Who leaves ends what is compiled for nobody else.
     """
 
     def __init__(self, *, max_threads: int = 3, max_known: int = 64, max_refused: int = 1024) -> None:
@@ -38,7 +40,7 @@ class GrammarCompilerPool:
         self._turns = FairTurns(max_threads)
         self._max_known, self._max_refused = max_known, max_refused
         self._known: OrderedDict[bytes, None] = OrderedDict()
-        self._refused: OrderedDict[bytes, str] = OrderedDict()
+        self._refused: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # why, and until when
         self._jobs: dict[tuple[bytes, bytes], _Job] = {}  # by tenant and grammar
 
     async def compile(self, engine: EngineClient, grammar: RequestedGrammar, *, tenant: bytes) -> None:
@@ -47,15 +49,17 @@ class GrammarCompilerPool:
         Raises RequestError naming the field, ApiError 429 where the tenant's grammars take too long.
         """
         key = _digest(grammar.spec)
-        if key in self._refused:
-            raise RequestError(self._refused[key], param=grammar.field)
+        reason, until = self._refused.get(key, ("", 0.0))
+        if time.monotonic() < until:
+            raise RequestError(reason, param=grammar.field)
         try:
             if key in self._known or _is_harmless(grammar.spec):
                 await asyncio.to_thread(engine.compile_grammar, grammar.spec, Cancellation())
             else:
                 await self._join(engine, grammar.spec, (tenant, key))
         except RequestError as error:
-            _remember(self._refused, key, str(error), self._max_refused)
+            until = time.monotonic() + _REFUSAL_SECONDS
+            _remember(self._refused, key, (str(error), until), self._max_refused)
             raise RequestError(str(error), param=grammar.field) from None
         _remember(self._known, key, None, self._max_known)
 

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from engine.interface.cancellation import Cancellation
+from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
+from server.api import grammars
 from server.api.errors import ApiError
 from server.fair_turns import FairTurns
 from server.token_bucket import TokenBucket
@@ -88,6 +90,24 @@ def test_who_leaves_ends_what_is_compiled_for_nobody_else() -> None:
             compile_grammar.cancelled.clear()
         assert post_regex(server, "new").status_code == 200
         assert not compile_grammar.compiled or compile_grammar.compiled == ["new"]
+
+
+def test_a_refusal_is_remembered_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(spec: GrammarSpec, _: Cancellation) -> None:
+        asked.append(spec.source)
+        raise RequestError("it takes more than 5 seconds to compile")
+
+    with serving(FakeEngine(compile_grammar=refuse)) as server:
+        for _ in range(3):
+            assert post_regex(server, "slow").status_code == 400
+        assert asked == ["slow"]
+    monkeypatch.setattr(grammars, "_REFUSAL_SECONDS", -1.0)
+    with serving(FakeEngine(compile_grammar=refuse)) as server:
+        for _ in range(2):
+            assert post_regex(server, "slow").status_code == 400
+    assert asked == ["slow"] * 3
 
 
 def test_one_grammar_that_many_want_is_compiled_once() -> None:
