@@ -1,5 +1,6 @@
 """What operators and tools ask for: health, readiness, metrics, models, tokens, version."""
 
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client.exposition import choose_encoder
@@ -48,6 +49,9 @@ async def metrics(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """List the one model that is served."""
     model = server_state(request).loaded_model()
+    if _is_anthropic(request):
+        shown = {"data": [_anthropic_card(model)], "has_more": False}
+        return json_response({**shown, "first_id": model.name, "last_id": model.name})
     return json_response({"object": "list", "data": [_model_card(model)]})
 
 
@@ -55,7 +59,7 @@ async def retrieve_model(request: Request) -> Response:
     """Describe the served model."""
     model = server_state(request).loaded_model()
     check_model_name(request.path_params["model"], model)
-    return json_response(_model_card(model))
+    return json_response(_anthropic_card(model) if _is_anthropic(request) else _model_card(model))
 
 
 async def show_version(request: Request) -> Response:  # noqa: ARG001 - the signature of an endpoint
@@ -146,6 +150,24 @@ def _token_ids(body: TokenizeRequest, model: ServedModel) -> tuple[int, ...]:
     chat = render_chat(body.messages, model, add_generation_prompt=body.add_generation_prompt)
     add_bos = bool(body.add_special_tokens)
     return encode_text(chat.text, model, param="messages", add_bos=add_bos, stand_ins=chat.stand_ins)
+
+
+def _is_anthropic(request: Request) -> bool:
+    """Tell whether a client speaks Anthropic's API: their SDK says which version of it."""
+    return "anthropic-version" in request.headers
+
+
+def _anthropic_card(model: ServedModel) -> dict[str, object]:
+    limit = model.engine.limits.max_model_len
+    return {
+        "type": "model",
+        "id": model.name,
+        "display_name": model.name,
+        "created_at": datetime.fromtimestamp(model.created, timezone.utc).isoformat(),
+        "lifecycle": "active",
+        "max_input_tokens": limit,
+        "max_tokens": limit,
+    }
 
 
 def _model_card(model: ServedModel) -> dict[str, object]:

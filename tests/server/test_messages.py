@@ -282,6 +282,15 @@ def test_unknown_fields_are_warned_about(server: RunningServer) -> None:
     assert events[0]["message"]["warnings"] == whole["warnings"]
 
 
+def test_the_sdk_lists_the_model(server: RunningServer) -> None:
+    with Anthropic(base_url=server.url, api_key="x") as client:
+        page = client.models.list()
+        [model] = page.data
+        assert model == client.models.retrieve("fake")
+    assert (model.type, model.id, model.max_tokens) == ("model", "fake", server.engine.limits.max_model_len)
+    assert model.created_at.timestamp() == server.client.get("/v1/models").json()["data"][0]["created"]
+
+
 def test_the_anthropic_sdk(server: RunningServer) -> None:
     with Anthropic(base_url=server.url, api_key="x") as client:
         message = client.messages.create(model="fake", max_tokens=50, messages=HELLO)
