@@ -5,7 +5,7 @@ extra `tracing`.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ class Tracing:
         """Make the spans of a request: its own under the caller's, and the engine's parts under that."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
+        wall_time = _wall_clock()
         attributes: dict[str, str | int] = {
             "http.request.method": request.method,
             "http.route": request.route,
@@ -72,26 +73,26 @@ class Tracing:
             context=self._propagator.extract(request.headers),
             kind=SpanKind.SERVER,
             attributes=attributes,
-            start_time=_wall_time(request.started),
+            start_time=wall_time(request.started),
         )
         if request.timings is not None:
-            self._record_parts(request.timings, set_span_in_context(span))
-        span.end(end_time=_wall_time(request.ended))
+            self._record_parts(request.timings, set_span_in_context(span), wall_time)
+        span.end(end_time=wall_time(request.ended))
 
     def close(self) -> None:
         """Export what is left."""
         self._provider.shutdown()
 
-    def _record_parts(self, timings: Timings, parent: "Context") -> None:
-        ran = timings.submitted + timings.queue_seconds
+    def _record_parts(self, timings: Timings, parent: "Context", wall_time: Callable[[float], int]) -> None:
+        ran = min(timings.submitted + timings.queue_seconds, timings.first_token)
         parts = (
             ("queue", timings.submitted, ran),
             ("prefill", ran, timings.first_token),
             ("decode", timings.first_token, timings.last_token),
         )
         for name, start, end in parts:
-            span = self._tracer.start_span(name, context=parent, start_time=_wall_time(start))
-            span.end(end_time=_wall_time(max(start, end)))
+            span = self._tracer.start_span(name, context=parent, start_time=wall_time(start))
+            span.end(end_time=wall_time(max(start, end)))
 
 
 def open_tracing(endpoint: str) -> Tracing:
@@ -108,6 +109,7 @@ def open_tracing(endpoint: str) -> Tracing:
     return Tracing(provider)
 
 
-def _wall_time(moment: float) -> int:
-    """Return a moment of time.perf_counter() in nanoseconds since 1970."""
-    return time.time_ns() - int((time.perf_counter() - moment) * _NANOSECONDS)
+def _wall_clock() -> Callable[[float], int]:
+    """Return what makes nanoseconds since 1970 of time.perf_counter(), for all spans of a request."""
+    offset = time.time_ns() - time.perf_counter_ns()
+    return lambda moment: offset + int(moment * _NANOSECONDS)

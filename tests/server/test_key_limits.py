@@ -214,7 +214,7 @@ def test_limits_over_http() -> None:
         engine.release()
         assert [future.result().status_code for future in (*waiting, other)] == [200] * 3
         assert post(server, "batch").status_code == 200, "ended ones give their places back"
-        large = {"prompt": "x" * 3000, "max_tokens": 3}
+        large = {"prompt": "x" * 3500, "max_tokens": 3}
         headers = {"x-api-key": "key-of-batch"}
         statuses = [
             server.client.post("/v1/completions", json=large, headers=headers).status_code for _ in range(3)

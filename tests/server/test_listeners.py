@@ -1,5 +1,6 @@
 """TLS and Unix sockets: what is served there, and what is refused in one line."""
 
+import shutil
 import socket
 import ssl
 import stat
@@ -44,6 +45,8 @@ def serving_on(listener: socket.socket, tls: TlsFiles | None = None) -> Iterator
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     subject = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]

@@ -1,8 +1,9 @@
 """Spans of requests: under the caller's trace, with the engine's parts, and nothing of what was said."""
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -41,32 +42,34 @@ def test_a_request_is_a_span_with_parts_under_the_callers_trace() -> None:
             == 415
         )
 
+        while len(exporter.get_finished_spans()) < 10:  # they are made when an answer has left
+            time.sleep(0.005)
+
     spans = exporter.get_finished_spans()
-    assert [span.name for span in spans] == [
-        *("queue", "prefill", "decode", "POST /v1/completions") * 2,
-        "GET other",
-        "POST /v1/completions",
-    ]
+    names = {"queue": 2, "prefill": 2, "decode": 2, "POST /v1/completions": 3, "GET other": 1}
+    assert Counter(span.name for span in spans) == names
     assert "secret" not in str([span.to_json() for span in spans])
-    for first in (0, 4):
-        check_answer(spans[first : first + 4], began)
-    assert spans[-1].attributes is not None
-    assert spans[-1].attributes["http.response.status_code"] == 415
+    wholes = [span for span in spans if span.name == "POST /v1/completions"]
+    statuses = [dict(span.attributes or {})["http.response.status_code"] for span in wholes]
+    assert sorted(statuses, key=str) == [200, 200, 415]
+    for whole, status in zip(wholes, statuses, strict=True):
+        if status == 200:
+            parts = [span for span in spans if span.parent and span.parent.span_id == whole.context.span_id]
+            check_answer(whole, parts, began)
 
 
-def check_answer(spans: tuple[ReadableSpan, ...], began: int) -> None:
-    *parts, whole = spans
+def check_answer(whole: ReadableSpan, parts: Sequence[ReadableSpan], began: int) -> None:
+    assert [part.name for part in parts] == ["queue", "prefill", "decode"]
     assert f"{whole.context.trace_id:x}" == TRACE
-    assert whole.attributes is not None
-    assert whole.attributes["gen_ai.usage.input_tokens"] == 6
-    assert whole.attributes["gen_ai.usage.output_tokens"] == 5
-    assert whole.attributes["http.request.header.x-request-id"] == "mine"
-    assert all(part.parent is not None and part.parent.span_id == whole.context.span_id for part in parts)
-    slack = 5_000_000  # two clocks are read one after the other
-    moments = [whole.start_time, *(part.start_time for part in parts), whole.end_time]
-    assert all(moment is not None for moment in moments)
-    assert began - slack < moments[0]
-    assert all(earlier <= later + slack for earlier, later in pairwise(moments))
+    attributes = dict(whole.attributes or {})
+    assert attributes["gen_ai.usage.input_tokens"] == 6
+    assert attributes["gen_ai.usage.output_tokens"] == 5
+    assert attributes["http.request.header.x-request-id"] == "mine"
+    moments = [span.start_time for span in (whole, *parts)] + [whole.end_time]
+    known = [moment for moment in moments if moment is not None]
+    assert len(known) == 5
+    assert began - 1_000_000_000 < known[0], "two clocks are read one after the other"
+    assert known == sorted(known)
 
 
 def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
