@@ -57,7 +57,7 @@ from engine.interface.errors import (
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.info import EngineInfo
 from engine.interface.limits import EngineLimits
-from engine.interface.outputs import GenerationRequest
+from engine.interface.outputs import FinishReason, GenerationRequest
 from engine.interface.stats import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -236,13 +236,18 @@ class EngineProcess:
         for results in delivery.results:
             for number, output in results.outputs:
                 if output.finish_reason is not None:
-                    self._open.pop(number, None)
+                    self._acquit(self._open.pop(number, None), output.finish_reason)
         for refused in delivery.refused:
             for number in refused.numbers:
                 self._open.pop(number, None)
         outbox = self._outboxes.get(delivery.outbox)
         if items and outbox is not None and not outbox.put(items, is_urgent=True):
             del self._outboxes[delivery.outbox]
+
+    def _acquit(self, digest: bytes | None, reason: FinishReason) -> None:
+        """Forget the crashes of a request that came to its end: it did not cause them."""
+        if digest is not None and reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self._crashes.pop(digest, None)
 
     def _blame(self, numbers: Sequence[int]) -> None:
         """Remember which requests were in the step; two crashes are one too many for a coincidence."""

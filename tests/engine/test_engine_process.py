@@ -216,6 +216,26 @@ def test_crashes_leave_no_descriptor_thread_or_process_behind(gate):
     run(scenario, scripted_process(gate))
 
 
+def test_who_comes_to_its_end_after_a_crash_did_not_cause_it(gate):
+    request = generation([1], max_tokens=3)
+
+    async def scenario(client, host):
+        for _ in range(3):
+            gate.unlink()
+            stream = client.generate([request])
+            await anext(stream)
+            while not host._child.manifest.read():
+                await asyncio.sleep(0.005)
+            os.kill(host.pid, signal.SIGKILL)  # from outside, whoever is in the step
+            with pytest.raises(EngineRestartingError):
+                await rest_of(stream)
+            gate.touch()
+            await again(client)
+            assert await tokens_of(client, request) == [2, 3, 4]
+
+    run(scenario, scripted_process(gate))
+
+
 def test_who_was_in_the_step_at_two_crashes_is_refused_and_nobody_else(gate):
     def asked(seed):
         return generation([7, KILL], max_tokens=3, seed=seed)
