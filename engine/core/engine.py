@@ -180,7 +180,7 @@ class Engine:
         Where that raises, the requests that ran are tried one at a time, and the one with which alone a step
         fails ends with an error; the others go on, with the same tokens. Raises if it happens time and again.
         """
-        expired = self._expire() if self.scheduler.expiries else []
+        expired = self._expire() if self.scheduler.impatient else []
         try:
             while len(self._in_flight) <= self.executor.steps_ahead and self._may_launch():
                 if not self._launch():

@@ -49,16 +49,20 @@ class FairQueue:
         """True while more than one tenant waits or runs."""
         return len(self._num_open) > 1
 
-    def add(self, request: Request, *, is_preempted: bool = False) -> None:
-        """Let a request wait; one that was preempted comes before its tenant's others."""
-        tenant = request.tenant
-        if tenant not in self._num_open:
-            self._resume(tenant)
-        self._weights[tenant] = request.weight
-        entry = _Entry(not is_preempted, request.priority, request.request_id, request)
+    def add(self, request: Request) -> None:
+        """Let a new request wait."""
+        if request.tenant not in self._num_open:
+            self._resume(request.tenant)
+        self._weights[request.tenant] = request.weight
+        self.put_back(request)
+
+    def put_back(self, request: Request) -> None:
+        """Let a request wait again, with its tenant's count as it is; one that ran comes before new ones."""
+        is_new = request.first_run_time is None
+        entry = _Entry(is_new, request.priority, request.request_id, request)
         self._entries[request.request_id] = entry
-        self._open(tenant, 1)
-        heapq.heappush(self._queues.setdefault(tenant, []), entry)
+        self._open(request.tenant, 1)
+        heapq.heappush(self._queues.setdefault(request.tenant, []), entry)
 
     def remove(self, request: Request) -> None:
         """Take out a request that will not run."""

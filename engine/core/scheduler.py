@@ -1,6 +1,5 @@
 """Scheduler: which tokens of which requests run in the next step, and what its result means."""
 
-import heapq
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ class Scheduler:
         self._block_size = kv_cache_manager.block_size
         self._requests: dict[int, Request] = {}  # that wait, run or have ended with steps under way
         self._num_steps_in_flight = 0
-        self.expiries: list[tuple[float, int]] = []  # until when requests must have started
+        self.impatient: dict[int, Request] = {}  # that must start by some time and have not yet
         self._suspects: deque[Request] = deque()  # of a step that failed: they run one at a time
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
@@ -50,7 +49,7 @@ class Scheduler:
         self._requests[request.request_id] = request
         self.waiting.add(request)
         if request.starts_before is not None:
-            heapq.heappush(self.expiries, (request.starts_before, request.request_id))
+            self.impatient[request.request_id] = request
 
     @property
     def requests(self) -> list[Request]:
@@ -90,7 +89,7 @@ class Scheduler:
         for request in self.requests:
             if request not in self.waiting:  # taken out of the queue by a schedule() that raised
                 self.kv_cache_manager.free(request)
-                self.waiting.add(request)
+                self.waiting.put_back(request)
                 failed.append(request)
         self._suspects = deque(failed)
 
@@ -129,13 +128,10 @@ class Scheduler:
 
     def expire(self, now: float) -> list[StepOutput]:
         """End the requests that have not started in time."""
-        outputs = []
-        while self.expiries and self.expiries[0][0] <= now:
-            request = self._requests.get(heapq.heappop(self.expiries)[1])
-            if request is not None and request in self.waiting and request.first_run_time is None:
-                self.finish(request, FinishReason.TIMEOUT)
-                outputs.append(StepOutput(request, is_first=True))
-        return outputs
+        expired = [one for one in self.impatient.values() if (one.starts_before or now) <= now]
+        for request in expired:
+            self.finish(request, FinishReason.TIMEOUT)
+        return [StepOutput(request, is_first=True) for request in expired]
 
     def _share_places(self) -> bool:
         """Preempt requests of tenants that run more than others whose turn it is to start one.
@@ -284,6 +280,7 @@ class Scheduler:
             self.waiting.stopped(request)
         else:
             self.waiting.remove(request)
+        self.impatient.pop(request.request_id, None)
         if request in self._suspects:
             self._suspects.remove(request)
         request.status = RequestStatus.FINISHED
@@ -374,13 +371,14 @@ class Scheduler:
             claims.append(Claim(request, num_tokens))
             budget -= num_tokens
         for request in postponed:
-            self.waiting.add(request, is_preempted=request.first_run_time is not None)
+            self.waiting.put_back(request)
         return copies
 
     def _record_start(self, request: Request) -> None:
         request.status = RequestStatus.RUNNING
         self.running.append(request)
         self.waiting.started(request)
+        self.impatient.pop(request.request_id, None)
         if request.first_run_time is not None:
             return  # resumed: what it finds now it computed itself
         request.first_run_time = time.monotonic()
@@ -395,5 +393,5 @@ class Scheduler:
         request.draft_token_ids, request.num_model_drafts = (), 0
         request.status = RequestStatus.WAITING
         self.waiting.stopped(request)
-        self.waiting.add(request, is_preempted=True)
+        self.waiting.put_back(request)
         self.num_preemptions += 1

@@ -93,20 +93,26 @@ class BlockFiles:
             os.utime(path)  # the order of use outlives the process, too
         return body
 
-    def save(self, block_hash: bytes, body: bytes) -> bool:
-        """Write a block some time; False if too much waits to be written."""
-        if self._num_pending_bytes + len(body) > _MAX_PENDING_BYTES:
-            return False
+    @property
+    def has_room(self) -> bool:
+        """False while so much waits to be written that another block must wait."""
+        return self._num_pending_bytes < _MAX_PENDING_BYTES
+
+    def save(self, block_hash: bytes, body: bytes) -> None:
+        """Write a block some time."""
         with self._lock:
             self._num_pending_bytes += len(body)
         self._pending.put((block_hash, body))
-        return True
 
-    def close(self) -> None:
-        """Write what waits, and let other processes use the directory."""
+    def close(self, timeout: float = 60.0) -> None:
+        """Write what waits, then let other processes use the directory.
+
+        What takes longer than `timeout` seconds is left to the end of this process.
+        """
         self._pending.put(None)
-        self._writer.join()
-        self._lock_file.close()
+        self._writer.join(timeout)
+        if not self._writer.is_alive():
+            self._lock_file.close()
 
     def _path(self, block_hash: bytes) -> Path:
         return self._blocks / block_hash.hex()

@@ -1,9 +1,14 @@
 """Persistence: cached blocks go to files when there is time, and come back when a request wants them."""
 
+import time
 from collections import deque
 from typing import Protocol
 
 from engine.kv_cache.block import Block
+
+_MAX_UNSAVED = 1 << 16  # blocks
+_CLOSE_SECONDS = 2.0  # a shutdown waits no longer for a slow disk
+_WRITTEN_AT_ONCE, _PAUSE = 16, 0.002  # blocks, and seconds between two tries
 
 
 class BlockStorage(Protocol):
@@ -27,11 +32,15 @@ class StoredBlocks(Protocol):
     def load(self, block_hash: bytes) -> bytes | None:
         """Return a block's bytes, None if they are not there."""
 
-    def save(self, block_hash: bytes, body: bytes) -> bool:
-        """Keep a block; False if that must wait."""
+    @property
+    def has_room(self) -> bool:
+        """False while so much waits to be written that another block must wait."""
 
-    def close(self) -> None:
-        """Write what waits."""
+    def save(self, block_hash: bytes, body: bytes) -> None:
+        """Keep a block."""
+
+    def close(self, timeout: float) -> None:
+        """Write what waits, as far as that takes no longer than `timeout` seconds."""
 
 
 class Persistence:
@@ -40,7 +49,8 @@ class Persistence:
     def __init__(self, storage: BlockStorage, files: StoredBlocks) -> None:
         self._storage = storage
         self._files = files
-        self._unsaved: deque[tuple[Block, bytes]] = deque()
+        # The oldest are the likeliest to be evicted already where files cannot keep up.
+        self._unsaved: deque[tuple[Block, bytes]] = deque(maxlen=_MAX_UNSAVED)
 
     def note(self, block: Block, block_hash: bytes) -> None:
         """Remember that a full block is to be saved."""
@@ -49,12 +59,11 @@ class Persistence:
 
     def write_back(self, max_blocks: int) -> bool:
         """Save up to so many blocks that still hold what they held; True if more are left."""
-        for _ in range(min(max_blocks, len(self._unsaved))):
-            block, block_hash = self._unsaved[0]
-            is_wanted = block.block_hash == block_hash and not self._files.is_whole(block_hash)
-            if is_wanted and not self._files.save(block_hash, self._storage.read_block(block.block_id)):
-                break
-            self._unsaved.popleft()
+        while max_blocks and self._unsaved and self._files.has_room:
+            max_blocks -= 1
+            block, block_hash = self._unsaved.popleft()
+            if block.block_hash == block_hash and not self._files.is_whole(block_hash):
+                self._files.save(block_hash, self._storage.read_block(block.block_id))
         return bool(self._unsaved)
 
     def has(self, block_hash: bytes) -> bool:
@@ -70,7 +79,8 @@ class Persistence:
         return True
 
     def close(self) -> None:
-        """Save everything that is left, and end."""
-        while self.write_back(1) and self._unsaved:
-            pass
-        self._files.close()
+        """Save what is left, as far as there is time for it, and end."""
+        ends = time.monotonic() + _CLOSE_SECONDS
+        while self.write_back(_WRITTEN_AT_ONCE) and time.monotonic() < ends:
+            time.sleep(_PAUSE)
+        self._files.close(max(0.0, ends - time.monotonic()))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from engine.core.engine import Engine
-from engine.core.fair_queue import _MAX_REMEMBERED
+from engine.core.fair_queue import _MAX_REMEMBERED, FairQueue
 from engine.interface.outputs import FinishReason
 from tests.tiny import generate, generation, run_to_end, scripted_engine
 
@@ -92,6 +92,36 @@ def test_a_tenant_that_holds_every_place_gives_some_to_others(steps_ahead):
     assert engine.stats().num_preemptions == preemptions, "places are shared, not fought for"
     run_to_end(engine)
     assert [request.token_ids[request.num_prompt_tokens :] for request in added] == alone
+
+
+def test_who_is_passed_over_keeps_its_turn():
+    """A request that waits for a prefix which another computes is taken out and put back at every step."""
+    queue = FairQueue()
+    engine = scripted_engine()
+    one, other = (engine.add_request(of(tenant, [1])) for tenant in ("a", "b"))
+    for request in (one, other):
+        queue.add(request)
+    queue.charge(one, 100)
+    assert queue.pop() is other
+    queue.put_back(other)
+    assert queue.peek() is other
+    queue.charge(other, 50)
+    assert queue.pop() is other
+    queue.started(other)
+    queue.stopped(other)
+    queue.put_back(other)
+    assert queue.peek() is other, "still the one that was served less"
+
+
+def test_what_must_start_by_some_time_is_kept_no_longer_than_it_waits():
+    engine = scripted_engine(max_num_seqs=2)
+    requests = [engine.add_request(of("a", [number], max_tokens=2, patience=1000.0)) for number in range(6)]
+    engine.abort(requests[5])
+    assert len(engine.scheduler.impatient) == 5
+    engine.step()
+    assert len(engine.scheduler.impatient) == 3
+    run_to_end(engine)
+    assert not engine.scheduler.impatient
 
 
 def test_a_tenant_that_holds_every_block_gives_some_to_others():

@@ -1,6 +1,7 @@
 """A prefix cache that outlives the engine: the same tokens, warm, and never another's block."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,8 @@ from engine.checkpoint import load_checkpoint
 from engine.core.engine import Engine
 from engine.interface.config import EngineConfig
 from engine.interface.outputs import FinishReason
+from engine.kv_cache import persistence
+from engine.kv_cache.block import Block
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.kv_cache.persistence import Persistence
@@ -142,6 +145,44 @@ def test_a_block_that_was_given_away_is_not_saved_under_its_old_name(tmp_path):
     assert [request.token_ids for request in again] == expected
     assert 0 < sum(request.num_cached_tokens == 28 for request in again) < len(prompts)
     second.close()
+
+
+class SlowFiles:
+    """Files that have no room until they are given some."""
+
+    def __init__(self):
+        self.saved, self.has_room, self.closed_after = [], False, None
+
+    def __contains__(self, block_hash):
+        return False
+
+    def is_whole(self, block_hash):
+        return False
+
+    def save(self, block_hash, body):
+        self.saved.append((block_hash, body))
+
+    def close(self, timeout):
+        self.closed_after = timeout
+
+
+def test_a_disk_that_cannot_keep_up_holds_up_neither_a_step_nor_the_end(monkeypatch):
+    monkeypatch.setattr(persistence, "_MAX_UNSAVED", 3)
+    monkeypatch.setattr(persistence, "_CLOSE_SECONDS", 0.1)
+    files = SlowFiles()
+    copies = []
+    executor = SimpleNamespace(read_block=lambda block_id: copies.append(block_id) or b"")
+    keeper = Persistence(executor, files)
+    blocks = [Block(number, block_hash=bytes([number])) for number in range(5)]
+    for block in blocks:
+        keeper.note(block, block.block_hash)
+    assert keeper.write_back(16), "they are left for later"
+    assert not copies, "and not copied for nothing"
+    keeper.close()
+    assert files.closed_after == 0.0
+    files.has_room = True
+    assert not keeper.write_back(16)
+    assert [block_hash for block_hash, _ in files.saved] == [bytes([2]), bytes([3]), bytes([4])]
 
 
 @pytest.mark.parametrize("steps_ahead", [0, 2])
