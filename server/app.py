@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.interface.errors import DraftlineError
+from engine.interface.version import installed_version
 from server.api import operations
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
@@ -60,7 +61,7 @@ def create_app(
     """
     app = FastAPI(
         title="draftline",
-        version=operations.installed_version(),
+        version=installed_version(),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

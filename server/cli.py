@@ -7,13 +7,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from engine.interface.errors import DraftlineError
+from engine.interface.version import installed_version
 from server.settings import ChatSettings, ServeSettings, parse_settings, unknown_variables
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="An inference server for GPT-style language models.",
         epilog="`draftline COMMAND --help` lists the flags of a command.",
     )
-    parser.add_argument("--version", action="version", version=f"draftline {_version()}")
+    parser.add_argument("--version", action="version", version=f"draftline {installed_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_line in (
         ("serve", "serve a model over the OpenAI HTTP API"),
@@ -54,13 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, help=help_line, add_help=False)
     return parser
-
-
-def _version() -> str:
-    try:
-        return version("draftline")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def serve(arguments: Sequence[str]) -> None:

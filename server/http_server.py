@@ -48,9 +48,9 @@ def run_server(
     """Serve until a signal, then finish what is open within `shutdown_timeout` seconds.
 
     With `load`, the port answers while a thread loads the model. Raises what `load` raised. SIGHUP calls
-    `reload`; where that fails all stays as it is. A dead engine
-    ends the server, too, once its streams are told: raises EngineDeadError. A second signal ends the process
-    at once, and so does a shutdown that hangs.
+    `reload`; where that raises a DraftlineError all stays as it is. A dead engine ends the server, too, once
+    its streams are told: raises EngineDeadError. A second signal ends the process at once, and so does a
+    shutdown that hangs.
     """
     server = DrainingServer(
         app,

@@ -46,6 +46,16 @@ def _byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(extra)) for byte in range(256)]
 
 
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @dataclass(frozen=True)
 class Script:
     """What one request says, step by step."""

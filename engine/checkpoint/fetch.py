@@ -57,9 +57,8 @@ def verify_models(*, cache_dir: Path | None = None) -> list[tuple[str, bool]]:
         path = model.path_in(cache_dir or default_cache_dir())
         try:
             path.stat()
-            with suppress(
-                FileNotFoundError, PermissionError
-            ):  # a read-only cache has its file hashed each time
+            # A read-only cache has no stamp that could be believed: its file is hashed each time.
+            with suppress(FileNotFoundError, PermissionError):
                 _stamp_path(path).unlink()
             found.append((model.name, _is_intact(path, model)))
         except FileNotFoundError:

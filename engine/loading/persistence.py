@@ -4,13 +4,13 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.interface.info import EngineInfo
+from engine.interface.version import installed_version
 from engine.kernels.cpu.library import library_path
 from engine.kv_cache.block_files import BlockFiles
 from engine.kv_cache.persistence import BlockStorage, Persistence
@@ -45,7 +45,7 @@ def _layout(checkpoint: Checkpoint, info: EngineInfo) -> bytes:
     path = None if info.kernels == "torch" else library_path()
     parts = {
         "checkpoint": checkpoint.fingerprint.hex(),
-        "version": _version(),
+        "version": installed_version(),
         "torch": torch.__version__,
         "kernels": info.kernels,
         "library": None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -56,10 +56,3 @@ def _layout(checkpoint: Checkpoint, info: EngineInfo) -> bytes:
         "block_bytes": info.kv_cache_bytes // info.num_kv_blocks,
     }
     return json.dumps(parts, sort_keys=True).encode()
-
-
-def _version() -> str:
-    try:
-        return version("draftline")
-    except PackageNotFoundError:
-        return "0+unknown"

@@ -1,13 +1,13 @@
 """What operators and tools ask for: health, readiness, metrics, models, tokens, version."""
 
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.interface.errors import RequestError
+from engine.interface.version import installed_version
 from server.api.body import run_sized
 from server.api.chat_prompt import prepare_chat_prompt
 from server.api.encoding import json_response, large_json_response
@@ -15,14 +15,6 @@ from server.api.prompts import check_token_ids, encode_text, render_chat
 from server.api.requests import check_model_name, reading, server_state
 from server.api.schemas import ChatCompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.serving import Phase, ServedModel, not_ready
-
-
-def installed_version() -> str:
-    """Return the version of the installed distribution, "0+unknown" in a bare source tree."""
-    try:
-        return version("draftline")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 async def health(request: Request) -> Response:

@@ -14,7 +14,7 @@ from server.admission import Admission, BodyBudget, ServiceRate
 from server.api.errors import ApiError
 from server.serving import RequestLimits
 from server.text import Tokenizer
-from tests.fakes import FakeEngine, byte_tokenizer_data, say
+from tests.fakes import Clock, FakeEngine, byte_tokenizer_data, say
 from tests.server.harness import serving
 
 
@@ -53,14 +53,6 @@ def test_the_number_of_choices_is_bounded_by_what_could_ever_be_queued() -> None
         refused = server.client.post("/v1/completions", json={"prompt": ["x"] * 3, "n": 2})
         assert refused.status_code == 400
         assert "at most 4" in refused.json()["error"]["message"]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_the_service_rate_is_that_of_the_last_choices() -> None:

@@ -21,7 +21,7 @@ from server.api import grammars
 from server.api.errors import ApiError
 from server.fair_turns import FairTurns
 from server.token_bucket import TokenBucket
-from tests.fakes import FakeEngine
+from tests.fakes import Clock, FakeEngine
 from tests.server.harness import RunningServer, serving
 
 ALICE, BOB = "key-of-alice", "key-of-bob"
@@ -143,14 +143,6 @@ def test_one_grammar_that_many_want_is_compiled_once() -> None:
         assert {answer.result().status_code for answer in answers} == {200}
     assert compile_grammar.compiled[0] == "hostile"
     assert not compile_grammar.started.acquire(blocking=False)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_bucket_fills_up_to_its_capacity_and_may_be_in_debt() -> None:

@@ -20,7 +20,7 @@ from server.api_keys import ApiKey, KeyLimits, hash_key, read_key_file
 from server.auth import KeyRing
 from server.metrics import ServerMetrics
 from server.quota import Quota
-from tests.fakes import FakeEngine, say
+from tests.fakes import Clock, FakeEngine, say
 from tests.server.harness import RunningServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -104,14 +104,6 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# nothing\n" * 500_000)
     with pytest.raises(ConfigError, match="more than 4194304 bytes"):
         read_key_file(tmp_path / "keys")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_requests_are_counted_by_the_minute() -> None:
