@@ -7,6 +7,7 @@ import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.interface.errors import ConfigError
 
@@ -19,22 +20,13 @@ _SEND_BUFFER = 1 << 18
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket listening on `host` and `port` (0: any free one); raises ConfigError."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         # With the protocol named asyncio sets TCP_NODELAY; without, every reply waits 40 ms for an ACK.
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(family, kind, socket.IPPROTO_TCP))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER
-            )  # what it accepts has it, too
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-            stack.pop_all()  # it listens: the caller closes it
+        return _bound(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP), address)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
 
 
 def listen_unix(path: Path) -> socket.socket:
@@ -42,21 +34,26 @@ def listen_unix(path: Path) -> socket.socket:
 
     A socket that a dead server left there is replaced; anything else is not.
     """
+    umask = os.umask(0o117)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _is_served(path):
             path.unlink()
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-            umask = os.umask(0o117)
-            try:
-                listener.bind(str(path))
-            finally:
-                os.umask(umask)
-            listener.listen(_BACKLOG)
-            stack.pop_all()
+        return _bound(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), str(path))
     except OSError as error:
         raise ConfigError(f"cannot listen on {path}: {error.strerror or error}") from None
+    finally:
+        os.umask(umask)
+
+
+def _bound(listener: socket.socket, address: Any) -> socket.socket:
+    """Let a socket listen, or close it; what it accepts has its options, too."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(listener)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        stack.pop_all()  # it listens: the caller closes it
     return listener
 
 

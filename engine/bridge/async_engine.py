@@ -77,8 +77,13 @@ class AsyncEngine:
         self._check_queue(len(requests), num_tokens)
         first = self._next_number
         self._next_number += len(requests)
-        stream = OutputStream(first, len(requests), on_abort=self._stream_aborted, budget=self._unread)
-        stream.num_prompt_tokens = num_tokens
+        stream = OutputStream(
+            first,
+            len(requests),
+            on_abort=self._stream_aborted,
+            num_prompt_tokens=num_tokens,
+            budget=self._unread,
+        )
         self._streams[first] = stream
         for index in range(len(requests)):
             self._targets[first + index] = StreamTarget(stream, index)

@@ -24,11 +24,12 @@ class OutputStream:
         num_requests: int,
         *,
         on_abort: "Callable[[OutputStream, Iterable[int]], None]",
+        num_prompt_tokens: int = 0,
         budget: "UnreadBudget[OutputStream] | None" = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.first_number, self.num_requests = first_number, num_requests
-        self.num_prompt_tokens = 0  # of all of its requests
+        self.num_prompt_tokens = num_prompt_tokens  # of all of its requests
         self._on_abort = on_abort
         self._open = set(range(num_requests))
         self._ready: deque[RequestOutput] = deque()
