@@ -9,7 +9,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from statistics import median, quantiles
 
 from loadtest.environment import environment
@@ -74,16 +75,24 @@ async def _ask(port: int, number: int, *, is_slow: bool, delay: float) -> tuple[
     content = json.dumps(body).encode()
     await asyncio.sleep(delay)
     started = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
-    writer.write(_REQUEST % (len(content), content))
-    answer = await reader.read(100)
-    seconds = time.perf_counter() - started
-    while piece := await reader.read(200 if is_slow else 65536):
-        answer = answer[:100] + (answer + piece)[-100:]
-        if is_slow:
-            await asyncio.sleep(0.02)
-    writer.close()
+    async with _connected(port) as (reader, writer):
+        writer.write(_REQUEST % (len(content), content))
+        answer = await reader.read(100)
+        seconds = time.perf_counter() - started
+        while piece := await reader.read(200 if is_slow else 65536):
+            answer = answer[:100] + (answer + piece)[-100:]
+            if is_slow:
+                await asyncio.sleep(0.02)
     return int(answer.split(b" ", 2)[1]), b"[DONE]" in answer, seconds
+
+
+@asynccontextmanager
+async def _connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
 
 
 async def _probe(port: int) -> list[float]:
@@ -92,10 +101,9 @@ async def _probe(port: int) -> list[float]:
     try:
         while True:
             started = time.perf_counter()
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-            await reader.read()
-            writer.close()
+            async with _connected(port) as (reader, writer):
+                writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+                await reader.read()
             times.append(time.perf_counter() - started)
             await asyncio.sleep(0.02)
     except asyncio.CancelledError:

@@ -30,6 +30,12 @@ _OTHER_DESCRIPTORS = 256  # files, pipes and sockets beside the clients'
 _CLOSE_SECONDS = 2.0  # that the engine's last step gets after a drain
 _LAST_RESORT = 4.0  # seconds after the shutdown timeout at which the process ends, whatever hangs
 _WATCH_SECONDS = 0.2
+_KEEP_ALIVE_SECONDS = 75
+"""That an idle connection stays open: longer than clients and balancers (5 to 60 s) keep theirs.
+
+Whoever closes first must be the one that sends: a request on its way to a connection that the server
+closes at that moment is lost.
+"""
 _MIN_GRACE = 1
 """Seconds that answers already complete get to reach their clients, however little time is left."""
 
@@ -124,6 +130,7 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 lifespan="off",
                 ws="none",
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 ssl_certfile=None if tls is None else tls.certificate,
                 ssl_keyfile=None if tls is None else tls.key,
             )
