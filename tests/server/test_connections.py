@@ -309,6 +309,6 @@ def test_connections_stay_below_the_open_files_that_the_process_may_have(monkeyp
 
 
 def test_an_idle_connection_is_not_closed_before_its_client_would_close_it() -> None:
-    """httpx keeps one for 5 s, balancers for 60 s: a request must not meet a connection that is being closed."""
+    """httpx keeps one for 5 s, balancers for 60: no request may meet one that is being closed."""
     with serving(FakeEngine()) as server:
         assert server.server.config.timeout_keep_alive > 60
