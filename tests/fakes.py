@@ -64,6 +64,7 @@ class Script:
     finish_reason: FinishReason = FinishReason.LENGTH
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    source: DraftSource = DraftSource.NGRAM
     drafts: tuple[int, ...] = ()  # tokens drafted in each step; all that a step brings but the last are right
 
 
@@ -74,6 +75,7 @@ def say(
     cached: int = 0,
     eos: bool = False,
     num_drafted: int = 0,
+    source: DraftSource = DraftSource.NGRAM,
 ) -> Script:
     """Say `text` byte by byte; with `eos`, end with the end token instead of at the limit."""
     ids = [*text.encode(), *([EOS] if eos else [])]
@@ -83,6 +85,7 @@ def say(
         finish_reason=FinishReason.STOP if eos else FinishReason.LENGTH,
         stop_token_id=EOS if eos else None,
         num_cached_tokens=cached,
+        source=source,
         drafts=(num_drafted,) * len(steps),
     )
 
@@ -128,7 +131,7 @@ def fake_speculation(script: Script, place: int, num_tokens: int) -> Speculation
     if num_drafted == 0:
         return None
     return SpeculationOutput(
-        source=DraftSource.NGRAM,
+        source=script.source,
         num_draft_tokens=num_drafted,
         num_accepted_tokens=min(num_drafted, num_tokens - 1),
         seconds=1.0 + place,

@@ -11,7 +11,7 @@ from engine.interface.pooling import Pooling
 
 MAX_SEED = 2**63 - 1
 MIN_SEED = -(2**63)
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 100
 
 
 @dataclass(frozen=True, kw_only=True)

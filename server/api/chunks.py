@@ -7,12 +7,11 @@ from engine.interface.outputs import FinishReason, TokenLogprobs
 from server.answers import AnswerPart, ReasoningDelta
 from server.api.encoding import encode_string, to_json, to_json_in_parts
 from server.api.errors import ApiError
-from server.api.text_delta import TextDelta
+from server.api.text_delta import TextDelta, scores_size
 from server.api.token_scores import ScoredToken
 from server.api.usage import Usage
 
 DONE = b"data: [DONE]\n\n"
-_BYTES_PER_PROMPT_TOKEN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +113,10 @@ class ChunkWriter:
         return b"".join([self.delta(delta) for delta in deltas])
 
     def size(self, deltas: Sequence[TextDelta]) -> int:
-        """Return about how many bytes the scores of prompts take, 0 without any."""
-        if self._prompt_event is None:
-            return 0
-        return sum(_BYTES_PER_PROMPT_TOKEN * len(delta.prompt_logprobs or ()) for delta in deltas)
+        """Return about how many bytes the scores take, 0 without any."""
+        return sum([scores_size(delta.logprobs, delta.prompt_logprobs or ()) for delta in deltas])
+
+    closing_size = 0
 
     def closing(self, usage: Usage) -> bytes:
         """Return the events after the last choice has finished."""

@@ -53,9 +53,9 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     "dimensions": {"minimum": 1},
     "n": {"minimum": 1, "maximum": 128},
     "best_of": {"minimum": 1, "maximum": 128},
-    "logprobs": {"minimum": 0, "maximum": 20},
-    "top_logprobs": {"minimum": 0, "maximum": 20},
-    "prompt_logprobs": {"minimum": 0, "maximum": 20},
+    "logprobs": {"minimum": 0, "maximum": 100},
+    "top_logprobs": {"minimum": 0, "maximum": 100},
+    "prompt_logprobs": {"minimum": 0, "maximum": 100},
     "seed": {"minimum": -(2**63), "maximum": 2**63 - 1},
 }
 """What the engine's records check, with errors of their own, said again for /docs; a test compares them."""

@@ -11,6 +11,7 @@ from server.api.generation import Generation
 from server.api.known_fields import FieldWarning
 from server.api.preparation import PreparedRequest
 from server.api.speculation import TokenProvenance
+from server.api.text_delta import scores_size
 from server.api.token_scores import ScoredToken
 from server.serving import ServedModel
 
@@ -74,12 +75,7 @@ class WholeChoice:
     @property
     def size(self) -> int:
         """About how many bytes of JSON it makes."""
-        num_scores = sum([1 + len(token.top) for token in self.logprobs])
-        num_scores += sum([1 + len(score.top) for score in self.prompt_logprobs])
-        return len(self.parts) + _BYTES_PER_SCORE * num_scores
-
-
-_BYTES_PER_SCORE = 32
+        return len(self.parts) + scores_size(self.logprobs, self.prompt_logprobs)
 
 
 async def collect(generation: Generation, num_choices: int) -> Sequence[WholeChoice]:

@@ -98,7 +98,7 @@ class GenerationBody(ScheduledBody):
     ignore_eos: bool = Field(False, description="Go on after the model's own end tokens.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
     prompt_logprobs: int | None = Field(
-        None, description="0 to 20 likeliest tokens, with the prompt's own, at each place of the prompt."
+        None, description="0 to 100 likeliest tokens, with the prompt's own, at each place of the prompt."
     )
     logprobs_mode: Literal["raw", "processed"] = Field(
         "raw",
@@ -136,7 +136,7 @@ class CompletionRequest(GenerationBody):
         None, description="Text behind the answer: a code model fills in what is between. Without echo."
     )
     echo: bool = Field(False, description="Put the prompt before the answer, with logprobs if asked for.")
-    logprobs: int | None = Field(None, description="0 to 20 likeliest tokens beside each chosen one.")
+    logprobs: int | None = Field(None, description="0 to 100 likeliest tokens beside each chosen one.")
     best_of: int | None = Field(
         None, description="At least n: generate so many, return the n of the highest mean logprob."
     )
@@ -152,7 +152,7 @@ class ChatCompletionRequest(GenerationBody):
 
     messages: MessagesField = Field(description="The conversation; content is text or a list of text parts.")
     logprobs: bool = Field(False, description="Return the logprob of each token of the answer.")
-    top_logprobs: int | None = Field(None, description="0 to 20 likeliest tokens beside each; with logprobs.")
+    top_logprobs: int | None = Field(None, description="0 to 100 likeliest beside each; with logprobs.")
     tools: ToolsField = Field(RequestedTools(tools=()), description="Functions that the model may call.")
     tool_choice: ToolChoiceField = Field(
         ToolChoice(mode="auto"), description="none, auto, required, a function, or allowed_tools."

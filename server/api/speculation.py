@@ -12,7 +12,7 @@ from server.api.errors import describe
 _MODES = tuple(mode.value for mode in SpeculationMode)
 _LABELS = {
     DraftSource.DRAFT_MODEL: "draft",
-    DraftSource.GRAMMAR: "draft",
+    DraftSource.GRAMMAR: "grammar",
     DraftSource.NGRAM: "ngram",
     DraftSource.NGRAM_POOL: "ngram",
 }
@@ -51,7 +51,7 @@ def parse_speculation(value: object) -> RequestedSpeculation:
 class TokenProvenance:
     """Where a token of an answer came from, and the engine's step that settled it."""
 
-    source: str  # draft, ngram, bonus (after a draft that was right to its end) or target
+    source: str  # draft, ngram, grammar (forced by it), bonus (after a draft right to its end) or target
     step: int
 
     def to_json(self) -> dict[str, object]:

@@ -61,6 +61,10 @@ class EventWriter(Protocol):
     def size(self, deltas: Sequence[TextDelta]) -> int:
         """Return about how many bytes take long to write, 0 for none."""
 
+    @property
+    def closing_size(self) -> int:
+        """About how many bytes of what closing() returns take long to write, 0 for none."""
+
     def closing(self, usage: Usage) -> bytes:
         """Return the events after the last choice has finished."""
 
@@ -103,7 +107,7 @@ class EventStream(Response):
         while True:
             events += await run_sized(writer.size(deltas), writer.deltas, deltas)
             if generation.is_finished:
-                return events + writer.closing(generation.usage)
+                return events + await run_sized(writer.closing_size, writer.closing, generation.usage)
             if events:
                 await send({"type": "http.response.body", "body": events, "more_body": True})
             deltas = await generation.next_deltas()

@@ -110,12 +110,29 @@ def test_a_warm_cache_takes_no_score_away():
 
 def test_the_number_of_top_logprobs_is_bounded():
     engine = tiny_engine().engine
-    [(_, none), (_, most)] = scores(engine, generation(PROMPT, logprobs=0), generation(PROMPT, logprobs=20))
+    [(_, none), (_, most)] = scores(engine, generation(PROMPT, logprobs=0), generation(PROMPT, logprobs=100))
     assert {len(entry.top) for entry in none} == {0}
-    assert {len(entry.top) for entry in most} == {20}
-    for bad in (-1, 21, 2**40):
-        with pytest.raises(RequestError, match="logprobs must be between 0 and 20"):
+    assert {len(entry.top) for entry in most} == {100}
+    for bad in (-1, 101, 2**40):
+        with pytest.raises(RequestError, match="logprobs must be between 0 and 100"):
             generation(PROMPT, logprobs=bad)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_the_hundred_likeliest_are_the_first_of_a_whole_log_softmax(config):
+    engine = tiny_engine(config, max_num_batched_tokens=512).engine
+    rows = []
+    model = engine.executor.model.decoder
+    compute = model.compute_logits
+    model.compute_logits = lambda hidden: rows.append(compute(hidden)) or rows[-1]
+    [(request, [answer])] = scores(
+        engine, generation(PROMPT, max_tokens=1, logprobs=100, prompt_logprobs=100, temperature=1.0, seed=5)
+    )
+    entries = [*request.prompt_logprobs, answer]
+    expected = torch.cat(rows).log_softmax(dim=-1).sort(dim=-1, descending=True)
+    assert len(entries) == len(expected.values) == len(PROMPT)
+    for entry, values, token_ids in zip(entries, expected.values, expected.indices, strict=True):
+        assert entry.top == tuple(zip(token_ids[:100].tolist(), values[:100].tolist(), strict=True))
 
 
 def test_penalties_bias_and_bans_keep_the_promise_in_every_batch():

@@ -78,7 +78,7 @@ def test_a_completions_logprobs_have_openais_shape(server: RunningServer) -> Non
     assert logprobs["top_logprobs"][-1] == {"!": -0.5, '"': -0.5625, " ": scores[-1].logprob}
 
 
-@pytest.mark.parametrize("num_top", [0, 1, 20])
+@pytest.mark.parametrize("num_top", [0, 1, 100])
 def test_the_chosen_token_is_among_the_top_even_outside_of_them(server: RunningServer, num_top: int) -> None:
     logprobs = complete(server, logprobs=num_top)["choices"][0]["logprobs"]
     for token, logprob, top in zip(
@@ -312,7 +312,7 @@ def test_the_logprobs_of_one_reply_are_bounded(
     ) if False else None
     body = {"prompt": "ab", "logprobs": 2, "n": 2, "max_tokens": 20, "stream": True}
     assert server.client.post("/v1/completions", json=body).status_code == 200
-    assert limits.MAX_LOGPROB_ENTRIES > 8192 * 21  # a whole context of the default model
+    assert limits.MAX_LOGPROB_ENTRIES > 8192 * 101  # a whole context of the default model
 
 
 def test_the_openai_sdk_reads_them(server: RunningServer) -> None:

@@ -160,6 +160,18 @@ def test_logprobs_come_with_the_text(server: RunningServer) -> None:
     assert streamed == scores
 
 
+def test_a_hundred_likeliest_tokens_beside_each(server: RunningServer) -> None:
+    include = ["message.output_text.logprobs"]
+    whole, events = whole_and_streamed(server, include=include, top_logprobs=100)
+    scores = whole["output"][0]["content"][0]["logprobs"]
+    assert {len(score["top_logprobs"]) for score in scores} == {100}
+    assert [score for event in events if "delta" in event for score in event["logprobs"]] == scores
+    refused = post(server, include=include, top_logprobs=101)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "top_logprobs"
+    assert "between 0 and 100" in refused.json()["error"]["message"]
+
+
 CONVERSATION = [
     {"role": "developer", "content": "Be brief."},
     {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},

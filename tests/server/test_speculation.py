@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.interface.config import EngineConfig
-from engine.interface.speculation import SpeculationMode, SpeculationParams
+from engine.interface.speculation import DraftSource, SpeculationMode, SpeculationParams
 from engine.loading.loader import load_engine
 from server.serving import ServedModel
 from server.text import Tokenizer
@@ -127,6 +127,23 @@ def test_a_draft_that_is_right_to_its_end_brings_a_bonus() -> None:
     with serving(FakeEngine(lambda _: say("abcdef", tokens_per_step=3, num_drafted=2))) as server:
         [choice] = post(server, return_provenance=True)["choices"]
     assert [token["source"] for token in choice["provenance"]] == ["ngram", "ngram", "bonus"] * 2
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        (DraftSource.GRAMMAR, "grammar"),
+        (DraftSource.DRAFT_MODEL, "draft"),
+        (DraftSource.NGRAM_POOL, "ngram"),
+    ],
+)
+def test_every_source_has_its_label_in_provenance_and_usage(source: DraftSource, label: str) -> None:
+    script = say("abcdef", tokens_per_step=3, num_drafted=4, source=source)
+    with serving(FakeEngine(lambda _: script)) as server:
+        reply = post(server, return_provenance=True)
+    [choice] = reply["choices"]
+    assert [token["source"] for token in choice["provenance"]] == [label, label, "target"] * 2
+    assert reply["usage"]["draftline"]["speculation"]["source"] == label
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 2, 3, 5, 8, 18])

@@ -39,8 +39,10 @@ class MessageWriter:
         return _write(events)
 
     def size(self, _deltas: Sequence[TextDelta]) -> int:
-        """Return 0: a message has no scores of its prompt."""
+        """Return 0: a message has no scores."""
         return 0
+
+    closing_size = 0
 
     def closing(self, usage: Usage) -> bytes:
         """Return the events after the answer has finished."""

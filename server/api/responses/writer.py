@@ -8,7 +8,7 @@ from server.api.encoding import to_json
 from server.api.errors import ApiError
 from server.api.json_object import Json
 from server.api.responses.output_items import OutputItems
-from server.api.text_delta import TextDelta
+from server.api.text_delta import TextDelta, scores_size
 from server.api.token_scores import ScoredToken
 from server.api.usage import Usage
 
@@ -32,6 +32,7 @@ class ResponseWriter:
         self._output = OutputItems()
         self._number = 0
         self._status = "completed"
+        self.closing_size = 0  # of all scores so far
         begun = snapshot("in_progress", None, [])
         self.opening = self._write(
             [
@@ -52,9 +53,12 @@ class ResponseWriter:
                 events += self._output.finish(self._status)
         return self._write(events)
 
-    def size(self, _deltas: Sequence[TextDelta]) -> int:
-        """Return 0: a response has no scores of its prompt."""
-        return 0
+    def size(self, deltas: Sequence[TextDelta]) -> int:
+        """Return about how many bytes the scores take; an item that is done has all of them again."""
+        num_bytes = sum([scores_size(delta.logprobs) for delta in deltas])
+        self.closing_size += num_bytes
+        is_done = any(delta.finish_reason is not None for delta in deltas)
+        return num_bytes + self.closing_size if is_done else num_bytes
 
     def closing(self, usage: Usage) -> bytes:
         """Return the event after the answer has finished."""
