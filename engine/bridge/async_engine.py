@@ -12,14 +12,17 @@ from engine.bridge.engine_host import EngineHost
 from engine.bridge.messages import (
     AbortRequests,
     AddRequests,
+    CacheLookedUp,
     EngineDied,
     FromEngine,
+    LookUpCache,
     RequestsRefused,
     StepResults,
 )
 from engine.bridge.outbox import Outbox
 from engine.bridge.output_stream import OutputStream, StreamTarget
 from engine.bridge.unread_budget import UnreadBudget
+from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.cancellation import Cancellation
 from engine.interface.errors import (
     EngineDeadError,
@@ -32,6 +35,8 @@ from engine.interface.errors import (
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.outputs import GenerationRequest
 from engine.interface.stats import EngineStats
+
+_MAX_LOOKUPS = 64  # of the cache, at once: the engine answers one between two steps
 
 
 class AsyncEngine:
@@ -50,6 +55,7 @@ class AsyncEngine:
         self._unread: UnreadBudget[OutputStream] = UnreadBudget()
         self._streams: dict[int, OutputStream] = {}  # by the number of their first request
         self._targets: dict[int, StreamTarget] = {}  # by the number of their request
+        self._lookups: dict[int, asyncio.Future[CacheExplanation]] = {}
         self._outboxes: dict[asyncio.AbstractEventLoop, int] = {}
         self._error: EngineUnavailableError | None = None
         self._all_ended: asyncio.Event | None = None  # set while draining, when no stream is left
@@ -89,6 +95,23 @@ class AsyncEngine:
             self._targets[first + index] = StreamTarget(stream, index)
         self._host.send(AddRequests(first, tuple(requests), self._outbox_of(stream.loop)))
         return stream
+
+    async def look_up_cache(self, request: GenerationRequest) -> CacheExplanation:
+        """Explain what the prefix cache has of a request's prompt now; starts and changes nothing.
+
+        Raises as generate() does.
+        """
+        self._raise_if_unavailable()
+        self.limits.check(request)
+        self._lookups = {n: one for n, one in self._lookups.items() if not one.get_loop().is_closed()}
+        if len(self._lookups) >= _MAX_LOOKUPS:
+            raise QueueFullError(f"{_MAX_LOOKUPS} lookups of the cache are open already")
+        number, loop = self._next_number, asyncio.get_running_loop()
+        self._next_number += 1
+        future: asyncio.Future[CacheExplanation] = loop.create_future()
+        self._lookups[number] = future  # until the engine has answered, whether or not anybody waits
+        self._host.send(LookUpCache(number, request, self._outbox_of(loop)))
+        return await future
 
     def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> None:
         """Compile a grammar before a request needs it, so that the request need not wait.
@@ -208,6 +231,8 @@ class AsyncEngine:
         for message in messages:
             if isinstance(message, RequestsRefused):
                 self._fail_requests(message)
+            elif isinstance(message, CacheLookedUp):
+                self._answer_lookup(message)
             elif isinstance(message, EngineDied):
                 self._fail_streams(_failure(message))
 
@@ -237,11 +262,20 @@ class AsyncEngine:
             stream.fail(RequestError(refused.reason, param=refused.param))
             self._forget_if_ended(stream)
 
+    def _answer_lookup(self, answer: CacheLookedUp) -> None:
+        future = self._lookups.pop(answer.number, None)
+        if future is not None and not future.done():
+            future.set_result(answer.explanation)
+
     def _fail_streams(self, error: EngineUnavailableError) -> None:
         for stream in self._living_streams():
             stream.fail(error)
         self._streams.clear()
         self._targets.clear()
+        for future in self._lookups.values():
+            if not future.done() and not future.get_loop().is_closed():
+                future.set_exception(error)
+        self._lookups.clear()
         if self._all_ended is not None:
             self._all_ended.set()
 

@@ -232,7 +232,7 @@ class EngineProcess:
             logging.getLogger(message.name).log(message.level, "%s", message.text)
 
     def _deliver(self, delivery: Delivery) -> None:
-        items: list[FromEngine] = [*delivery.results, *delivery.refused]
+        items: list[FromEngine] = [*delivery.results, *delivery.refused, *delivery.looked_up]
         for results in delivery.results:
             for number, output in results.outputs:
                 if output.finish_reason is not None:

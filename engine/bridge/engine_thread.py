@@ -9,6 +9,7 @@ import itertools
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -16,9 +17,11 @@ from typing import NamedTuple, Protocol
 from engine.bridge.messages import (
     AbortRequests,
     AddRequests,
+    CacheLookedUp,
     CloseEngine,
     EngineDied,
     FromEngine,
+    LookUpCache,
     RequestsRefused,
     StepResults,
     ToEngine,
@@ -80,6 +83,7 @@ class EngineThread:
         self._routes: dict[int, _Route] = {}  # by the engine's request id
         self._by_number: dict[int, _Route] = {}
         self._compiling: set[int] = set()  # numbers of requests that wait for their grammars
+        self._lookups: deque[LookUpCache] = deque()
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._death: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -134,6 +138,8 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._drain_inbox():
+                if self._lookups:
+                    self._look_up(self._lookups.popleft())
                 self._deliver(self._engine.step(), self._engine.num_steps)
         except BaseException as error:  # a panic of a native library, too: every open request must hear of it
             logger.exception("the engine died")
@@ -154,6 +160,8 @@ class EngineThread:
                 self._abort(message.numbers)
             elif isinstance(message, _Compiled):
                 self._take_compiled(message)
+            elif isinstance(message, LookUpCache):
+                self._lookups.append(message)  # answered one between two steps: hashing may take milliseconds
             else:
                 self._find_grammars(message)
 
@@ -162,10 +170,18 @@ class EngineThread:
 
         Raises queue.Empty where there is work and no message.
         """
-        while not self._engine.has_work and self._engine.write_back():
+        while not self._has_work and self._engine.write_back():
             with contextlib.suppress(queue.Empty):
                 return self._inbox.get(timeout=_PAUSE)
-        return self._inbox.get(block=not self._engine.has_work)
+        return self._inbox.get(block=not self._has_work)
+
+    @property
+    def _has_work(self) -> bool:
+        return self._engine.has_work or bool(self._lookups)
+
+    def _look_up(self, message: LookUpCache) -> None:
+        explanation = self._engine.look_up_cache(message.generation)
+        self._put(message.outbox, CacheLookedUp(message.number, explanation), is_urgent=True)
 
     def _find_grammars(self, message: AddRequests) -> None:
         """Add requests whose grammars are compiled; others once they are, which no step waits for."""
@@ -285,6 +301,7 @@ def _request_output(output: StepOutput, index: int, step: int) -> RequestOutput:
         prompt_logprobs=tuple(request.prompt_logprobs) if output.is_first and wants_scores else None,
         embedding=_embedding(request),
         num_cached_tokens=request.num_cached_tokens,
+        cache_explanation=request.cache_explanation if output.is_first else None,
         is_first=output.is_first,
         finish_reason=request.finish_reason,
         is_step_error=request.is_step_error,

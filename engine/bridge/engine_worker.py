@@ -13,9 +13,11 @@ from engine.bridge.engine_thread import EngineThread
 from engine.bridge.messages import (
     AbortRequests,
     AddRequests,
+    CacheLookedUp,
     CloseEngine,
     EngineDied,
     FromEngine,
+    LookUpCache,
     RequestsRefused,
     StepResults,
 )
@@ -73,12 +75,14 @@ class Sender:
             is_first = not self._by_outbox
             delivery = self._by_outbox.get(outbox)
             if delivery is None:
-                delivery = self._by_outbox[outbox] = Delivery(outbox, [], [])
+                delivery = self._by_outbox[outbox] = Delivery(outbox, [], [], [])
             for item in items:
                 if isinstance(item, StepResults):
                     delivery.results.append(item)
                 elif isinstance(item, RequestsRefused):
                     delivery.refused.append(item)
+                elif isinstance(item, CacheLookedUp):
+                    delivery.looked_up.append(item)
             if is_first or (is_urgent and not self._is_urgent):
                 self._is_urgent |= is_urgent
                 self._condition.notify()
@@ -159,7 +163,7 @@ def serve_engine(
                 if isinstance(message, CloseEngine):
                     thread.close()
                     return
-                if isinstance(message, AddRequests):
+                if isinstance(message, AddRequests | LookUpCache):
                     if message.outbox not in outboxes:
                         outboxes[message.outbox] = thread.connect(WireOutbox(sender, message.outbox))
                     thread.send(message._replace(outbox=outboxes[message.outbox]))

@@ -6,6 +6,7 @@ The client numbers its requests; the outputs of request n go to the outbox that 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.outputs import GenerationRequest, RequestOutput
 
 
@@ -23,11 +24,19 @@ class AbortRequests(NamedTuple):
     numbers: tuple[int, ...]
 
 
+class LookUpCache(NamedTuple):
+    """Explain what the prefix cache has of a prompt; nothing is started."""
+
+    number: int
+    generation: GenerationRequest
+    outbox: int
+
+
 class CloseEngine(NamedTuple):
     """End after the present step."""
 
 
-ToEngine = AddRequests | AbortRequests | CloseEngine
+ToEngine = AddRequests | AbortRequests | LookUpCache | CloseEngine
 
 
 @dataclass(slots=True)
@@ -49,6 +58,13 @@ class RequestsRefused(NamedTuple):
     param: str | None
 
 
+class CacheLookedUp(NamedTuple):
+    """The answer to a LookUpCache."""
+
+    number: int
+    explanation: CacheExplanation
+
+
 class EngineDied(NamedTuple):
     """The engine failed: whatever was open is lost; it may be started again."""
 
@@ -56,4 +72,4 @@ class EngineDied(NamedTuple):
     is_restarting: bool = False
 
 
-FromEngine = StepResults | RequestsRefused | EngineDied
+FromEngine = StepResults | RequestsRefused | CacheLookedUp | EngineDied

@@ -15,7 +15,9 @@ import msgspec
 from engine.bridge.messages import (
     AbortRequests,
     AddRequests,
+    CacheLookedUp,
     CloseEngine,
+    LookUpCache,
     RequestsRefused,
     StepResults,
 )
@@ -80,6 +82,7 @@ class Delivery(NamedTuple):
     outbox: int
     results: list[StepResults]
     refused: list[RequestsRefused]
+    looked_up: list[CacheLookedUp]
 
 
 class Heartbeat(NamedTuple):
@@ -100,6 +103,7 @@ WireMessage = (
     StartEngine
     | AddRequests
     | AbortRequests
+    | LookUpCache
     | CloseEngine
     | CompileGrammar
     | CancelGrammar

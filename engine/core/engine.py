@@ -13,6 +13,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.speculation import NoSpeculation, Speculation
 from engine.core.step_output import StepOutput
 from engine.interface.batch import Batch, SamplerOutput
+from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.cancellation import Cancellation
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
@@ -128,16 +129,12 @@ class Engine:
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             choice=generation.choice,
-            root_hash=hash_root(
-                secret=self._secret,
-                fingerprint=self._fingerprint,
-                kv_dtype=self._kv_dtype,
-                cache_salt=generation.cache_salt,
-            ),
+            root_hash=self._root_hash(generation),
             stop_token_ids=self._stop_token_ids(params),
             max_total_tokens=len(generation.prompt_token_ids) + params.max_tokens,
             speculation=self.speculator.resolve(generation.speculation),
             prediction=generation.prediction,
+            explains_cache=generation.explain_cache,
             grammar_state=state,
             tenant=generation.tenant,
             weight=generation.weight,
@@ -147,6 +144,28 @@ class Engine:
         self._next_request_id += 1
         self.scheduler.add(request)
         return request
+
+    def look_up_cache(self, generation: GenerationRequest) -> CacheExplanation:
+        """Explain what the prefix cache has of a request's prompt now; starts and changes nothing."""
+        request = Request(
+            request_id=-1,
+            prompt_token_ids=generation.prompt_token_ids,
+            params=generation.params,
+            seed=0,
+            choice=0,
+            root_hash=self._root_hash(generation),
+            stop_token_ids=frozenset(),
+            max_total_tokens=len(generation.prompt_token_ids),
+        )
+        return self.kv_cache_manager.look_up(request)
+
+    def _root_hash(self, generation: GenerationRequest) -> bytes:
+        return hash_root(
+            secret=self._secret,
+            fingerprint=self._fingerprint,
+            kv_dtype=self._kv_dtype,
+            cache_salt=generation.cache_salt,
+        )
 
     def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> CompiledGrammar:
         """Compile a grammar or find it compiled, which any thread may do.

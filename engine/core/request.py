@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Protocol
 
 from engine.core.pooled_sum import PooledSum
+from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.outputs import FinishReason, TokenLogprobs
 from engine.interface.pooling import Pooling
 from engine.interface.sampling_params import SamplingParams
@@ -89,6 +90,8 @@ class Request:
     draft_token_ids: tuple[int, ...] = ()  # proposed for the next step, never part of the answer by itself
     num_model_drafts: int = 0  # that the draft model is to make for the next step
     num_cached_tokens: int = 0  # of the prompt, when the request first ran
+    explains_cache: bool = False
+    cache_explanation: CacheExplanation | None = None  # of that moment, if it explains_cache
     first_run_time: float | None = None
     block_table: list[Block] = field(default_factory=list)
     block_ids: tuple[int, ...] = ()  # of block_table; a new tuple when it changes: steps keep theirs

@@ -363,6 +363,8 @@ class Scheduler:
             if not self.kv_cache_manager.can_start(request, cached):
                 postponed.append(request)
                 break
+            if request.explains_cache and request.cache_explanation is None:
+                request.cache_explanation = self.kv_cache_manager.explain(request, cached)
             if copy := self.kv_cache_manager.start(request, cached):
                 copies.append(copy)
             num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)

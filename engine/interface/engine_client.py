@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.cancellation import Cancellation
 from engine.interface.grammar_spec import GrammarSpec
 from engine.interface.info import EngineInfo
@@ -68,6 +69,12 @@ class EngineClient(Protocol):
         """Start all of the requests or none.
 
         Raises RequestError for one that can never run, StepError, QueueFullError, EngineUnavailableError.
+        """
+
+    async def look_up_cache(self, request: GenerationRequest) -> CacheExplanation:
+        """Explain what the prefix cache has of a request's prompt now; starts and changes nothing.
+
+        Raises as generate() does.
         """
 
     def compile_grammar(self, spec: GrammarSpec, cancellation: Cancellation | None = None) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.sampling_params import SamplingParams
 from engine.interface.speculation import SpeculationOutput, SpeculationParams
 
@@ -38,6 +39,7 @@ class GenerationRequest:
     weight: float = 1.0  # of the tenant: its share beside others while all want more than there is
     priority: int = 0
     max_queue_seconds: float | None = None  # until its first step; then it ends with finish reason `timeout`
+    explain_cache: bool = False  # say with the first output how far the cache had the prompt, and why
     prediction: tuple[int, ...] = ()  # tokens that the answer may resemble, to draft from; never changes it
 
 
@@ -64,6 +66,7 @@ class RequestOutput:
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # once, on the first output, from the 2nd token
     embedding: bytes | None = None  # of a pooled prompt: float32 [hidden_size], little-endian, not normalised
     num_cached_tokens: int  # prompt tokens taken from the prefix cache when the request first ran
+    cache_explanation: CacheExplanation | None = None  # on the first output, if asked for
     is_first: bool = False
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that caused finish reason `stop`

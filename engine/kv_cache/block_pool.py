@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from engine.kv_cache.block import Block
+from engine.kv_cache.evicted_blocks import EvictedBlocks
 
 
 class BlockPool:
@@ -23,6 +24,7 @@ class BlockPool:
         self._free = OrderedDict((block.block_id, block) for block in self.blocks)
         self._cached: dict[bytes, Block] = {}
         self._continuations: dict[bytes, Block] = {}  # by the hash of the prefix before them
+        self.evicted = EvictedBlocks(num_blocks)
 
     @property
     def num_blocks(self) -> int:
@@ -49,6 +51,7 @@ class BlockPool:
     def allocate(self) -> Block:
         """Take the block next in eviction order, forgetting what it cached. Precondition: num_free > 0."""
         _, block = self._free.popitem(last=False)
+        self.evicted.add(block)
         if block.block_hash is not None:
             del self._cached[block.block_hash]
             block.block_hash = None
@@ -77,6 +80,7 @@ class BlockPool:
         if block.block_hash is None and block_hash not in self._cached:
             block.block_hash = block_hash
             self._cached[block_hash] = block
+            self.evicted.forget_full_block(block_hash)
 
     def register_partial_block(self, block: Block, parent_hash: bytes, token_ids: Sequence[int]) -> None:
         """Let others copy the block's first tokens, which follow the prefix of this hash.
@@ -92,6 +96,7 @@ class BlockPool:
                 self._move_forward_if_lost(earlier)
         block.parent_hash, block.token_ids = parent_hash, tokens
         self._continuations[parent_hash] = block
+        self.evicted.forget_partial_block(parent_hash, tokens)
 
     def refresh(self, block: Block) -> None:
         """Put off the eviction of a block that was copied from, if it is free."""

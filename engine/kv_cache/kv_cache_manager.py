@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.interface.batch import BlockCopy
+from engine.interface.cache_explanation import CacheEnd, CacheExplanation
 from engine.kv_cache.block import Block
 from engine.kv_cache.block_hash import hash_block
 from engine.kv_cache.block_pool import BlockPool
+from engine.kv_cache.cache_explanation import explain_end, explain_unused
 from engine.kv_cache.cached_sequence import BlockListener, CachedSequence
 from engine.kv_cache.persistence import Persistence
 
@@ -69,13 +71,22 @@ class KVCacheManager:
             if block is None:
                 break
             found.append(block)
-        tail = self.pool.find_partial_block(self._prefix_hash(request, len(found)))
-        if tail is not None:
-            first = len(found) * self.block_size
-            wanted = request.token_ids[first : min(first + self.block_size, request.num_tokens - 1)]
-            if num_tail_tokens := _num_equal(tail.token_ids, wanted):
-                return CachedPrefix(tuple(found), tail, num_tail_tokens)
-        return CachedPrefix(tuple(found))
+        return CachedPrefix(tuple(found), *self._find_tail(request, len(found)))
+
+    def explain(self, request: CachedSequence, cached: CachedPrefix) -> CacheExplanation:
+        """Return why what find_cached_prefix() found of a prompt ends there, before any of it is taken."""
+        num_tokens = len(cached.blocks) * self.block_size + cached.num_tail_tokens
+        return self._explain(request, num_tokens)
+
+    def look_up(self, request: CachedSequence) -> CacheExplanation:
+        """Explain what a request would find if it started now, files included; changes nothing."""
+        if not self.enable_prefix_caching or request.wants_whole_prompt:
+            return self._explain(request, 0)
+        self._extend_hashes(request)
+        hashes = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
+        num_blocks = sum(1 for _ in itertools.takewhile(self._is_kept, hashes))
+        _, num_tail_tokens = self._find_tail(request, num_blocks)
+        return self._explain(request, num_blocks * self.block_size + num_tail_tokens)
 
     def is_restorable(self, request: CachedSequence) -> bool:
         """Tell whether the first block that the cache lacks is in a file, and would fit with all others."""
@@ -200,6 +211,28 @@ class KVCacheManager:
             assert request.num_committed_tokens <= request.num_computed_tokens <= num_slots
         owners = {request.request_id for request in requests}
         assert set(self._in_flight.values()) <= owners, "a block in flight has no owner"
+
+    def _find_tail(self, request: CachedSequence, num_blocks: int) -> tuple[Block | None, int]:
+        """Return the block to copy behind the first ones, and how many of its tokens the request has."""
+        tail = self.pool.find_partial_block(self._prefix_hash(request, num_blocks))
+        if tail is None:
+            return None, 0
+        first = num_blocks * self.block_size
+        wanted = request.token_ids[first : min(first + self.block_size, request.num_tokens - 1)]
+        num_tokens = _num_equal(tail.token_ids, wanted)
+        return (tail, num_tokens) if num_tokens else (None, 0)
+
+    def _explain(self, request: CachedSequence, num_tokens: int) -> CacheExplanation:
+        if not self.enable_prefix_caching:
+            return explain_unused(request, CacheEnd.DISABLED, block_size=self.block_size)
+        if request.wants_whole_prompt:
+            return explain_unused(request, CacheEnd.NOT_USED, block_size=self.block_size)
+        return explain_end(request, num_tokens, pool=self.pool, block_size=self.block_size)
+
+    def _is_kept(self, block_hash: bytes) -> bool:
+        """Tell whether a block is cached, or in a file."""
+        is_stored = self.persistence is not None and self.persistence.has(block_hash)
+        return is_stored or self.pool.find(block_hash) is not None
 
     def _restore(self, block_hash: bytes) -> Block | None:
         """Fill a free block from its file and take it."""

@@ -10,6 +10,7 @@ from engine.bridge import unread_budget
 from engine.bridge.async_engine import AsyncEngine
 from engine.bridge.engine_thread import EngineThread
 from engine.bridge.unread_budget import UnreadBudget
+from engine.interface.cache_explanation import CacheEnd
 from engine.interface.errors import (
     EngineDeadError,
     EngineUnavailableError,
@@ -83,6 +84,46 @@ def run(scenario, **settings):
             await scenario(bridge)
 
     asyncio.run(main())
+
+
+def test_lookups_are_answered_between_steps_one_at_a_time_and_when_nothing_runs():
+    async def scenario(b):
+        ask = generation([1, 2, 3, 4, 5], max_tokens=3)
+        b.gate.open.clear()
+        stream = b.bridge.generate([ask])
+        await b.gate.reached()
+        lookups = [asyncio.ensure_future(b.bridge.look_up_cache(ask)) for _ in range(2)]
+        await asyncio.sleep(0)
+        lookups[0].cancel()  # nobody waits for it: it still counts until the engine has answered
+        b.gate.open.set()
+        assert (await lookups[1]).end is CacheEnd.END_OF_PROMPT
+        assert await count(stream) == 3
+        steps = b.engine.num_steps
+        found = await asyncio.gather(*(b.bridge.look_up_cache(ask) for _ in range(64)))
+        assert {(one.end, one.num_cached_tokens) for one in found} == {(CacheEnd.END_OF_PROMPT, 4)}
+        assert b.engine.num_steps == steps
+        assert b.bridge._lookups == {}
+
+    run(scenario)
+
+
+def test_a_dead_or_closed_engine_answers_no_lookup():
+    async def scenario(b):
+        b.gate.open.clear()
+        stream = b.bridge.generate([generation([1, 2, 3])])
+        await b.gate.reached()
+        lookup = asyncio.ensure_future(b.bridge.look_up_cache(generation([1])))
+        await asyncio.sleep(0)
+        b.gate.error = SystemExit("scripted")
+        b.gate.open.set()
+        with pytest.raises(EngineDeadError):
+            await lookup
+        with pytest.raises(EngineDeadError):
+            await count(stream)
+        with pytest.raises(EngineDeadError):
+            await b.bridge.look_up_cache(generation([1]))
+
+    run(scenario)
 
 
 def test_every_request_ends_exactly_once_with_a_reason():

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -34,12 +35,14 @@ from engine.bridge.wire import (
     StartEngine,
 )
 from engine.checkpoint import load_checkpoint
+from engine.interface.cache_explanation import CacheEnd
 from engine.interface.config import EngineConfig
 from engine.interface.errors import (
     CheckpointError,
     ConfigError,
     EngineDeadError,
     EngineRestartingError,
+    QueueFullError,
     RequestError,
     StepError,
 )
@@ -137,6 +140,57 @@ def test_the_same_outputs_as_in_a_thread():
     run(scenario, load_engine_process(str(PAIR), CONFIG)._host)
     in_thread, in_process = collected
     assert in_process == in_thread
+
+
+def test_the_cache_is_explained_and_looked_up_as_in_a_thread(gate):
+    prompt = list(range(1, 12))
+    asking = replace(generation(prompt, max_tokens=2), explain_cache=True)
+    other = replace(asking, prompt_token_ids=(*prompt[:6], 70, 71))
+    collected = []
+
+    async def scenario(client, _):
+        before = await client.look_up_cache(asking)
+        first = [output.cache_explanation async for output in client.generate([asking])]
+        second = [output.cache_explanation async for output in client.generate([other])]
+        after = await asyncio.gather(*(client.look_up_cache(one) for one in (asking, other) * 30))
+        with pytest.raises(RequestError, match="token id"):
+            await client.look_up_cache(generation([10**6]))
+        assert first[0] == before
+        assert not any(first[1:])
+        collected.append((first, second, after))
+
+    run(scenario, scripted_process(gate))
+    run(scenario, EngineThread(scripted_engine(max_num_seqs=4)))
+    assert collected[0] == collected[1]
+    _, [found, *_], after = collected[0]
+    assert (found.end, found.num_cached_tokens) == (CacheEnd.DIFFERENT_TOKEN, 6)
+    assert (found.cached_token_id, found.prompt_token_id) == (7, 70)
+    assert {one.end for one in after} == {CacheEnd.END_OF_PROMPT}
+
+
+def test_a_lookup_hears_of_a_crash_and_works_again_after_it(gate):
+    gate.unlink()
+
+    async def scenario(client, host):
+        stream = client.generate([generation([1, 2, 3], max_tokens=50)])
+        while client.stats().num_requests_running == 0:
+            await asyncio.sleep(0.01)
+        lookups = [asyncio.ensure_future(client.look_up_cache(generation([1, 2, 3]))) for _ in range(65)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError, match="64 lookups"):
+            await lookups.pop()
+        lookups.pop().cancel()
+        os.kill(host.pid, signal.SIGKILL)
+        for lookup in lookups:
+            with pytest.raises(EngineRestartingError):
+                await lookup
+        with pytest.raises(EngineRestartingError):
+            await rest_of(stream)
+        gate.touch()
+        await again(client)
+        assert (await client.look_up_cache(generation([1, 2, 3]))).end is CacheEnd.NEVER_SEEN
+
+    run(scenario, scripted_process(gate))
 
 
 def test_what_cannot_be_loaded_is_the_loaders_own_error(tmp_path, gate):
@@ -398,7 +452,7 @@ MESSAGES = [
     EngineReady(INFO, scripted_engine().limits),
     LoadFailed("ConfigError", "no"),
     GrammarCompiled(3, "reason", "param"),
-    Delivery(0, [], []),
+    Delivery(0, [], [], []),
     Heartbeat(scripted_engine().stats()),
     LogLine("a", 20, "text"),
 ]

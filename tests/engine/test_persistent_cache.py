@@ -7,6 +7,7 @@ import pytest
 
 from engine.checkpoint import load_checkpoint
 from engine.core.engine import Engine
+from engine.interface.cache_explanation import CacheEnd
 from engine.interface.config import EngineConfig
 from engine.interface.outputs import FinishReason
 from engine.kv_cache import persistence
@@ -62,6 +63,27 @@ def test_a_prefix_is_warm_in_the_next_process(tmp_path, steps_ahead):
     assert again.token_ids == expected
     assert again.num_cached_tokens == 28
     assert ask(second, prompt[:20]).num_cached_tokens == 19, "what was restored is cached as ever"
+    second.close()
+
+
+def test_a_lookup_counts_what_files_hold_and_reads_none_of_it(tmp_path):
+    first = scripted(tmp_path)
+    ask(first, range(30))
+    first.close()
+    second = scripted(tmp_path)
+    pool = second.kv_cache_manager.pool
+    for prompt, num_cached, end in (
+        (range(30), 28, CacheEnd.NEVER_SEEN),
+        (range(20), 16, CacheEnd.NEVER_SEEN),
+        ([*range(17), 50, 51], 16, CacheEnd.NEVER_SEEN),
+        ([50, 51], 0, CacheEnd.NEVER_SEEN),
+    ):
+        found = second.look_up_cache(generation(prompt))
+        assert (found.num_cached_tokens, found.end) == (num_cached, end)
+    assert all(block.block_hash is None for block in pool.blocks)
+    request = ask(second, range(30))
+    assert second.look_up_cache(generation(range(30))).end is CacheEnd.END_OF_PROMPT
+    assert request.num_cached_tokens == 28
     second.close()
 
 
