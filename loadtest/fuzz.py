@@ -27,6 +27,7 @@ _ENDPOINTS: dict[str, dict[str, object]] = {
     "/v1/responses": {"input": "Hello", "max_output_tokens": 2},
     "/v1/messages": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2},
     "/v1/embeddings": {"input": ["a", "b"]},
+    "/v1/cache/lookup": {"prompt": "The sea"},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1, 2]},
 }
@@ -37,7 +38,7 @@ _NAMES = """
     top_logprobs prompt_logprobs response_format structured_outputs stream stream_options tools
     tool_choice suffix cache_salt user speculation priority deadline_ms max_queue_ms dimensions
     encoding_format reasoning metadata instructions text system thinking stop_sequences tokens
-    add_special_tokens nonsense
+    add_special_tokens cache_explain nonsense
 """.split()
 _MEMBERS = "type schema name content role a json_schema properties regex choice".split()
 _WORDS = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from engine.bridge.output_stream import OutputStream
 from engine.checkpoint.checkpoint import TokenizerData
+from engine.interface.cache_explanation import CacheEnd, CacheExplanation
 from engine.interface.cancellation import Cancellation
 from engine.interface.errors import EngineDeadError, EngineUnavailableError, QueueFullError
 from engine.interface.grammar_spec import GrammarSpec
@@ -65,6 +66,7 @@ class Script:
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     source: DraftSource = DraftSource.NGRAM
+    cache_explanation: CacheExplanation | None = None
     drafts: tuple[int, ...] = ()  # tokens drafted in each step; all that a step brings but the last are right
 
 
@@ -237,6 +239,19 @@ class FakeEngine:
             self._loop.call_soon(self._step_while_free)
         return stream
 
+    async def look_up_cache(self, request: GenerationRequest) -> CacheExplanation:
+        if self._error is not None:
+            raise self._error
+        self.limits.check(request)
+        if not self.max_open:
+            raise QueueFullError("64 lookups of the cache are open already")
+        return CacheExplanation(
+            num_prompt_tokens=len(request.prompt_token_ids),
+            num_cached_tokens=0,
+            block_size=16,
+            end=CacheEnd.NEVER_SEEN,
+        )
+
     def stats(self) -> EngineStats:
         return EngineStats(
             num_requests_running=len(self._running),
@@ -348,6 +363,7 @@ class FakeEngine:
                     num_cached_tokens=script.num_cached_tokens,
                     finish_reason=script.finish_reason if is_last else None,
                     stop_token_id=script.stop_token_id if is_last else None,
+                    cache_explanation=script.cache_explanation if is_first else None,
                     queue_seconds=0.001,
                     steps=(self.num_delivered_steps + 1,) * len(token_ids),
                     speculation=fake_speculation(script, place, len(token_ids)),

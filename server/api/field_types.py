@@ -17,6 +17,7 @@ from server.api.fields import (
     parse_input,
     parse_logit_bias,
     parse_messages,
+    parse_one_prompt,
     parse_prediction,
     parse_prompt,
     parse_reasoning,
@@ -126,6 +127,9 @@ _STRUCTURE_SCHEMA = {
 }
 
 PromptField = Annotated[tuple[Prompt, ...], PlainValidator(parse_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+OnePromptField = Annotated[
+    Prompt, PlainValidator(parse_one_prompt), WithJsonSchema({"anyOf": [{"type": "string"}, _IDS]})
+]
 InputField = Annotated[tuple[Prompt, ...], PlainValidator(parse_input), WithJsonSchema(_PROMPT_SCHEMA)]
 MessagesField = Annotated[
     tuple[ChatMessage, ...], PlainValidator(parse_messages), WithJsonSchema(_MESSAGES_SCHEMA)

@@ -97,6 +97,13 @@ def parse_prompt(value: object) -> tuple[Prompt, ...]:
     return _texts(value, "prompt", things="prompts", limit=MAX_CHOICES)
 
 
+def parse_one_prompt(value: object) -> Prompt:
+    """Read a string or a list of token ids."""
+    if not isinstance(value, str | list):
+        raise _wrong("prompt", "a string or a list of token ids", value)
+    return _one_of_many(value, "prompt")
+
+
 def parse_input(value: object) -> tuple[Prompt, ...]:
     """Read the texts of /v1/embeddings, which are given as prompts are."""
     return _texts(value, "input", things="texts", limit=MAX_EMBEDDING_INPUTS)

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
+from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.engine_client import OutputStream
 from engine.interface.errors import EngineUnavailableError, NonFiniteError, StepError
 from engine.interface.outputs import FinishReason, RequestOutput
 from server.admission import ServiceRate
 from server.answers import AnswerPart, merge
+from server.api.cache_explanation import explanation_to_json
 from server.api.preparation import PreparedRequest, TextOptions
 from server.api.scheduling import Deadline, queued_too_long
 from server.api.speculation import SpeculationTally, provenance, total
@@ -162,7 +164,9 @@ class Generation:
         self._last_token_times = [0.0] * num_choices  # 0: no token yet
         self._num_new = Counter[int]()  # tokens of each choice whose gaps are not counted yet
         self._num_open = num_choices
+        self._tokenizer = tokenizer
         self._cached_tokens = [0] * len(preparation.prompts)
+        self._explanations: list[CacheExplanation | None] = [None] * len(preparation.prompts)
         self._timer = deadline.watch(stream)
         self._submitted, self._queue_seconds = metrics.clock(), 0.0
         self._first_token_time = 0.0  # of any choice
@@ -208,7 +212,15 @@ class Generation:
             cached_tokens=sum(self._cached_tokens),
             speculation=total(choice.speculation for choice in self._choices),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self._choices),
+            cache=self._explain_cache(),
         )
+
+    def _explain_cache(self) -> object:
+        """Return what is known of each prompt up to now, of a single one without a list."""
+        if not any(self._explanations):
+            return None
+        shown = [one and explanation_to_json(one, self._tokenizer) for one in self._explanations]
+        return shown if len(shown) > 1 else shown[0]
 
     @property
     def timings(self) -> Timings | None:
@@ -296,6 +308,7 @@ class Generation:
         prompt, choice = divmod(output.index, self._preparation.n)
         if choice == 0:
             self._cached_tokens[prompt] = output.num_cached_tokens
+            self._explanations[prompt] = output.cache_explanation
 
     def _observe_gaps(self, now: float) -> None:
         """Tokens that came together have shared the time since the one before them."""

@@ -18,7 +18,6 @@ NOT_SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "web_search_options": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
-    "cache_explain": (False,),
 }
 """Known fields that are not honoured yet, and the values of each that ask for nothing; null always does."""
 

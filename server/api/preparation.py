@@ -8,7 +8,6 @@ from functools import cached_property
 from engine.interface.errors import RequestError
 from engine.interface.outputs import GenerationRequest
 from engine.interface.sampling_params import SamplingParams
-from engine.interface.speculation import SpeculationParams
 from server.api.answer_plan import AnswerPlan, plan_answer
 from server.api.chat_prompt import prepare_chat_prompt
 from server.api.errors import describe
@@ -181,7 +180,7 @@ def _prepare(
             seed=prompt.seed,
             prompt_logprobs=score or 0 if max_tokens == 0 else score,  # the engine must have something to do
         )
-        requests += _choices(prompt, params, n, salt, body.speculation.params)
+        requests += _choices(prompt, params, n, salt, body)
     return PreparedRequest(
         requests=tuple(requests),
         prompts=tuple(prompts),
@@ -200,9 +199,9 @@ def _warnings(prompts: Sequence[PreparedPrompt]) -> tuple[FieldWarning, ...]:
 
 
 def _choices(
-    prompt: PreparedPrompt, params: SamplingParams, n: int, salt: bytes, speculation: SpeculationParams
+    prompt: PreparedPrompt, params: SamplingParams, n: int, salt: bytes, body: GenerationBody
 ) -> list[GenerationRequest]:
-    """Return the requests of one prompt; the first alone scores it, for all of them."""
+    """Return the requests of one prompt; the first alone scores it and explains its cache."""
     others = replace(params, prompt_logprobs=None) if params.max_tokens else params
     return [
         GenerationRequest(
@@ -210,7 +209,8 @@ def _choices(
             params=others if choice else params,
             choice=choice,
             cache_salt=salt,
-            speculation=speculation,
+            speculation=body.speculation.params,
+            explain_cache=body.cache_explain and choice == 0,
         )
         for choice in range(n)
     ]

@@ -39,12 +39,8 @@ def prepare_prompt(prompt: Prompt, model: ServedModel, body: CompletionRequest) 
     # Each prompt draws a seed, so that one given twice without a seed gets two answers.
     seed = draw_seed(body.seed)
     if prompt.text is None:
-        return _prepare_ids(prompt.token_ids, model, body, seed)
-    token_ids = encode_text(prompt.text, model, param="prompt")
-    if not token_ids:
-        message = "prompt must not be empty, and the model has no token for any of it"
-        raise RequestError(message, param="prompt")
-    warnings = loss_warnings(prompt.text, model, param="prompt")
+        return _prepare_ids(prompt, model, body, seed)
+    token_ids, warnings = encode_prompt(prompt, model)
     if not body.echo:
         return PreparedPrompt(token_ids=token_ids, seed=seed, warnings=warnings)
     echo = prompt.text  # the client's own words, not a round trip of them
@@ -52,6 +48,18 @@ def prepare_prompt(prompt: Prompt, model: ServedModel, body: CompletionRequest) 
     if body.logprobs is not None:  # but beside its tokens, what they spell
         echo = model.tokenizer.decode(token_ids[num_hidden:], skip_special_tokens=False)
     return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, num_hidden=num_hidden, warnings=warnings)
+
+
+def encode_prompt(prompt: Prompt, model: ServedModel) -> tuple[tuple[int, ...], tuple[FieldWarning, ...]]:
+    """Return the token ids of a prompt, and what of it they leave out; raises RequestError."""
+    if prompt.text is None:
+        check_token_ids(prompt.token_ids, model.engine.limits.vocab_size, param="prompt")
+        return prompt.token_ids, ()
+    token_ids = encode_text(prompt.text, model, param="prompt")
+    if not token_ids:
+        message = "prompt must not be empty, and the model has no token for any of it"
+        raise RequestError(message, param="prompt")
+    return token_ids, loss_warnings(prompt.text, model, param="prompt")
 
 
 def _prepare_middle(
@@ -87,10 +95,8 @@ def loss_warnings(text: str, model: ServedModel, *, param: str) -> tuple[FieldWa
     return (FieldWarning(param=param, message=message),)
 
 
-def _prepare_ids(
-    token_ids: tuple[int, ...], model: ServedModel, body: CompletionRequest, seed: int
-) -> PreparedPrompt:
-    check_token_ids(token_ids, model.engine.limits.vocab_size, param="prompt")
+def _prepare_ids(prompt: Prompt, model: ServedModel, body: CompletionRequest, seed: int) -> PreparedPrompt:
+    token_ids, _ = encode_prompt(prompt, model)
     skip = body.skip_special_tokens
     echo = model.tokenizer.decode(token_ids, skip_special_tokens=skip) if body.echo else ""
     return PreparedPrompt(token_ids=token_ids, seed=seed, echo=echo, skip_special_tokens=skip)

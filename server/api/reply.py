@@ -49,9 +49,14 @@ class ReplyHeader:
 
     def warnings_to_json(self) -> dict[str, object]:
         """Return the member `warnings`, or nothing when there are none."""
-        if not self.warnings:
-            return {}
-        return {"warnings": [{"param": w.param, "message": w.message} for w in self.warnings]}
+        return warnings_to_json(self.warnings)
+
+
+def warnings_to_json(warnings: Sequence[FieldWarning]) -> dict[str, object]:
+    """Return the member `warnings`, or nothing when there are none."""
+    if not warnings:
+        return {}
+    return {"warnings": [{"param": w.param, "message": w.message} for w in warnings]}
 
 
 @dataclass(kw_only=True)

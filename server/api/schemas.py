@@ -14,6 +14,7 @@ from server.api.field_types import (
     InputField,
     LogitBiasField,
     MessagesField,
+    OnePromptField,
     PredictionField,
     PromptField,
     ReasoningField,
@@ -121,6 +122,9 @@ class GenerationBody(ScheduledBody):
         RequestedSpeculation(), description="How to guess ahead, which never changes the answer."
     )
     return_provenance: bool = Field(False, description="Say of each token where it came from.")
+    cache_explain: bool = Field(
+        False, description="Say in usage how much of each prompt was cached, and why not more."
+    )
 
     @property
     def num_logprobs(self) -> int | None:
@@ -194,6 +198,18 @@ class EmbeddingRequest(ScheduledBody):
         None, max_length=MAX_CACHE_SALT_CHARS, description="Shares cached prefixes only with equal salts."
     )
     user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
+
+
+class CacheLookupRequest(Body):
+    """POST /v1/cache/lookup: a prompt, or messages with what else makes a chat's prompt."""
+
+    prompt: OnePromptField | None = Field(None, description="Text or token ids.")
+    messages: MessagesField | None = Field(
+        None, description="A conversation, with the other fields of /v1/chat/completions/render."
+    )
+    cache_salt: str | None = Field(
+        None, max_length=MAX_CACHE_SALT_CHARS, description="As of the requests that are asked about."
+    )
 
 
 class TokenizeRequest(Body):

@@ -8,6 +8,7 @@ from server.api.errors import describe
 from server.api.limits import MAX_LOGPROB_ENTRIES
 from server.api.logprobs import LogprobOptions, check_num_entries
 from server.api.schemas import GenerationBody
+from server.serving import ServedModel
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens for /v1/completions; chat has none."""
@@ -44,6 +45,13 @@ class TokenBudget:
         if self.requested is not None:
             return self.requested
         return min(bound for bound in (room, self.default, self.max_scored) if bound is not None)
+
+
+def check_room(token_ids: Sequence[int], model: ServedModel, *, prompt_field: str) -> None:
+    """Raise RequestError for a prompt behind which not even one token fits."""
+    limit = model.engine.limits.max_model_len
+    budget = TokenBudget(requested=1, default=None, max_model_len=limit, prompt_field=prompt_field)
+    budget.max_tokens(len(token_ids))
 
 
 def requested_max_tokens(body: GenerationBody, *, may_be_zero: bool) -> int | None:

@@ -13,6 +13,7 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int = 0
+    cache: object = None  # the explanation of each prompt, of one alone by itself; None: nobody asked
     speculation: SpeculationTally = field(default_factory=SpeculationTally)
 
     def to_json(self) -> dict[str, object]:
@@ -28,5 +29,9 @@ class Usage:
                 "accepted_prediction_tokens": num_accepted,
                 "rejected_prediction_tokens": self.speculation.num_draft_tokens - num_accepted,
             },
-            "draftline": {"speculation": self.speculation.to_json()},
+            "draftline": {"speculation": self.speculation.to_json(), **self.cache_to_json()},
         }
+
+    def cache_to_json(self) -> dict[str, object]:
+        """Return the member `cache`, or nothing when nobody asked for it."""
+        return {} if self.cache is None else {"cache": self.cache}

@@ -100,11 +100,12 @@ def serving(
 
 
 @contextlib.contextmanager
-def serving_model(model: ServedModel) -> Iterator[httpx.Client]:
+def serving_model(model: ServedModel, *, keys: Sequence[str] = ()) -> Iterator[httpx.Client]:
     """Serve a real model on a free port of 127.0.0.1 while the block runs; its engine stays open."""
     state = ServerState(admission=Admission(max_open=1000), metrics=ServerMetrics(), limits=RequestLimits())
     state.publish(model)
-    server = DrainingServer(create_app(state, keys=KeyRing(())), state, shutdown_timeout=10.0)
+    app = create_app(state, keys=KeyRing(map(ApiKey.of, keys)))
+    server = DrainingServer(app, state, shutdown_timeout=10.0)
     with running(server) as (_, client, _):
         yield client
 

@@ -104,7 +104,9 @@ MESSAGE = {
     "max_tokens": 8,
     "stream": False,
 }
+LOOKUP = {"prompt": "hello", "cache_salt": "s", "model": "fake"}
 PATHS = {
+    "/v1/cache/lookup": LOOKUP,
     "/v1/messages": MESSAGE,
     "/v1/messages/count_tokens": MESSAGE,
     "/v1/chat/completions": CHAT,

@@ -123,4 +123,5 @@ def _usage(usage: Usage) -> Json:
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
+        **({} if usage.cache is None else {"draftline": usage.cache_to_json()}),
     }

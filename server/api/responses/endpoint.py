@@ -179,6 +179,7 @@ def _usage(usage: Usage) -> Json:
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        **({} if usage.cache is None else {"draftline": usage.cache_to_json()}),
     }
 
 
