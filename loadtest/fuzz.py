@@ -28,6 +28,7 @@ _ENDPOINTS: dict[str, dict[str, object]] = {
     "/v1/messages": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2},
     "/v1/embeddings": {"input": ["a", "b"]},
     "/v1/cache/lookup": {"prompt": "The sea"},
+    "/v1/distribution": {"prompt": "The sea"},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1, 2]},
 }

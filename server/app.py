@@ -15,6 +15,7 @@ from server.api import operations
 from server.api.cache_lookup import look_up_cache
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
+from server.api.distribution import create_distribution
 from server.api.embeddings import create_embeddings
 from server.api.errors import ANTHROPIC_PATH, ApiError, describe, to_api_error
 from server.api.messages.endpoint import count_message_tokens, create_message
@@ -26,6 +27,7 @@ from server.api.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    DistributionRequest,
     EmbeddingRequest,
     TokenizeRequest,
 )
@@ -98,6 +100,7 @@ def _add_routes(app: FastAPI) -> None:
         (ANTHROPIC_PATH, None, streamed, create_message),
         (f"{ANTHROPIC_PATH}/count_tokens", None, not streamed, count_message_tokens),
         ("/v1/embeddings", EmbeddingRequest, not streamed, create_embeddings),
+        ("/v1/distribution", DistributionRequest, not streamed, create_distribution),
         ("/v1/cache/lookup", CacheLookupRequest, not streamed, look_up_cache),
         ("/tokenize", TokenizeRequest, not streamed, operations.tokenize),
         ("/detokenize", DetokenizeRequest, not streamed, operations.detokenize),

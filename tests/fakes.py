@@ -165,7 +165,10 @@ class _Running:
         num_top = self.request.params.logprobs
         if num_top is None:
             return ()
-        return tuple(fake_logprobs(token_id, start + i, num_top) for i, token_id in enumerate(token_ids))
+        scores = [fake_logprobs(token_id, start + i, num_top) for i, token_id in enumerate(token_ids)]
+        if self.request.params.all_logprobs:
+            scores = [replace(score, all_logprobs=struct.pack("<259f", *range(259))) for score in scores]
+        return tuple(scores)
 
 
 class FakeEngine:

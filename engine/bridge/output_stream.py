@@ -116,6 +116,7 @@ def _num_bytes(output: RequestOutput) -> int:
     num_bytes = _TOKEN_BYTES * len(output.new_token_ids)
     if output.logprobs:
         num_bytes += sum([_SCORE_BYTES * (1 + len(score.top)) for score in output.logprobs])
+        num_bytes += sum([len(score.all_logprobs or b"") for score in output.logprobs])
     return num_bytes
 
 

@@ -50,6 +50,7 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]  # (token id, logprob), likeliest first, as many as asked for
+    all_logprobs: bytes | None = None  # of every token by id: float32 [vocab_size], little-endian
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None  # how many of the likeliest tokens to report beside the chosen one
+    all_logprobs: bool = False  # report that of every token too, beside logprobs; of one token only
     prompt_logprobs: int | None = None  # the same for every prompt token
     processed_logprobs: bool = False  # after the chain instead of the model's own distribution
     pooling: Pooling | None = None  # of the prompt's hidden states; max_tokens is 0 then
@@ -71,6 +72,9 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
+
+        if self.all_logprobs and (self.logprobs is None or self.max_tokens != 1):
+            raise RequestError("all_logprobs needs logprobs, and max_tokens 1", param="all_logprobs")
 
     @property
     def is_greedy(self) -> bool:

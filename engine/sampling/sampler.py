@@ -156,7 +156,9 @@ def chosen_logprobs(
         ]
         if numbers:
             num_top = [rows[number].params.logprobs or 0 for number in numbers]
-            found = token_logprobs(logits[numbers], [token_ids[number] for number in numbers], num_top)
+            complete = [place for place, number in enumerate(numbers) if rows[number].params.all_logprobs]
+            chosen = [token_ids[number] for number in numbers]
+            found = token_logprobs(logits[numbers], chosen, num_top, complete)
             for number, logprobs in zip(numbers, found, strict=True):
                 results[number] = logprobs
     return tuple(results)

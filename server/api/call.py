@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from engine.interface.engine_client import OutputStream
 from engine.interface.errors import QueueFullError, RequestError
-from engine.interface.outputs import TokenLogprobs
+from engine.interface.outputs import GenerationRequest, TokenLogprobs
 from server.api.body import read_body, run_sized
 from server.api.chunks import ChunkShape, ChunkWriter
 from server.api.encoding import json_response, large_json_response
@@ -23,7 +23,7 @@ from server.api.renamed_fields import NO_NAMES, renamed, renamed_warnings
 from server.api.reply import ReplyHeader, WholeChoice, best_choices, collect
 from server.api.requests import Translate, is_strict, parse_request, server_state, unchanged
 from server.api.scheduling import Deadline, scheduled
-from server.api.schemas import GenerationBody, ParsedBody, check_strict
+from server.api.schemas import GenerationBody, ParsedBody, ScheduledBody, check_strict
 from server.api.sse import while_connected
 from server.api.token_scores import ScoredToken
 from server.api.under_way import register
@@ -33,6 +33,7 @@ from server.serving import ServedModel, ServerState
 from server.text import Tokenizer
 
 BodyT = TypeVar("BodyT", bound=GenerationBody)
+ScheduledT = TypeVar("ScheduledT", bound=ScheduledBody)
 _BodyT_contra = TypeVar("_BodyT_contra", bound=GenerationBody, contravariant=True)
 
 
@@ -144,23 +145,42 @@ async def _open_call(
             )
         salt = cache_salt(context.tenant, parsed.body.cache_salt)
         prepared = prepare(parsed.body, model, max_choices=state.limits.max_choices, salt=salt)
-        prepared = replace(prepared, requests=scheduled(prepared.requests, parsed.body, context.caller))
         check_strict(prepared.warnings, strict=strict)
         return parsed, prepared
 
+    parsed, preparation, generation = await start_generation(request, read)
+    return Call(
+        body=parsed.body,
+        preparation=preparation,
+        generation=generation,
+        header=ReplyHeader.create(id_prefix, model, parsed.warnings + preparation.warnings),
+        tokenizer=model.tokenizer,
+    )
+
+
+async def start_generation(
+    request: Request, read: Callable[[bytes], tuple[ParsedBody[ScheduledT], PreparedRequest]]
+) -> tuple[ParsedBody[ScheduledT], PreparedRequest, Generation]:
+    """Take a place, read the body, and submit what `read` makes of it, on a thread if it is long.
+
+    Raises ApiError, RequestError, QueueFullError, EngineUnavailableError.
+    """
+    state, context = server_state(request), request_context(request)
+    model = state.generating_model()
     state.admission.check(model.engine.stats())
     with state.bodies.holding() as held:
         raw = await read_body(request, held, max_size=state.limits.max_body_size)
         with state.admission.preparing(model.engine.stats()):
             parsed, preparation = await run_sized(model.work_size(len(raw)), read, raw)
+            requests = scheduled(preparation.requests, parsed.body, context.caller)
             context.start(
-                num_choices=len(preparation.requests),
+                num_choices=len(requests),
                 num_prompt_tokens=sum(len(prompt.token_ids) for prompt in preparation.prompts),
             )
             if preparation.grammar is not None:
                 compiling = state.grammars.compile(model.engine, preparation.grammar, tenant=context.tenant)
                 await while_connected(request.receive, compiling)
-            stream = _generate(state, preparation)
+            stream = _generate(state, requests)
     generation = Generation(
         stream,
         preparation,
@@ -171,13 +191,7 @@ async def _open_call(
         deadline=Deadline(parsed.body.deadline_ms, arrived=context.started),
     )
     register(request, generation)
-    return Call(
-        body=parsed.body,
-        preparation=preparation,
-        generation=generation,
-        header=ReplyHeader.create(id_prefix, model, parsed.warnings + preparation.warnings),
-        tokenizer=model.tokenizer,
-    )
+    return parsed, preparation, generation
 
 
 async def answer_whole(
@@ -187,28 +201,29 @@ async def answer_whole(
 
     Raises ClientDisconnect as soon as nobody waits for them.
     """
-    choices = await _run_to_end(request, call)
+    num_choices = len(call.preparation.requests)
+    choices = await run_to_end(request, call.generation, num_choices=num_choices)
+    means = [call.generation.mean_logprob(index) for index in range(num_choices)]
+    choices = best_choices(choices, call.preparation, means)
     size = sum(choice.size for choice in choices)
     respond = json_response if size <= INLINE_BYTES else large_json_response
     return await run_sized(size, lambda: respond(reply(call, choices)))
 
 
-async def _run_to_end(request: Request, call: Call[BodyT]) -> Sequence[WholeChoice]:
-    num_choices = len(call.preparation.requests)
-    with call.generation as generation:
+async def run_to_end(request: Request, generation: Generation, *, num_choices: int) -> Sequence[WholeChoice]:
+    """Return all choices once they are complete; raises ClientDisconnect as soon as nobody waits for them."""
+    with generation:
         try:
-            choices = await while_connected(request.receive, collect(generation, num_choices))
+            return await while_connected(request.receive, collect(generation, num_choices))
         finally:
             request_context(request).note_usage(generation.usage, generation.timings)
-    means = [generation.mean_logprob(index) for index in range(num_choices)]
-    return best_choices(choices, call.preparation, means)
 
 
-def _generate(state: ServerState, preparation: PreparedRequest) -> OutputStream:
+def _generate(state: ServerState, requests: Sequence[GenerationRequest]) -> OutputStream:
     """Submit the requests; raises ApiError 429 when the engine's queue cannot hold them all."""
     engine = state.generating_model().engine
     try:
-        return engine.generate(preparation.requests)
+        return engine.generate(requests)
     except QueueFullError as error:
-        num_choices = len(preparation.requests)
+        num_choices = len(requests)
         raise state.admission.refusal(str(error), engine.stats(), num_choices=num_choices) from None

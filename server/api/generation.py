@@ -86,6 +86,7 @@ class ChoiceText:
         if self._options.with_provenance:
             delta.provenance = provenance(output, num_new)
         if output.logprobs:
+            delta.all_logprobs = output.logprobs[0].all_logprobs
             self._sum_logprobs += sum([score.logprob for score in output.logprobs[:num_new]])
         if self._scored is not None:
             self._scored.push(output.logprobs[: min(num_new, visible)])

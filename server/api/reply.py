@@ -68,6 +68,7 @@ class WholeChoice:
     logprobs: list[ScoredToken] = field(default_factory=list)
     provenance: list[TokenProvenance] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprobs] = ()  # from the prompt's second token on
+    all_logprobs: bytes | None = None  # of its only token
     finish_reason: FinishReason | None = None
     stop: str | None = None  # the stop string that ended it
     answer: list[AnswerPart] = field(default_factory=list)  # the text again, where a parser reads it
@@ -94,6 +95,7 @@ async def collect(generation: Generation, num_choices: int) -> Sequence[WholeCho
             choice.logprobs.extend(delta.logprobs)
             choice.provenance.extend(delta.provenance)
             choice.prompt_logprobs = delta.prompt_logprobs or choice.prompt_logprobs
+            choice.all_logprobs = delta.all_logprobs or choice.all_logprobs
             choice.finish_reason, choice.stop = delta.finish_reason, delta.stop
             choice.answer += delta.parts or ()
     return choices

@@ -200,6 +200,16 @@ class EmbeddingRequest(ScheduledBody):
     user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
 
 
+class DistributionRequest(ScheduledBody):
+    """POST /v1/distribution."""
+
+    prompt: OnePromptField = Field(description="Text or token ids.")
+    cache_salt: str | None = Field(
+        None, max_length=MAX_CACHE_SALT_CHARS, description="Shares cached prefixes only with equal salts."
+    )
+    user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
+
+
 class CacheLookupRequest(Body):
     """POST /v1/cache/lookup: a prompt, or messages with what else makes a chat's prompt."""
 

@@ -20,6 +20,7 @@ class TextDelta:
     logprobs: Sequence[ScoredToken] = ()  # of the tokens whose text is complete now
     provenance: Sequence[TokenProvenance] = ()  # of token_ids, if asked for
     prompt_logprobs: Sequence[TokenLogprobs] | None = None  # on the choice's first delta, if asked for
+    all_logprobs: bytes | None = None  # of a request that asks for one token and all that it could be
     parts: list[AnswerPart] | None = None  # of the text, where a parser reads it
     stop: str | None = None  # the stop string that ended the choice
 

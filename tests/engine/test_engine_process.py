@@ -120,6 +120,7 @@ def test_the_same_outputs_as_in_a_thread():
     requests = [
         generation([1, 2, 3], max_tokens=12, seed=1, temperature=1.0, ignore_eos=True),
         generation([4] * 40, max_tokens=5, logprobs=3, prompt_logprobs=2),
+        generation([4] * 30, max_tokens=1, logprobs=0, all_logprobs=True),
         generation([5, 6], max_tokens=10, logit_bias={7: 2.5}, banned_sequences=frozenset({(1, 2), (3,)})),
         generation([8, 9], max_tokens=20, grammar=regex, temperature=0.5, seed=3),
         generation(list(range(30)), max_tokens=0, pooling=Pooling.MEAN),

@@ -135,6 +135,34 @@ def test_the_hundred_likeliest_are_the_first_of_a_whole_log_softmax(config):
         assert entry.top == tuple(zip(token_ids[:100].tolist(), values[:100].tolist(), strict=True))
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_all_logprobs_are_those_of_the_likeliest_to_the_bit_whatever_runs_beside_them(kernels):
+    wanted = generation(PROMPT, max_tokens=1, logprobs=0, all_logprobs=True)
+    [(_, [hundred])] = scores(
+        tiny_engine(kernels=kernels).engine, generation(PROMPT, max_tokens=1, logprobs=100)
+    )
+    others = [generation(PROMPT[i:], max_tokens=12, temperature=1.0, seed=i, logprobs=i % 3) for i in (1, 9)]
+    found = set()
+    for settings in ({}, {"max_num_batched_tokens": 16}, {"enable_prefix_caching": False}):
+        engine = tiny_engine(kernels=kernels, **settings).engine
+        for _ in range(2):  # cold, then cached
+            _, (_, [score]), (_, beside) = scores(engine, others[0], wanted, others[1])
+            assert all(one.all_logprobs is None for one in beside)
+            found.add(score.all_logprobs)
+    [content] = found
+    values = torch.frombuffer(bytearray(content), dtype=torch.float32)
+    assert len(values) == LLAMA.vocab_size
+    assert values.double().exp().sum() == pytest.approx(1.0, abs=1e-5)
+    assert [(token, values[token].item()) for token, _ in hundred.top] == list(hundred.top)
+    assert values.argmax() == hundred.token_id
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 2, "logprobs": 0}, {"max_tokens": 1}])
+def test_all_logprobs_are_for_one_token_beside_its_own(params):
+    with pytest.raises(RequestError, match="all_logprobs needs logprobs, and max_tokens 1"):
+        generation(PROMPT, all_logprobs=True, **params)
+
+
 def test_penalties_bias_and_bans_keep_the_promise_in_every_batch():
     requests = [
         generation(PROMPT[:40], max_tokens=20, seed=i, temperature=1.0, **params)

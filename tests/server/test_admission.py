@@ -133,6 +133,8 @@ def test_a_slow_sender_holds_no_place() -> None:
     [
         ("/v1/completions", {"prompt": "x"}),
         ("/v1/embeddings", {"input": "x"}),
+        ("/v1/distribution", {"prompt": "x"}),
+        ("/v1/cache/lookup", {"prompt": "x"}),
         ("/tokenize", {"prompt": "x"}),
         ("/detokenize", {"tokens": [1]}),
         ("/v1/chat/completions/render", {"messages": [{"role": "user", "content": "x"}]}),

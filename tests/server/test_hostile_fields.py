@@ -107,6 +107,7 @@ MESSAGE = {
 LOOKUP = {"prompt": "hello", "cache_salt": "s", "model": "fake"}
 PATHS = {
     "/v1/cache/lookup": LOOKUP,
+    "/v1/distribution": {**LOOKUP, "priority": 0, "deadline_ms": 60_000},
     "/v1/messages": MESSAGE,
     "/v1/messages/count_tokens": MESSAGE,
     "/v1/chat/completions": CHAT,

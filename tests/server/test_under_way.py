@@ -103,6 +103,7 @@ def test_a_stream_that_is_cancelled_says_so_after_its_tokens() -> None:
         ("/v1/responses", {"input": "x"}),
         ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}),
         ("/v1/embeddings", {"input": ["a", "b"]}),
+        ("/v1/distribution", {"prompt": "x"}),
     ],
 )
 def test_a_deadline_ends_an_answer_of_every_kind(path: str, body: dict[str, object]) -> None:
