@@ -29,6 +29,7 @@ _ENDPOINTS: dict[str, dict[str, object]] = {
     "/v1/embeddings": {"input": ["a", "b"]},
     "/v1/cache/lookup": {"prompt": "The sea"},
     "/v1/distribution": {"prompt": "The sea"},
+    "/v1/attention": {"prompt": "The sea", "layer": 0},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1, 2]},
 }
@@ -39,7 +40,7 @@ _NAMES = """
     top_logprobs prompt_logprobs response_format structured_outputs stream stream_options tools
     tool_choice suffix cache_salt user speculation priority deadline_ms max_queue_ms dimensions
     encoding_format reasoning metadata instructions text system thinking stop_sequences tokens
-    add_special_tokens cache_explain nonsense
+    add_special_tokens cache_explain layer nonsense
 """.split()
 _MEMBERS = "type schema name content role a json_schema properties regex choice".split()
 _WORDS = (
@@ -58,7 +59,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args(arguments)
     end_servers_on_signals()
-    with running_draftline(options.model, options.port, "--max-model-len", "512") as server:
+    with running_draftline(
+        options.model, options.port, "--max-model-len", "512", "--enable-attention"
+    ) as server:
         fuzzer = Fuzzer(server.spec.base_url, server.pid, options.seed)
         asyncio.run(fuzzer.run(options.requests))
     for line in fuzzer.found[:20]:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from engine.interface.errors import DraftlineError
 from engine.interface.version import installed_version
 from server.api import operations
+from server.api.attention import show_attention
 from server.api.cache_lookup import look_up_cache
 from server.api.chat import create_chat_completion
 from server.api.completions import create_completion
@@ -23,6 +24,7 @@ from server.api.openapi import describe_with_keys, page, posting
 from server.api.pages import show_docs, static_files
 from server.api.responses.endpoint import create_response, delete_response, retrieve_response
 from server.api.schemas import (
+    AttentionRequest,
     CacheLookupRequest,
     ChatCompletionRequest,
     CompletionRequest,
@@ -101,6 +103,7 @@ def _add_routes(app: FastAPI) -> None:
         (f"{ANTHROPIC_PATH}/count_tokens", None, not streamed, count_message_tokens),
         ("/v1/embeddings", EmbeddingRequest, not streamed, create_embeddings),
         ("/v1/distribution", DistributionRequest, not streamed, create_distribution),
+        ("/v1/attention", AttentionRequest, not streamed, show_attention),
         ("/v1/cache/lookup", CacheLookupRequest, not streamed, look_up_cache),
         ("/tokenize", TokenizeRequest, not streamed, operations.tokenize),
         ("/detokenize", DetokenizeRequest, not streamed, operations.detokenize),

@@ -161,6 +161,8 @@ def print_banner(
         )
         with_draft = f", draft model {escape(info.draft_model)}" if info.draft_model else ""
         console.print(f"guessing  {info.speculation}{with_draft}: answers stay the same")
+    if model.attention is not None:
+        console.print(f"attention {_mebibytes(model.attention.num_bytes)} of weights again, to show it")
     console.print(f"serving   {url}/v1  (docs: {url}/docs)")
     key = '-H "Authorization: Bearer $KEY" ' if needs_key else ""
     console.print("\n[dim]try:[/dim]")

@@ -25,10 +25,19 @@ class FairTurns:
     """Gives `num_turns` turns at a time, of which one tenant has all but one at most.
 
     The tenant whose work was slow for least time goes first. One that used more than its share of that is
-    refused until its debt is paid. All on one event loop.
+    refused until its debt is paid. `work` is what errors call it. All on one event loop.
     """
 
-    def __init__(self, num_turns: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        num_turns: int,
+        *,
+        work: str = "new grammars",
+        max_waiting: int = _MAX_WAITING,
+        max_waiting_each: int = _MAX_WAITING_EACH,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._work, self._max_waiting, self._max_waiting_each = work, max_waiting, max_waiting_each
         self._num_free = num_turns
         self._max_each = max(1, num_turns - 1)
         self._clock = clock
@@ -57,11 +66,12 @@ class FairTurns:
 
     def _check(self, tenant: bytes) -> None:
         num_mine = sum(waiter.tenant == tenant for waiter in self._waiting)
-        if num_mine >= _MAX_WAITING_EACH or len(self._waiting) >= _MAX_WAITING:
-            raise queue_full(f"{num_mine} new grammars of yours wait to be compiled already", retry_after=5.0)
+        if num_mine >= self._max_waiting_each or len(self._waiting) >= self._max_waiting:
+            message = f"{len(self._waiting)} {self._work} wait already, {num_mine} of them yours"
+            raise queue_full(message, retry_after=5.0)
         wait = self._budget(tenant).seconds_until(0.0)
         if wait > 0.0:
-            message = "new grammars of yours took too long to compile, all together"
+            message = f"{self._work} of yours took too long, all together"
             raise queue_full(message, retry_after=wait)
 
     def _budget(self, tenant: bytes) -> TokenBucket:

@@ -16,6 +16,7 @@ from engine.interface.config import EngineConfig
 from engine.interface.errors import CheckpointError
 from engine.interface.info import EngineInfo
 from engine.interface.pooling import Pooling
+from engine.loading.attention import load_attention_model
 from engine.loading.loader import load_engine, load_engine_process
 from engine.loading.machine import choose_device
 from server.answers import FORMATS, ToolFormat, choose_format
@@ -33,6 +34,8 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
     with _naming(checkpoint):
         tokenizer, chat_template = Tokenizer(checkpoint.tokenizer), _chat_template(checkpoint.tokenizer)
     draft_checkpoint = None if settings.draft_model is None else load_checkpoint(settings.draft_model)
+    shows_attention = isinstance(settings, ServeSettings) and settings.enable_attention
+    attention = load_attention_model(checkpoint) if shows_attention else None
     if _wants_process(settings, config):
         engine = load_engine_process(settings.model, config, settings.draft_model)
     else:
@@ -53,6 +56,7 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
         fill_in_middle=find_fill_in_middle(tokenizer),
         embedding=None if isinstance(embedding, str) else embedding,
         why_no_embeddings=embedding if isinstance(embedding, str) else "",
+        attention=attention,
         generation_defaults=checkpoint.generation_defaults,
         system_fingerprint=_system_fingerprint(checkpoint, _precision(engine.info)),
     )

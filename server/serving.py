@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from engine.interface.attention import AttentionModel
 from engine.interface.engine_client import EngineClient
 from engine.interface.pooling import Pooling
 from server.admission import Admission, BodyBudget
@@ -13,6 +14,7 @@ from server.api.errors import ENGINE_IS_DEAD, ApiError, unavailable
 from server.api.grammars import GrammarCompilerPool
 from server.api.limits import MAX_CHOICES
 from server.api.responses.store import ResponseStore
+from server.fair_turns import FairTurns
 from server.metrics import ServerMetrics
 from server.open_requests import OpenRequests
 from server.text import ChatTemplate, ContentGuard, FillInMiddle, Tokenizer
@@ -21,6 +23,7 @@ STALL_SECONDS = 60.0
 """A step that runs longer than this is stuck: the slowest prefill chunk on a CPU takes a few seconds."""
 
 
+_MAX_ATTENTION_WAITING, _MAX_ATTENTION_WAITING_EACH = 8, 4  # each takes about half a second
 _BODIES_HELD = 16  # of the largest size, at once
 _ENDLESS = 1 << 62
 
@@ -62,6 +65,7 @@ class ServedModel:
     has_reasoning: bool = False  # it may think, between tags, before it answers
     fill_in_middle: FillInMiddle | None = None  # of a code model, which writes between two texts
     embedding: EmbeddingModel | None = None
+    attention: AttentionModel | None = None  # None: the server was not asked to show any
     why_no_embeddings: str = "this model makes none"
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
     system_fingerprint: str = "fp_0"
@@ -98,6 +102,12 @@ class ServerState:
         self.responses = responses or ResponseStore()
         self.open_requests = OpenRequests()
         self.grammars = GrammarCompilerPool()
+        self.attention_turns = FairTurns(
+            1,
+            work="prompts whose attention is asked for",
+            max_waiting=_MAX_ATTENTION_WAITING,
+            max_waiting_each=_MAX_ATTENTION_WAITING_EACH,
+        )
         self.model: ServedModel | None = None
         self._is_draining = False
 

@@ -200,6 +200,11 @@ class ServeSettings(ModelSettings):
         description="how /v1/embeddings makes one vector of a text's hidden states; auto: as the checkpoint "
         "says, else last",
     )
+    enable_attention: bool = Field(
+        False,
+        description="serve /v1/attention: loads the weights a second time, in float32, 4 bytes for each (0.7 "
+        "GB for the default model)",
+    )
     engine_process: Literal["auto", "on", "off"] = Field(
         "auto",
         description="run the engine in a process of its own, started again when it crashes; auto: on a GPU",

@@ -9,12 +9,14 @@ RMSNorm, rotary positions, grouped-query attention and a gated MLP in Llama (arX
 Mistral and Qwen2, which has biases on q, k and v; Qwen3 norms each head's query and key.
 """
 
+from typing import Protocol
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.checkpoint.model_config import ModelConfig, Norm
 from engine.model.activation import activate
-from engine.model.kv_storage import KVStorage, LayerKV
+from engine.model.kv_storage import KVStorage
 from engine.model.linear import Linear, take_linear
 from engine.model.model_input import ModelInput
 from engine.model.norm import LayerNorm, RMSNorm
@@ -23,6 +25,19 @@ from engine.model.weights import Weights
 
 Rotation = tuple[Tensor, Tensor]
 """Cos and signed sin of a step's positions, each [num_tokens, 1, head_dim]."""
+
+
+class AttentionCache(Protocol):
+    """The keys and values of one layer: the one thing that a model knows of attention."""
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, step: ModelInput, *, scale: float
+    ) -> Tensor:
+        """Take in a step's keys and values, then attend each query to its sequence's, up to its own position.
+
+        query [num_tokens, num_heads, head_dim], keys and values [num_tokens, num_kv_heads, head_dim]; returns
+        [num_tokens, num_heads * head_dim].
+        """
 
 
 class Attention:
@@ -46,7 +61,7 @@ class Attention:
             self.k_norm = RMSNorm(weights.take(f"{prefix}.k_norm.weight", config.head_dim), eps=eps)
 
     def __call__(
-        self, x: Tensor, rotation: Rotation | None, layer_kv: LayerKV, model_input: ModelInput
+        self, x: Tensor, rotation: Rotation | None, layer_kv: AttentionCache, model_input: ModelInput
     ) -> Tensor:
         """Map [num_tokens, hidden_size] to the same, writing this step's keys and values."""
         qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)  # [num_tokens, q+k+v heads, head_dim]
@@ -101,7 +116,7 @@ class DecoderLayer:
         self.mlp = (GatedMLP if config.is_gated else MLP)(config, weights, f"{prefix}.mlp")
 
     def __call__(
-        self, x: Tensor, rotation: Rotation | None, layer_kv: LayerKV, model_input: ModelInput
+        self, x: Tensor, rotation: Rotation | None, layer_kv: AttentionCache, model_input: ModelInput
     ) -> Tensor:
         """Map [num_tokens, hidden_size] to the same."""
         x = x + self.attn(self.attn_norm(x), rotation, layer_kv, model_input)
@@ -135,14 +150,18 @@ class Decoder:
 
     def __call__(self, model_input: ModelInput, kv_storage: KVStorage) -> Tensor:
         """Return the last hidden states [num_tokens, hidden_size] and write this step's keys and values."""
+        x, rotation = self.embed(model_input)
+        for layer, layer_kv in zip(self.layers, kv_storage.layers, strict=True):
+            x = layer(x, rotation, layer_kv, model_input)
+        return x
+
+    def embed(self, model_input: ModelInput) -> tuple[Tensor, Rotation | None]:
+        """Return the first hidden states [num_tokens, hidden_size], and how positions rotate, if they do."""
         token_ids, positions = model_input.tensors.token_ids, model_input.tensors.positions
         x = F.embedding(token_ids, self.embed_tokens)
         if self.embed_positions is not None:
             x = x + F.embedding(positions, self.embed_positions)
-        rotation = None if self.rope is None else self.rope.at(positions)
-        for layer, layer_kv in zip(self.layers, kv_storage.layers, strict=True):
-            x = layer(x, rotation, layer_kv, model_input)
-        return x
+        return x, None if self.rope is None else self.rope.at(positions)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states [num_rows, hidden_size] to logits [num_rows, vocab_size]."""

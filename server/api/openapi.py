@@ -27,7 +27,7 @@ _ERRORS = {
     400: "A field that cannot be honoured: its name, value and limit.",
     401: "No key, or one that is not known.",
     403: "The host that the request is for is none of this server's.",
-    404: "There is no such model or response.",
+    404: "There is no such model or response, or the server was started without the endpoint.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",

@@ -210,6 +210,13 @@ class DistributionRequest(ScheduledBody):
     user: str | None = Field(None, max_length=MAX_USER_CHARS, description="Accepted, not used.")
 
 
+class AttentionRequest(Body):
+    """POST /v1/attention."""
+
+    prompt: OnePromptField = Field(description="Text or token ids, at most 128 tokens.")
+    layer: int = Field(0, description="From 0 to the number of layers, less 1.")
+
+
 class CacheLookupRequest(Body):
     """POST /v1/cache/lookup: a prompt, or messages with what else makes a chat's prompt."""
 

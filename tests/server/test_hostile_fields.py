@@ -3,12 +3,15 @@
 import json
 import random
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from engine.loading.attention import load_attention_model
+from tests.drafters import byte_checkpoint
 from tests.fakes import FakeEngine, say
-from tests.server.harness import RunningServer, serving
+from tests.server.harness import RunningServer, served_model, serving
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 FUNCTION = {"name": "weather", "description": "d", "parameters": SCHEMA, "strict": True}
@@ -107,6 +110,7 @@ MESSAGE = {
 LOOKUP = {"prompt": "hello", "cache_salt": "s", "model": "fake"}
 PATHS = {
     "/v1/cache/lookup": LOOKUP,
+    "/v1/attention": {"prompt": "hello", "layer": 1, "model": "fake"},
     "/v1/distribution": {**LOOKUP, "priority": 0, "deadline_ms": 60_000},
     "/v1/messages": MESSAGE,
     "/v1/messages/count_tokens": MESSAGE,
@@ -119,7 +123,9 @@ PATHS = {
 
 @pytest.fixture(scope="module")
 def server():
-    with serving(FakeEngine(lambda _: say("hello", eos=True))) as running:
+    engine, attention = FakeEngine(lambda _: say("hello", eos=True)), load_attention_model(byte_checkpoint())
+    with serving(engine, is_loading=True) as running:
+        running.state.publish(replace(served_model(engine), attention=attention))
         yield running
 
 
