@@ -278,6 +278,7 @@ def test_a_stream_that_nobody_reads_is_ended_before_it_fills_the_memory(monkeypa
             with pytest.raises(SlowReaderError):
                 await unread.__anext__()
             assert unread.num_unread_bytes == 0
+            await running.bridge.look_up_cache(generation([1]))  # taken after the abort
             assert running.engine.latest_stats.requests_finished[FinishReason.ABORT] == 1
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
