@@ -21,7 +21,7 @@ from server.api.embeddings import create_embeddings
 from server.api.errors import ANTHROPIC_PATH, ApiError, describe, to_api_error
 from server.api.messages.endpoint import count_message_tokens, create_message
 from server.api.openapi import describe_with_keys, page, posting
-from server.api.pages import show_docs, static_files
+from server.api.pages import show_docs, show_playground, static_files
 from server.api.responses.endpoint import create_response, delete_response, retrieve_response
 from server.api.schemas import (
     AttentionRequest,
@@ -34,7 +34,7 @@ from server.api.schemas import (
     TokenizeRequest,
 )
 from server.api.under_way import cancel_request, list_requests
-from server.auth import DOCS_PATH, STATIC_PATH, KeyRing
+from server.auth import DOCS_PATH, PLAYGROUND_PATH, STATIC_PATH, KeyRing
 from server.middleware import AuthMiddleware, HostMiddleware, RequestMiddleware
 from server.quota import RATE_LIMIT_HEADERS
 from server.serving import ServerState
@@ -112,7 +112,8 @@ def _add_routes(app: FastAPI) -> None:
     for path, page_endpoint in _PAGES.items():
         app.get(path, openapi_extra=page(path))(page_endpoint)
         app.head(path, include_in_schema=False)(page_endpoint)
-    app.add_api_route(DOCS_PATH, show_docs, methods=["GET", "HEAD"], include_in_schema=False)
+    for path, show in ((PLAYGROUND_PATH, show_playground), (DOCS_PATH, show_docs)):
+        app.add_api_route(path, show, methods=["GET", "HEAD"], include_in_schema=False)
     app.mount(STATIC_PATH, static_files())
     kept = "/v1/responses/{response_id}"
     app.delete(kept, openapi_extra=page(kept))(delete_response)

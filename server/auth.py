@@ -9,8 +9,10 @@ from hashlib import blake2b
 from server.api_keys import ApiKey, hash_key
 from server.quota import Quota
 
+PLAYGROUND_PATH = "/"
 DOCS_PATH = "/docs"
 STATIC_PATH = "/static"
+_PAGES = frozenset({PLAYGROUND_PATH, DOCS_PATH})
 
 PROBES = frozenset({"/health", "/ready"})
 """An orchestrator's probes, which have no key."""
@@ -18,7 +20,7 @@ PROBES = frozenset({"/health", "/ready"})
 
 def needs_key(path: str) -> bool:
     """Tell whether a path is behind the keys: not the probes, nor pages, which say nothing by themselves."""
-    return not (path in PROBES or path == DOCS_PATH or path.startswith(f"{STATIC_PATH}/"))
+    return not (path in PROBES or path in _PAGES or path.startswith(f"{STATIC_PATH}/"))
 
 
 _SALT_BYTES = 16

@@ -3,6 +3,7 @@
 import base64
 from dataclasses import dataclass
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,7 +15,7 @@ from server.api.body import run_sized
 from server.api.call import run_to_end, start_generation
 from server.api.encoding import to_json
 from server.api.known_fields import FieldWarning
-from server.api.logprobs import LogprobOptions
+from server.api.logprobs import LogprobOptions, check_num_logprobs, token_text
 from server.api.preparation import PreparedRequest, TextOptions
 from server.api.prompts import PreparedPrompt, encode_prompt
 from server.api.reply import warnings_to_json
@@ -25,6 +26,7 @@ from server.api.usage import Usage
 from server.auth import cache_salt
 from server.middleware import request_context
 from server.serving import ServedModel
+from server.text import Tokenizer
 
 _BYTES_PER_LOGPROB = 4
 _PARAMS = SamplingParams(
@@ -36,15 +38,17 @@ _PARAMS = SamplingParams(
 class DistributionReply:
     """What the reply says beside the numbers."""
 
-    model: str
+    model: ServedModel
+    num_top: int
     usage: Usage
     warnings: tuple[FieldWarning, ...]
 
     def to_response(self, logprobs: bytes) -> Response:
         """Write the reply; `logprobs` are float32 [vocab_size], little-endian."""
         vocab_size = len(logprobs) // _BYTES_PER_LOGPROB
-        head = {"object": "draftline.distribution", "model": self.model, "vocab_size": vocab_size}
-        rest = to_json({"usage": self.usage.to_json(), **warnings_to_json(self.warnings)})
+        head = {"object": "draftline.distribution", "model": self.model.name, "vocab_size": vocab_size}
+        members = {"top_logprobs": _top_logprobs(logprobs, self.num_top, self.model.tokenizer)}
+        rest = to_json({**members, "usage": self.usage.to_json(), **warnings_to_json(self.warnings)})
         encoded = base64.b64encode(logprobs)  # by hand: json.dumps would look at each of its characters
         content = b'%s,"logprobs":"%s",%s' % (to_json(head)[:-1], encoded, rest[1:])
         return Response(content, media_type="application/json")
@@ -67,12 +71,31 @@ async def create_distribution(request: Request) -> Response:
     if whole.all_logprobs is None:
         raise EngineUnavailableError("the request was aborted by the server")
     reply = DistributionReply(
-        model=model.name, usage=generation.usage, warnings=parsed.warnings + preparation.warnings
+        model=model,
+        num_top=parsed.body.top_logprobs,
+        usage=generation.usage,
+        warnings=parsed.warnings + preparation.warnings,
     )
     return await run_sized(len(whole.all_logprobs), reply.to_response, whole.all_logprobs)
 
 
+def _top_logprobs(logprobs: bytes, count: int, tokenizer: Tokenizer) -> list[dict[str, object]]:
+    """Return the likeliest tokens in order, of equals the lower id first."""
+    values = np.frombuffer(logprobs, "<f4")
+    token_ids = np.argsort(-values, kind="stable")[:count].tolist() if count else []
+    return [
+        {
+            "token_id": token_id,
+            "token": token_text(tokenizer, token_id),
+            "logprob": float(values[token_id]),
+            "bytes": list(tokenizer.token_bytes(token_id)),
+        }
+        for token_id in token_ids
+    ]
+
+
 def _prepare(body: DistributionRequest, model: ServedModel, salt: bytes) -> PreparedRequest:
+    check_num_logprobs("top_logprobs", body.top_logprobs)
     token_ids, warnings = encode_prompt(body.prompt, model)
     check_room(token_ids, model, prompt_field="prompt")
     request = GenerationRequest(

@@ -204,6 +204,7 @@ class DistributionRequest(ScheduledBody):
     """POST /v1/distribution."""
 
     prompt: OnePromptField = Field(description="Text or token ids.")
+    top_logprobs: int = Field(0, description="0 to 100 likeliest tokens, with their texts and bytes.")
     cache_salt: str | None = Field(
         None, max_length=MAX_CACHE_SALT_CHARS, description="Shares cached prefixes only with equal salts."
     )

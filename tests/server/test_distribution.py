@@ -59,6 +59,25 @@ def test_it_is_the_distribution_that_logprobs_show_a_part_of(api: httpx.Client) 
     assert values.index(max(values)) == choice["token_ids"][0]
 
 
+def test_the_likeliest_tokens_come_with_their_texts_in_order(api: httpx.Client) -> None:
+    reply = ask(api, top_logprobs=100)
+    values = numbers(reply)
+    order = sorted(range(len(values)), key=lambda token_id: (-values[token_id], token_id))[:100]
+    assert [entry["token_id"] for entry in reply["top_logprobs"]] == order
+    assert [entry["logprob"] for entry in reply["top_logprobs"]] == [values[token_id] for token_id in order]
+    plain = [entry for entry in reply["top_logprobs"] if entry["token_id"] < 128]
+    assert [entry["token"] for entry in plain] == [chr(entry["token_id"]) for entry in plain]
+    assert [entry["bytes"] for entry in plain] == [[entry["token_id"]] for entry in plain]
+    assert ask(api)["top_logprobs"] == []
+
+
+@pytest.mark.parametrize("count", [-1, 101])
+def test_more_likeliest_tokens_than_100_are_refused(api: httpx.Client, count: int) -> None:
+    response = api.post(PATH, json={"prompt": TEXT, "top_logprobs": count})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "top_logprobs"
+
+
 def test_usage_counts_the_prompt_and_what_of_it_was_cached(api: httpx.Client) -> None:
     cold, warm = (ask(api, cache_salt="of this test") for _ in range(2))
     assert cold["logprobs"] == warm["logprobs"]
