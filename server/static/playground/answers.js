@@ -48,7 +48,9 @@ export async function* ask(path, body, signal) {
     }
   } catch (error) {
     const isStopped = error.name === "AbortError";
-    yield isStopped ? { ...answer, finishReason: "stopped" } : { ...answer, finishReason: "error", error: error.message };
+    yield isStopped
+      ? { ...answer, finishReason: "stopped" }
+      : { ...answer, finishReason: "error", error: error.message };
   }
 }
 
@@ -83,11 +85,22 @@ function withCallPart(calls, part) {
   return next;
 }
 
-/** Return the answer's next parts as a whole: one that is complete. */
+/** Ask and return the complete answer. */
 export async function askWhole(path, body, signal) {
   let answer = null;
   for await (const grown of ask(path, body, signal)) answer = grown;
   return answer;
+}
+
+/** Hand a growing answer to `show` some 25 times a second: a page cannot show more, and tokens come faster. */
+export async function follow(answers, show) {
+  let [answer, shownAt] = [null, 0];
+  for await (answer of answers) {
+    if (performance.now() - shownAt < 40) continue;
+    show(answer);
+    shownAt = performance.now();
+  }
+  if (answer) show(answer);
 }
 
 /** Ask again with the same seed, without speculation and with nothing cached; say what differs. */
@@ -138,7 +151,10 @@ export async function scoreTokens(tokenIds, signal) {
 /** Read a token as logprobs write it: text, or `bytes:\xe2\x80` where it is no whole characters. */
 export function readToken(written) {
   if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(written)) return { text: written, bytes: Array.from(utf8(written)) };
-  const bytes = written.slice(8).split("\\x").map((byte) => Number.parseInt(byte, 16));
+  const bytes = written
+    .slice(8)
+    .split("\\x")
+    .map((byte) => Number.parseInt(byte, 16));
   return { text: null, bytes };
 }
 

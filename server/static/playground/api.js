@@ -81,7 +81,12 @@ export async function remove(path) {
 
 /** POST a body with `stream: true` and yield the JSON of each event; leaving the loop ends the request. */
 export async function* stream(path, body, signal) {
-  const reply = await send("POST", path, { ...body, stream: true, stream_options: { include_usage: true } }, signal);
+  const reply = await send(
+    "POST",
+    path,
+    { ...body, stream: true, stream_options: { include_usage: true } },
+    signal,
+  );
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
@@ -91,7 +96,10 @@ export async function* stream(path, body, signal) {
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {
-        const data = event.split("\n").find((line) => line.startsWith("data: "))?.slice(6);
+        const data = event
+          .split("\n")
+          .find((line) => line.startsWith("data: "))
+          ?.slice(6);
         if (data === "[DONE]") return;
         if (data === undefined) continue;
         const json = JSON.parse(data);

@@ -9,7 +9,11 @@ async function load(text, layer, signal) {
   if (text.trim() === "") return null;
   const reply = await post("v1/attention", { prompt: text, layer }, signal);
   const encoder = new TextEncoder();
-  const tokens = reply.tokens.map(({ token_id: id, text: written }) => ({ id, text: written, bytes: Array.from(encoder.encode(written)) }));
+  const tokens = reply.tokens.map(({ token_id: id, text: written }) => ({
+    id,
+    text: written,
+    bytes: Array.from(encoder.encode(written)),
+  }));
   return { ...reply, tokens };
 }
 
@@ -46,7 +50,12 @@ function Triangle({ rows, size, selected = null, onPoint }) {
     const query = Math.floor((event.offsetY / event.currentTarget.clientHeight) * rows.length);
     onPoint?.(Math.max(0, Math.min(rows.length - 1, query)));
   };
-  return html`<canvas ref=${canvas} style=${{ width: `${size}px`, height: `${size}px` }} aria-hidden="true" onClick=${point}></canvas>`;
+  return html`<canvas
+    ref=${canvas}
+    style=${{ width: `${size}px`, height: `${size}px` }}
+    aria-hidden="true"
+    onClick=${point}
+  ></canvas>`;
 }
 
 /** The view. */
@@ -60,8 +69,13 @@ export function Attention() {
   const [seen, setSeen] = useState(null); // what was there last stays until the next is
   useEffect(() => value && setSeen(value), [value]);
   return html`<section class="single" aria-label="Attention">
-    <label class="field is-wide"><span>Text, 128 tokens at most</span>
-      <textarea rows="3" value=${text} onInput=${(event) => (setQuery(null), setText(event.target.value))}></textarea>
+    <label class="field is-wide"
+      ><span>Text, 128 tokens at most</span>
+      <textarea
+        rows="3"
+        value=${text}
+        onInput=${(event) => (setQuery(null), setText(event.target.value))}
+      ></textarea>
     </label>
     <${Problem} error=${error} />
     ${error?.status === 404 && html`<p class="muted">Start the server with <code>--enable-attention</code> to see this view.</p>`}
@@ -75,25 +89,55 @@ function Heads({ reply, layer, setLayer, head, setHead, query, setQuery }) {
   const place = Math.min(query ?? tokens.length - 1, tokens.length - 1);
   const weights = attention[head][place];
   const strongest = [...weights.entries()].sort(([, a], [, b]) => b - a).slice(0, 5);
-  return html`
-    <div class="toolbar">
-      <label class="layer">layer <output>${layer}</output>
-        <input type="range" min="0" max=${reply.num_layers - 1} value=${layer} onInput=${(event) => setLayer(Number(event.target.value))} />
+  return html` <div class="toolbar">
+      <label class="layer"
+        >layer <output>${layer}</output>
+        <input
+          type="range"
+          min="0"
+          max=${reply.num_layers - 1}
+          value=${layer}
+          onInput=${(event) => setLayer(Number(event.target.value))}
+        />
       </label>
     </div>
     <div class="heads" role="group" aria-label="Heads">
       ${attention.map(
-        (rows, index) => html`<button type="button" key=${index} aria-pressed=${String(index === head)} onClick=${() => setHead(index)}>
-          <${Triangle} rows=${rows} size=${72} /><span>head ${index}</span></button>`,
+        (rows, index) =>
+          html`<button
+            type="button"
+            key=${index}
+            aria-pressed=${String(index === head)}
+            onClick=${() => setHead(index)}
+          >
+            <${Triangle} rows=${rows} size=${72} /><span>head ${index}</span>
+          </button>`,
       )}
     </div>
     <div class="triangle">
-      <${Triangle} rows=${attention[head]} size=${Math.min(440, 40 + 22 * tokens.length, innerWidth - 48)} selected=${place} onPoint=${setQuery} />
+      <${Triangle}
+        rows=${attention[head]}
+        size=${Math.min(440, 40 + 22 * tokens.length, innerWidth - 48)}
+        selected=${place}
+        onPoint=${setQuery}
+      />
       <div>
         <h2>Layer ${layer}, head ${head}</h2>
-        <p class="muted">A row is a token that looks, a column one that it looks at. Nothing lies above the diagonal: no token sees what comes later. Choose a token to see what it looks at.</p>
-        <${TokenText} label="Tokens" tokens=${tokens} shading="attention" selected=${place} onSelect=${setQuery} weights=${weights} />
-        <ol class="strongest">${strongest.map(([key, weight]) => html`<li key=${key}><code>${JSON.stringify(tokens[key].text)}</code> ${percent(weight)}</li>`)}</ol>
+        <p class="muted">
+          A row is a token that looks, a column one that it looks at. Nothing lies above the diagonal: no
+          token sees what comes later. Choose a token to see what it looks at.
+        </p>
+        <${TokenText}
+          label="Tokens"
+          tokens=${tokens}
+          shading="attention"
+          selected=${place}
+          onSelect=${setQuery}
+          weights=${weights}
+        />
+        <ol class="strongest">
+          ${strongest.map(([key, weight]) => html`<li key=${key}><code>${JSON.stringify(tokens[key].text)}</code> ${percent(weight)}</li>`)}
+        </ol>
       </div>
     </div>`;
 }

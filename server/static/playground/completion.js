@@ -1,6 +1,6 @@
 /** Completion: a text that the model goes on with, as it stands, without a chat template. */
-import { AnswerView } from "./answer_view.js";
-import { COMPLETIONS, ask, branch } from "./answers.js";
+import { AnswerView, Variants } from "./answer_view.js";
+import { COMPLETIONS, ask, branch, follow } from "./answers.js";
 import { SidePanel } from "./chat.js";
 import { sharedFields } from "./request.js";
 import { Settings } from "./settings.js";
@@ -9,7 +9,8 @@ import { Problem, html, useEffect, useState } from "./ui.js";
 
 const MAX_VARIANTS = 10;
 
-const keep = (change) => update(({ completion }) => ({ completion: { ...completion, ...change(completion) } }));
+const keep = (change) =>
+  update(({ completion }) => ({ completion: { ...completion, ...change(completion) } }));
 
 function put(variant, answer) {
   keep(({ variants }) => {
@@ -35,7 +36,7 @@ export function Completion() {
     setError(null);
     setControl(running);
     try {
-      for await (const grown of makeAnswers(running.signal)) put(variant, grown);
+      await follow(makeAnswers(running.signal), (grown) => put(variant, grown));
     } finally {
       setControl(null);
     }
@@ -56,32 +57,48 @@ export function Completion() {
   return html`<div class="columns">
     <section class="conversation" aria-label="Completion">
       <form class="prompt" onSubmit=${send}>
-        <label class="field is-wide"><span>Prompt</span>
-          <textarea rows="6" value=${prompt} onInput=${(event) => keep(() => ({ prompt: event.target.value }))}
-            onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && send(event)}></textarea>
+        <label class="field is-wide"
+          ><span>Prompt</span>
+          <textarea
+            rows="6"
+            value=${prompt}
+            onInput=${(event) => keep(() => ({ prompt: event.target.value }))}
+            onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && send(event)}
+          ></textarea>
         </label>
         <div class="toolbar">
-          ${control
-            ? html`<button type="button" class="primary" onClick=${() => control.abort()}>Stop</button>`
-            : html`<button type="submit" class="primary" disabled=${prompt === ""}>Generate</button>`}
+          ${
+            control
+              ? html`<button type="button" class="primary" onClick=${() => control.abort()}>Stop</button>`
+              : html`<button type="submit" class="primary" disabled=${prompt === ""}>Generate</button>`
+          }
           ${answer && !control && html`<button type="button" onClick=${goOn}>Take the answer into the prompt</button>`}
           <span class="spacer"></span>
-          ${variants.length > 1 &&
-          html`<div class="variants" role="group" aria-label="Variants of this answer">
-            <button type="button" aria-label="Previous variant" disabled=${shown === 0} onClick=${() => keep(() => ({ shown: shown - 1 }))}>‹</button>
-            <span>${shown + 1} of ${variants.length}</span>
-            <button type="button" aria-label="Next variant" disabled=${shown === variants.length - 1} onClick=${() => keep(() => ({ shown: shown + 1 }))}>›</button>
-          </div>`}
+          <${Variants}
+            variants=${variants}
+            shown=${shown}
+            onShow=${(number) => keep(() => ({ shown: number }))}
+          />
         </div>
       </form>
       <${Problem} error=${error} />
-      ${answer &&
-      html`<article class="message is-assistant" role="log" aria-label="Answer">
-        <${AnswerView} key=${shown} answer=${answer} isRunning=${control !== null} isMarkdown=${false}
-          onBranch=${(place, tokenId) => start((signal) => branch(answer, place, tokenId, signal))}
-          onRegenerate=${generate} onChange=${(part) => put(shown, { ...answer, ...part })} />
-      </article>`}
+      ${
+        answer &&
+        html`<article class="message is-assistant" role="log" aria-label="Answer">
+          <${AnswerView}
+            key=${shown}
+            answer=${answer}
+            isRunning=${control !== null}
+            isMarkdown=${false}
+            onBranch=${(place, tokenId) => start((signal) => branch(answer, place, tokenId, signal))}
+            onRegenerate=${generate}
+            onChange=${(part) => put(shown, { ...answer, ...part })}
+          />
+        </article>`
+      }
     </section>
-    <aside class="side"><${SidePanel}><${Settings} /><//></aside>
+    <aside class="side">
+      <${SidePanel}><${Settings} /><//>
+    </aside>
   </div>`;
 }

@@ -8,7 +8,13 @@ import { update, useStore } from "./store.js";
 import { Tokens } from "./tokens.js";
 import { html, render, useEffect, useRef, useState } from "./ui.js";
 
-const VIEWS = { chat: ["Chat", Chat], completion: ["Completion", Completion], tokens: ["Tokens", Tokens], attention: ["Attention", Attention], server: ["Server", Monitor] };
+const VIEWS = {
+  chat: ["Chat", Chat],
+  completion: ["Completion", Completion],
+  tokens: ["Tokens", Tokens],
+  attention: ["Attention", Attention],
+  server: ["Server", Monitor],
+};
 
 function viewOfAddress() {
   const name = location.hash.slice(1);
@@ -65,7 +71,15 @@ function KeyForm({ retry }) {
   return html`<form class="key" onSubmit=${send}>
     <label for="key">This server needs an API key. It stays in this tab.</label>
     <div class="joined">
-      <input ref=${field} id="key" type="password" autocomplete="off" required value=${key} onInput=${(event) => setOwn(event.target.value)} />
+      <input
+        ref=${field}
+        id="key"
+        type="password"
+        autocomplete="off"
+        required
+        value=${key}
+        onInput=${(event) => setOwn(event.target.value)}
+      />
       <button type="submit" class="primary">Open</button>
     </div>
     ${isWrong && html`<p class="problem" role="alert">The server does not know this key.</p>`}
@@ -79,7 +93,9 @@ function ThemeButton() {
     if (theme) document.documentElement.dataset.theme = theme;
     else delete document.documentElement.dataset.theme;
   }, [theme]);
-  return html`<button type="button" onClick=${() => update({ theme: isDark ? "light" : "dark" })}>${isDark ? "Light" : "Dark"}</button>`;
+  return html`<button type="button" onClick=${() => update({ theme: isDark ? "light" : "dark" })}>
+    ${isDark ? "Light" : "Dark"}
+  </button>`;
 }
 
 function Head({ view, model }) {

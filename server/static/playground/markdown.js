@@ -4,8 +4,36 @@ import { marked } from "../vendor/marked/marked.esm.js";
 import { html, useLayoutEffect, useRef } from "./ui.js";
 
 const TAGS = [
-  "a", "b", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "li", "ol", "p",
-  "pre", "s", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
+  "a",
+  "b",
+  "blockquote",
+  "br",
+  "code",
+  "del",
+  "em",
+  "h1",
+  "h2",
+  "h3",
+  "h4",
+  "h5",
+  "h6",
+  "hr",
+  "i",
+  "li",
+  "ol",
+  "p",
+  "pre",
+  "s",
+  "strong",
+  "sub",
+  "sup",
+  "table",
+  "tbody",
+  "td",
+  "th",
+  "thead",
+  "tr",
+  "ul",
 ];
 const RULES = { ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ["href", "start", "align"], RETURN_DOM_FRAGMENT: true };
 const SAFE_LINK = /^(https?|mailto):/i;

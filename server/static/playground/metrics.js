@@ -35,7 +35,8 @@ export function quantile(before, now, name, q) {
   const buckets = [];
   for (const [key, value] of now) {
     const match = new RegExp(`^${name}_bucket\\{le="([^"]+)"\\}$`).exec(key);
-    if (match) buckets.push([match[1] === "+Inf" ? Infinity : Number(match[1]), value - (before.get(key) ?? 0)]);
+    if (match)
+      buckets.push([match[1] === "+Inf" ? Infinity : Number(match[1]), value - (before.get(key) ?? 0)]);
   }
   buckets.sort(([a], [b]) => a - b);
   const all = buckets.at(-1)?.[1] ?? 0;
@@ -61,7 +62,10 @@ export function between(before, now, seconds) {
     waiting: now.get("num_requests_waiting") ?? 0,
     kvCache: now.get("kv_cache_usage_perc") ?? 0,
     hitRate: share(grew("prefix_cache_hits_total"), grew("prefix_cache_queries_total")),
-    acceptance: share(grew("spec_decode_num_accepted_tokens_total"), grew("spec_decode_num_draft_tokens_total")),
+    acceptance: share(
+      grew("spec_decode_num_accepted_tokens_total"),
+      grew("spec_decode_num_draft_tokens_total"),
+    ),
     firstToken: quantile(before, now, "time_to_first_token_seconds", 0.5),
     firstToken95: quantile(before, now, "time_to_first_token_seconds", 0.95),
   };

@@ -5,7 +5,11 @@ const PERSON = {
   type: "object",
   required: ["name", "age", "city"],
   additionalProperties: false,
-  properties: { name: { type: "string", maxLength: 30 }, age: { type: "integer" }, city: { type: "string", maxLength: 30 } },
+  properties: {
+    name: { type: "string", maxLength: 30 },
+    age: { type: "integer" },
+    city: { type: "string", maxLength: 30 },
+  },
 };
 const WEATHER = [
   {
@@ -36,6 +40,10 @@ export function settingsOf(name, own) {
 /** Questions for an empty conversation: a name, a text, and settings that show something. */
 export const STARTERS = [
   ["Ask a question", "What is the capital of Japan, and what is it known for?", {}],
-  ["See speculation work", "Repeat this list three times, word for word:\n1. apples from the north garden\n2. pears from the south garden\n3. plums from the old orchard", { temperature: 0, max_tokens: 200 }],
+  [
+    "See speculation work",
+    "Repeat this list three times, word for word:\n1. apples from the north garden\n2. pears from the south garden\n3. plums from the old orchard",
+    { temperature: 0, max_tokens: 200 },
+  ],
   ["Force a JSON object", "Invent a person.", { schema: JSON.stringify(PERSON, null, 2), max_tokens: 128 }],
 ];

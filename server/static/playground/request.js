@@ -77,7 +77,9 @@ export function pythonLiteral(value, indent = "") {
   const inner = `${indent}    `;
   const items = Array.isArray(value)
     ? value.map((item) => inner + pythonLiteral(item, inner))
-    : Object.entries(value).map(([key, item]) => `${inner}${JSON.stringify(key)}: ${pythonLiteral(item, inner)}`);
+    : Object.entries(value).map(
+        ([key, item]) => `${inner}${JSON.stringify(key)}: ${pythonLiteral(item, inner)}`,
+      );
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
   return items.length ? `${open}\n${items.join(",\n")},\n${indent}${close}` : open + close;
 }
@@ -85,7 +87,9 @@ export function pythonLiteral(value, indent = "") {
 /** Return a script with our client that asks for the same. */
 export function asPython(path, body) {
   const isChat = path === "v1/chat/completions";
-  const fields = Object.entries(body).map(([name, value]) => `        ${name}=${pythonLiteral(value, "        ")},`);
+  const fields = Object.entries(body).map(
+    ([name, value]) => `        ${name}=${pythonLiteral(value, "        ")},`,
+  );
   const text = isChat ? "choices[0].message.content" : "choices[0].text";
   return [
     "from draftline_client import Client",

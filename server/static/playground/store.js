@@ -90,7 +90,10 @@ export function updateSettings(change) {
 export function newConversation() {
   const conversation = { id: crypto.randomUUID?.() ?? String(Date.now() + Math.random()), messages: [] };
   update(({ conversations }) => ({
-    conversations: [conversation, ...conversations.filter((one) => one.messages.length)].slice(0, MAX_CONVERSATIONS),
+    conversations: [conversation, ...conversations.filter((one) => one.messages.length)].slice(
+      0,
+      MAX_CONVERSATIONS,
+    ),
     current: conversation.id,
   }));
   return conversation;
@@ -104,13 +107,18 @@ export function shownConversation() {
 /** Replace the messages of a conversation by what `change` makes of them. */
 export function updateMessages(id, change) {
   update(({ conversations }) => ({
-    conversations: conversations.map((one) => (one.id === id ? { ...one, messages: change(one.messages) } : one)),
+    conversations: conversations.map((one) =>
+      one.id === id ? { ...one, messages: change(one.messages) } : one,
+    ),
   }));
 }
 
 /** Forget a conversation. */
 export function deleteConversation(id) {
-  update(({ conversations }) => ({ conversations: conversations.filter((one) => one.id !== id), current: null }));
+  update(({ conversations }) => ({
+    conversations: conversations.filter((one) => one.id !== id),
+    current: null,
+  }));
 }
 
 /** Return a conversation's first words. */

@@ -18,7 +18,14 @@ const SOURCES = {
 };
 
 /** What each source is called in the legend, in order. */
-export const SOURCE_NAMES = { target: "model", draft: "draft model", ngram: "n-gram lookup", grammar: "grammar", bonus: "bonus", you: "you" };
+export const SOURCE_NAMES = {
+  target: "model",
+  draft: "draft model",
+  ngram: "n-gram lookup",
+  grammar: "grammar",
+  bonus: "bonus",
+  you: "you",
+};
 
 /** Return -log2 of a token's probability: its surprise in bits. */
 export function surprise(token) {
@@ -42,7 +49,8 @@ function classOf(token, index, shading, tokens) {
   if (shading === "surprise") names.push(`surprise-${Math.min(9, Math.floor((surprise(token) ?? 0) / 1.5))}`);
   if (shading === "provenance") {
     names.push(token.isCached ? "is-cached" : `source-${token.source ?? "prompt"}`);
-    if (token.step !== undefined && token.step !== null && token.step !== tokens[index - 1]?.step) names.push("begins-step");
+    if (token.step !== undefined && token.step !== null && token.step !== tokens[index - 1]?.step)
+      names.push("begins-step");
   }
   return names.join(" ");
 }
@@ -54,7 +62,8 @@ function Card({ token, anchor }) {
     ["id", token.id],
     ["bytes", token.bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")],
   ];
-  if (bits !== null) rows.push(["probability", percent(Math.exp(token.logprob))], ["surprise", `${bits.toFixed(2)} bits`]);
+  if (bits !== null)
+    rows.push(["probability", percent(Math.exp(token.logprob))], ["surprise", `${bits.toFixed(2)} bits`]);
   if (token.source) rows.push(["source", SOURCES[token.source] ?? token.source]);
   if (token.step !== undefined && token.step !== null) rows.push(["step", token.step]);
   if (token.isCached !== undefined) rows.push(["prompt", token.isCached ? "from the cache" : "computed"]);
@@ -62,7 +71,13 @@ function Card({ token, anchor }) {
   const isLow = anchor.bottom + 190 > innerHeight;
   const place = isLow ? { left, bottom: innerHeight - anchor.top + 6 } : { left, top: anchor.bottom + 6 };
   return html`<dl class="card" role="tooltip" style=${place}>
-    ${rows.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
+    ${rows.map(
+      ([name, value]) =>
+        html`<div key=${name}>
+          <dt>${name}</dt>
+          <dd>${value}</dd>
+        </div>`,
+    )}
   </dl>`;
 }
 
@@ -77,7 +92,14 @@ export function TokenText({ label, tokens, shading, selected, onSelect, weights 
   const [hovered, setHovered] = useState(null);
 
   function move(event) {
-    const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10, Home: -Infinity, End: Infinity };
+    const steps = {
+      ArrowRight: 1,
+      ArrowLeft: -1,
+      ArrowDown: 10,
+      ArrowUp: -10,
+      Home: -Infinity,
+      End: Infinity,
+    };
     const step = steps[event.key];
     if (step === undefined) return;
     event.preventDefault();
@@ -89,22 +111,28 @@ export function TokenText({ label, tokens, shading, selected, onSelect, weights 
     const anchor = event.currentTarget.getBoundingClientRect();
     setHovered({ index, anchor });
   }
-  return html`<div class="token-text shade-${shading}" onMouseLeave=${() => setHovered(null)} onFocusOut=${() => setHovered(null)}>
+  return html`<div
+    class="token-text shade-${shading}"
+    onMouseLeave=${() => setHovered(null)}
+    onFocusOut=${() => setHovered(null)}
+  >
     <div ref=${list} role="listbox" aria-label=${label} aria-orientation="horizontal" onKeyDown=${move}>
       ${tokens.map(
-        (token, index) => html`<span
-          key=${index}
-          role="option"
-          tabindex=${index === Math.min(focused, tokens.length - 1) ? 0 : -1}
-          aria-selected=${String(index === selected)}
-          aria-label=${quoted(token)}
-          class=${classOf(token, index, shading, tokens)}
-          style=${weights ? { "--weight": weights[index] ?? 0 } : undefined}
-          onMouseEnter=${(event) => show(index, event)}
-          onFocus=${(event) => (setFocused(index), show(index, event))}
-          onClick=${() => (setHovered(null), onSelect?.(index))}
-          onKeyDown=${(event) => event.key === "Enter" && onSelect?.(index)}
-        >${shown(token)}</span>`,
+        (token, index) =>
+          html`<span
+            key=${index}
+            role="option"
+            tabindex=${index === Math.min(focused, tokens.length - 1) ? 0 : -1}
+            aria-selected=${String(index === selected)}
+            aria-label=${quoted(token)}
+            class=${classOf(token, index, shading, tokens)}
+            style=${weights ? { "--weight": weights[index] ?? 0 } : undefined}
+            onMouseEnter=${(event) => show(index, event)}
+            onFocus=${(event) => (setFocused(index), show(index, event))}
+            onClick=${() => (setHovered(null), onSelect?.(index))}
+            onKeyDown=${(event) => event.key === "Enter" && onSelect?.(index)}
+            >${shown(token)}</span
+          >`,
       )}
     </div>
     ${hovered && tokens[hovered.index] && html`<${Card} token=${tokens[hovered.index]} anchor=${hovered.anchor} />`}
@@ -117,7 +145,9 @@ export function Legend({ sources, hasCached }) {
     ${hasCached && html`<li><span class="token is-cached">prompt</span> from the cache</li>`}
     ${Object.entries(SOURCE_NAMES)
       .filter(([source]) => sources.has(source))
-      .map(([source, name]) => html`<li key=${source}><span class="token source-${source}">${name}</span></li>`)}
+      .map(
+        ([source, name]) => html`<li key=${source}><span class="token source-${source}">${name}</span></li>`,
+      )}
     <li><span class="token begins-step"> </span> a step begins</li>
   </ul>`;
 }

@@ -43,7 +43,14 @@ export function Choices({ label, options, value, onChange }) {
   return html`<div class="choices" role="group" aria-label=${label}>
     ${options.map(
       ([key, text]) =>
-        html`<button type="button" key=${key} aria-pressed=${String(key === value)} onClick=${() => onChange(key)}>${text}</button>`,
+        html`<button
+          type="button"
+          key=${key}
+          aria-pressed=${String(key === value)}
+          onClick=${() => onChange(key)}
+        >
+          ${text}
+        </button>`,
     )}
   </div>`;
 }
@@ -55,11 +62,25 @@ export function Slider({ label, hint, value, min, max, step, rest, onChange }) {
   return html`<div class=${value === "" ? "slider is-unset" : "slider"}>
     <label>
       <span title=${hint}>${label}</span>
-      <input type="number" min=${min} max=${max} step=${step} value=${value} placeholder="model's"
-        onInput=${(event) => onChange(parse(event.target.value))} />
+      <input
+        type="number"
+        min=${min}
+        max=${max}
+        step=${step}
+        value=${value}
+        placeholder="model's"
+        onInput=${(event) => onChange(parse(event.target.value))}
+      />
     </label>
-    <input type="range" aria-label=${`${label} slider`} min=${min} max=${max} step=${step} value=${shown}
-      onInput=${(event) => onChange(Number(event.target.value))} />
+    <input
+      type="range"
+      aria-label=${`${label} slider`}
+      min=${min}
+      max=${max}
+      step=${step}
+      value=${shown}
+      onInput=${(event) => onChange(Number(event.target.value))}
+    />
   </div>`;
 }
 
@@ -73,7 +94,10 @@ export function Dialog({ title, onClose, children }) {
   const element = useRef(null);
   useEffect(() => element.current.showModal(), []);
   return html`<dialog ref=${element} aria-label=${title} onClose=${onClose}>
-    <header><h2>${title}</h2><button type="button" onClick=${() => element.current.close()}>Close</button></header>
+    <header>
+      <h2>${title}</h2>
+      <button type="button" onClick=${() => element.current.close()}>Close</button>
+    </header>
     ${children}
   </dialog>`;
 }
@@ -86,7 +110,9 @@ export function CopyButton({ text }) {
     setCopied(true);
     setTimeout(() => setCopied(false), 1500);
   }
-  return html`<button type="button" onClick=${copy} aria-live="polite">${isCopied ? "Copied" : "Copy"}</button>`;
+  return html`<button type="button" onClick=${copy} aria-live="polite">
+    ${isCopied ? "Copied" : "Copy"}
+  </button>`;
 }
 
 /** Format a share as a percentage with as many digits as it needs. */
