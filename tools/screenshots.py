@@ -72,6 +72,7 @@ _SHOTS: tuple[tuple[str, str, bool, Callable[[Page], None], int], ...] = (
     ("provenance", "chat", False, _provenance, 640),
     ("distribution", "chat", True, _distribution, 900),
     ("tokens", "tokens", False, _tokens, 420),
+    ("attention", "attention", False, _attention, 820),
     ("server", "server", True, _server, 700),
 )
 
@@ -84,7 +85,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as profile,
-        running_draftline("smollm2-135m-instruct", 18437) as server,
+        running_draftline("smollm2-135m-instruct", 18437, "--enable-attention") as server,
     ):
         driver = start_browser(paths, Path(profile))
         try:

@@ -31,7 +31,7 @@ def server() -> Iterator[httpx.Client]:
     """A server of the default model that drafts for itself, so that every source of tokens is seen."""
     model = "smollm2-135m-instruct"
     with (
-        running_draftline(model, free_port(), "--max-model-len", "2048") as process,
+        running_draftline(model, free_port(), "--enable-attention", "--max-model-len", "2048") as process,
         httpx.Client(base_url=process.spec.base_url, timeout=60) as client,
     ):
         yield client

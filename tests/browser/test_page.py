@@ -11,7 +11,7 @@ from tests.fakes import FakeEngine, Script
 from tests.server.harness import serving
 from tools.browser import Page
 
-VIEWS = ["chat", "completion", "tokens", "server"]
+VIEWS = ["chat", "completion", "tokens", "attention", "server"]
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
 KEY = "a-key-for-the-page"
 

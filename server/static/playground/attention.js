@@ -1,58 +1,80 @@
 /** The attention view: which earlier tokens each token looks at, by layer and head, for a short text. */
 import { post } from "./api.js";
-import { TokenText } from "./token_text.js";
-import { Problem, html, percent, useAsync, useDebounced, useEffect, useRef, useState } from "./ui.js";
+import { readToken } from "./answers.js";
+import { TokenText, quoted } from "./token_text.js";
+import {
+  Problem,
+  html,
+  percent,
+  useAsync,
+  useDebounced,
+  useEffect,
+  useMemo,
+  useRef,
+  useState,
+} from "./ui.js";
 
 const EXAMPLE = "The animal didn't cross the street because it was too tired.";
 
 async function load(text, layer, signal) {
   if (text.trim() === "") return null;
   const reply = await post("v1/attention", { prompt: text, layer }, signal);
-  const encoder = new TextEncoder();
-  const tokens = reply.tokens.map(({ token_id: id, text: written }) => ({
-    id,
-    text: written,
-    bytes: Array.from(encoder.encode(written)),
-  }));
+  const tokens = reply.tokens.map(({ token_id: id, text: written }) => ({ id, ...readToken(written) }));
   return { ...reply, tokens };
 }
 
-/** Draw a head's weights: a row for each query, a column for each key, none above the diagonal. */
-function draw(canvas, rows, size, selected) {
+const LABEL_WIDTH = 110; // CSS pixels beside the last rows, whose names would not fit otherwise
+
+/**
+ * Draw a head's weights: a row for each query, a column for each key, none above the diagonal.
+ *
+ * With `labels` each row's token stands behind its last cell, where it names the column below as well.
+ */
+function draw(canvas, { rows, size, selected, labels }) {
   const ratio = devicePixelRatio || 1;
-  canvas.width = canvas.height = Math.round(size * ratio);
+  canvas.height = Math.round(size * ratio);
+  canvas.width = canvas.height + (labels ? Math.round(LABEL_WIDTH * ratio) : 0);
   const context = canvas.getContext("2d");
   const style = getComputedStyle(canvas);
-  const [ink, line] = [style.getPropertyValue("--attention"), style.getPropertyValue("--line")];
-  const cell = canvas.width / rows.length;
+  const color = (name) => style.getPropertyValue(name);
+  const cell = canvas.height / rows.length;
+  const side = Math.max(1, cell - ratio);
   for (const [query, weights] of rows.entries()) {
     for (const [key, weight] of weights.entries()) {
       context.globalAlpha = 1;
-      context.fillStyle = line;
-      context.fillRect(key * cell, query * cell, Math.max(1, cell - ratio), Math.max(1, cell - ratio));
+      context.fillStyle = color("--line");
+      context.fillRect(key * cell, query * cell, side, side);
       context.globalAlpha = Math.min(1, weight ** 0.6);
-      context.fillStyle = ink;
-      context.fillRect(key * cell, query * cell, Math.max(1, cell - ratio), Math.max(1, cell - ratio));
+      context.fillStyle = color("--attention");
+      context.fillRect(key * cell, query * cell, side, side);
     }
   }
   context.globalAlpha = 1;
+  if (labels && cell >= 9 * ratio) {
+    context.fillStyle = color("--ink");
+    context.font = `${Math.min(13 * ratio, 0.7 * cell)}px ui-monospace, monospace`;
+    context.textBaseline = "middle";
+    for (const [row, text] of labels.entries())
+      context.fillText(text, (row + 1) * cell + 5 * ratio, (row + 0.5) * cell);
+  }
   if (selected !== null && selected < rows.length) {
-    context.strokeStyle = ink;
+    context.strokeStyle = color("--attention");
     context.lineWidth = 2 * ratio;
     context.strokeRect(0, selected * cell, (selected + 1) * cell, cell);
   }
 }
 
-function Triangle({ rows, size, selected = null, onPoint }) {
+function Triangle({ rows, size, selected = null, labels = null, onPoint }) {
   const canvas = useRef(null);
-  useEffect(() => draw(canvas.current, rows, size, selected), [rows, size, selected]);
+  useEffect(() => draw(canvas.current, { rows, size, selected, labels }), [rows, size, selected, labels]);
   const point = (event) => {
     const query = Math.floor((event.offsetY / event.currentTarget.clientHeight) * rows.length);
     onPoint?.(Math.max(0, Math.min(rows.length - 1, query)));
   };
+  const width = size + (labels ? LABEL_WIDTH : 0);
   return html`<canvas
     ref=${canvas}
-    style=${{ width: `${size}px`, height: `${size}px` }}
+    style=${{ width: `${width}px`, height: `${size}px` }}
     aria-hidden="true"
     onClick=${point}
   ></canvas>`;
@@ -88,6 +110,7 @@ function Heads({ reply, layer, setLayer, head, setHead, query, setQuery }) {
   const { tokens, attention } = reply;
   const place = Math.min(query ?? tokens.length - 1, tokens.length - 1);
   const weights = attention[head][place];
+  const labels = useMemo(() => tokens.map((token) => (token.text ?? "…").trim()), [tokens]);
   const strongest = [...weights.entries()].sort(([, a], [, b]) => b - a).slice(0, 5);
   return html` <div class="toolbar">
       <label class="layer"
@@ -117,8 +140,9 @@ function Heads({ reply, layer, setLayer, head, setHead, query, setQuery }) {
     <div class="triangle">
       <${Triangle}
         rows=${attention[head]}
-        size=${Math.min(440, 40 + 22 * tokens.length, innerWidth - 48)}
+        size=${Math.min(520, 40 + 22 * tokens.length, innerWidth - 48 - LABEL_WIDTH)}
         selected=${place}
+        labels=${labels}
         onPoint=${setQuery}
       />
       <div>
@@ -136,7 +160,7 @@ function Heads({ reply, layer, setLayer, head, setHead, query, setQuery }) {
           weights=${weights}
         />
         <ol class="strongest">
-          ${strongest.map(([key, weight]) => html`<li key=${key}><code>${JSON.stringify(tokens[key].text)}</code> ${percent(weight)}</li>`)}
+          ${strongest.map(([key, weight]) => html`<li key=${key}><code>${quoted(tokens[key])}</code> ${percent(weight)}</li>`)}
         </ol>
       </div>
     </div>`;
