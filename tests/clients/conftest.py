@@ -204,7 +204,7 @@ class Blocking:
         self._loop = loop
 
     def _wrap(self, value: Any) -> Any:
-        ours = type(value).__module__.startswith("draftline_client.async_client")
+        ours = type(value).__module__.startswith("draftline_client._async")
         return Blocking(value, self._loop) if ours or inspect.ismethod(value) else value
 
     def __getattr__(self, name: str) -> Any:

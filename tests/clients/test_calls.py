@@ -48,8 +48,17 @@ def test_what_is_not_given_is_not_sent_and_none_is_null() -> None:
 
 
 def test_stream_is_sent_only_when_it_is_asked_for() -> None:
-    assert completion_body(stream=True) == {"prompt": "p", "stream": True}
+    streamed = {"prompt": "p", "stream_options": {"include_usage": True}, "stream": True}
+    assert completion_body(stream=True) == streamed
     assert completion_body(stream=False) == {"prompt": "p"}
+
+
+def test_a_stream_asks_for_usage_unless_told_otherwise() -> None:
+    for said in (None, {}, {"include_usage": False}):
+        assert completion_body(stream=True, stream_options=said)["stream_options"] == said
+    assert completion_body(stream=True, stream_options=NOT_GIVEN)["stream_options"] == {"include_usage": True}
+    assert completion_body(stream=True, extra_body={"stream_options": {"a": 1}})["stream_options"] == {"a": 1}
+    assert "stream_options" not in completion_body(stream=False)
 
 
 def test_every_option_arrives_under_its_own_name() -> None:

@@ -399,7 +399,7 @@ def test_the_key_is_never_shown(server: Any, connect: Connect, caplog: pytest.Lo
     client.completions.create(prompt="p")
     assert server.requests[0].headers["authorization"] == "Bearer hunter2"
     inner: Any = getattr(client, "_target", client)
-    shown = [repr(client), repr(vars(inner)), repr(vars(inner._sender)), repr(vars(inner._endpoint))]
+    shown = [repr(client), repr(vars(inner)), repr(vars(inner._sender)), repr(vars(inner._sender.endpoint))]
     shown += [str(caught.value), repr(caught.value), repr(vars(caught.value)), caplog.text]
     assert not [text for text in shown if "hunter2" in text]
     assert repr(client).endswith(f"(base_url=URL('{server.url}/'))")

@@ -20,7 +20,7 @@ from draftline_client import (
     Usage,
     _parse,
 )
-from draftline_client._fields import parse_object
+from draftline_client._fields import Envelope, parse_object
 
 HEAD = {"id": "cmpl-1", "created": 5, "model": "m"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -40,7 +40,7 @@ CHAT: dict[str, Any] = {
 
 
 def fields(value: object) -> Any:
-    return parse_object(json.dumps(value), request_id="req-7")
+    return parse_object(json.dumps(value), envelope=Envelope(request_id="req-7"))
 
 
 def test_a_completion_is_read_field_by_field() -> None:

@@ -13,7 +13,11 @@ from draftline_client import (
     InternalServerError,
     ProtocolError,
     RateLimitError,
+    Received,
+    StreamBrokenError,
     StreamError,
+    StreamTimeoutError,
+    Usage,
     _calls,
     _parse,
     _protocol,
@@ -179,6 +183,10 @@ def test_max_retries_is_checked(value: int) -> None:
     assert _protocol.checked_max_retries(0) == 0
 
 
+USAGE = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+RECEIVED = Received(
+    text="Hi", texts=("Hi",), num_chunks=2, request_id="r", usage=USAGE, finish_reasons=(None,)
+)
 ERRORS = [
     RateLimitError(
         ErrorDetail(message="busy", type="t", param="p", code="c"),
@@ -187,7 +195,9 @@ ERRORS = [
         retry_after=2.0,
     ),
     InternalServerError(ErrorDetail(message="broken"), status_code=500),
-    StreamError(ErrorDetail(message="late"), request_id="r"),
+    StreamError(ErrorDetail(message="late"), request_id="r", received=RECEIVED),
+    StreamBrokenError("cut", received=RECEIVED),
+    StreamTimeoutError("slow", received=RECEIVED),
     APITimeoutError("slow", request_sent=True),
     ProtocolError("odd", field="choices", request_id="r"),
     draftline_client.ClosedError("closed"),
@@ -202,8 +212,9 @@ def test_errors_survive_pickling(error: DraftlineClientError) -> None:
 
 
 def test_an_errors_text_holds_its_facts() -> None:
-    assert [str(error) for error in ERRORS[:3]] == [
+    assert [str(error) for error in ERRORS[:4]] == [
         "busy (HTTP 429, type t, param p, code c, request id r)",
         "broken (HTTP 500)",
         "late (request id r)",
+        "cut (after 2 chunks, request id r)",
     ]

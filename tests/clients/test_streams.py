@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from draftline_client import APIConnectionError, ClosedError, ProtocolError, StreamError
+from draftline_client import APIConnectionError, ClosedError, ProtocolError, StreamBrokenError, StreamError
 
 HEAD = {"id": "cmpl-1", "object": "text_completion", "created": 5, "model": "m"}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
@@ -160,7 +160,7 @@ def test_an_end_without_done_is_an_error(server: Any, client: Any) -> None:
     server.then(server.stream(text("a"), b"data: [DONE]"))
     stream = client.completions.create(prompt="p", stream=True)
     next(stream)
-    with pytest.raises(ProtocolError, match=r"the stream ended before its \[DONE\] \(request id req-7\)"):
+    with pytest.raises(StreamBrokenError, match=r"reply did \(after 1 chunks, request id req-7\)"):
         next(stream)
 
 

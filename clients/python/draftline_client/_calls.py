@@ -2,59 +2,140 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 from draftline_client import _parse
+from draftline_client._call import Call, delete, get, given, post
 from draftline_client._fields import Fields
 from draftline_client.options import (
     NOT_GIVEN,
+    AttentionOptions,
+    CacheLookupOptions,
     CallOptions,
     ChatOptions,
     CompletionOptions,
     DetokenizeOptions,
+    DistributionOptions,
+    EmbeddingOptions,
+    InputItem,
     Message,
     NotGiven,
     Prompt,
+    ResponseOptions,
     Timeout,
     TokenizeOptions,
 )
-from draftline_client.types import ChatMessage, Model, ModelList, Tokenization
+from draftline_client.types import (
+    Attention,
+    CacheLookup,
+    Distribution,
+    EmbeddingList,
+    Model,
+    ModelList,
+    OpenRequestList,
+    RenderedPrompt,
+    Response,
+    Tokenization,
+)
 
 T_co = TypeVar("T_co", covariant=True)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Call(Generic[T_co]):
-    """A request of the API, ready to be sent as often as it takes."""
-
-    method: Literal["GET", "POST"]
-    path: str
-    parse: Callable[[Fields], T_co]  # reads the reply, or one event of a streamed one
-    is_repeatable: bool  # costs nothing much to run twice, so it is resent even if it may have arrived
-    is_stream: bool = False
-    content: bytes | None = field(default=None, repr=False)
-    extra_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a key
-    timeout: Timeout | NotGiven = NOT_GIVEN
+_WITH_USAGE = {"stream_options": {"include_usage": True}}
 
 
 def completion_call(
     prompt: Prompt, options: CompletionOptions, parse: Callable[[Fields], T_co], *, stream: bool
 ) -> Call[T_co]:
     """POST /v1/completions."""
-    fields = {"prompt": prompt, **_given(options, CompletionOptions.__optional_keys__)}
-    return _post("/v1/completions", fields, options, parse, stream=stream)
+    fields = {"prompt": prompt, **_generation(options, CompletionOptions.__optional_keys__, stream=stream)}
+    return post("/v1/completions", fields, options, parse, stream=stream)
 
 
 def chat_call(
     messages: Sequence[Message], options: ChatOptions, parse: Callable[[Fields], T_co], *, stream: bool
 ) -> Call[T_co]:
     """POST /v1/chat/completions."""
-    fields = {"messages": messages, **_given(options, ChatOptions.__optional_keys__)}
-    return _post("/v1/chat/completions", fields, options, parse, stream=stream)
+    fields = {"messages": messages, **_generation(options, ChatOptions.__optional_keys__, stream=stream)}
+    return post("/v1/chat/completions", fields, options, parse, stream=stream)
+
+
+def says_stream_options(options: CompletionOptions | ChatOptions) -> bool:
+    """Tell whether the caller says what a stream is to hold besides its text; else usage is asked for."""
+    is_given = not isinstance(options.get("stream_options", NOT_GIVEN), NotGiven)
+    return is_given or "stream_options" in options.get("extra_body", {})
+
+
+def render_call(messages: Sequence[Message], options: ChatOptions) -> Call[RenderedPrompt]:
+    """POST /v1/chat/completions/render."""
+    fields = {"messages": messages, **given(options, ChatOptions.__optional_keys__)}
+    path = "/v1/chat/completions/render"
+    return post(path, fields, options, _parse.parse_rendered_prompt, is_repeatable=True)
+
+
+def response_call(
+    given_input: str | Sequence[InputItem],
+    options: ResponseOptions,
+    parse: Callable[[Fields], T_co],
+    *,
+    stream: bool,
+) -> Call[T_co]:
+    """POST /v1/responses."""
+    fields = {"input": given_input, **given(options, ResponseOptions.__optional_keys__)}
+    return post("/v1/responses", fields, options, parse, stream=stream)
+
+
+def stored_response_call(response_id: str, options: CallOptions) -> Call[Response]:
+    """GET /v1/responses/{id}; raises ValueError for an empty id."""
+    return get(_place("/v1/responses", response_id, "response_id"), _parse.parse_response, options)
+
+
+def response_deletion_call(response_id: str, options: CallOptions) -> Call[None]:
+    """DELETE /v1/responses/{id}; raises ValueError for an empty id."""
+    return delete(_place("/v1/responses", response_id, "response_id"), options)
+
+
+def embedding_call(texts: Prompt, options: EmbeddingOptions) -> Call[EmbeddingList]:
+    """POST /v1/embeddings; base64 unless told otherwise, a third of the size."""
+    fields = {"input": texts, **given(options, EmbeddingOptions.__optional_keys__)}
+    fields.setdefault("encoding_format", "base64")
+    return post("/v1/embeddings", fields, options, _parse.parse_embedding_list)
+
+
+def cache_lookup_call(
+    prompt: str | Sequence[int] | NotGiven,
+    messages: Sequence[Message] | NotGiven,
+    options: CacheLookupOptions,
+) -> Call[CacheLookup]:
+    """POST /v1/cache/lookup; raises TypeError unless exactly one of prompt and messages is given."""
+    if isinstance(prompt, NotGiven) == isinstance(messages, NotGiven):
+        raise TypeError("lookup() takes either prompt or messages")
+    subject = {"prompt": prompt} if isinstance(messages, NotGiven) else {"messages": messages}
+    fields = {**subject, **given(options, CacheLookupOptions.__optional_keys__)}
+    return post("/v1/cache/lookup", fields, options, _parse.parse_cache_lookup, is_repeatable=True)
+
+
+def distribution_call(prompt: str | Sequence[int], options: DistributionOptions) -> Call[Distribution]:
+    """POST /v1/distribution."""
+    fields = {"prompt": prompt, **given(options, DistributionOptions.__optional_keys__)}
+    return post("/v1/distribution", fields, options, _parse.parse_distribution)
+
+
+def attention_call(prompt: str | Sequence[int], options: AttentionOptions) -> Call[Attention]:
+    """POST /v1/attention."""
+    fields = {"prompt": prompt, **given(options, AttentionOptions.__optional_keys__)}
+    return post("/v1/attention", fields, options, _parse.parse_attention)
+
+
+def open_request_list_call(options: CallOptions) -> Call[OpenRequestList]:
+    """GET /v1/requests."""
+    return get("/v1/requests", _parse.parse_open_request_list, options)
+
+
+def cancellation_call(request_id: str, options: CallOptions) -> Call[None]:
+    """DELETE /v1/requests/{id}; raises ValueError for an empty id."""
+    return delete(_place("/v1/requests", request_id, "request_id"), options)
 
 
 def tokenize_call(
@@ -64,31 +145,29 @@ def tokenize_call(
     if isinstance(text, NotGiven) == isinstance(messages, NotGiven):
         raise TypeError("tokenize() takes either text or messages")
     subject = {"prompt": text} if isinstance(messages, NotGiven) else {"messages": messages}
-    fields = {**subject, **_given(options, TokenizeOptions.__optional_keys__)}
-    return _post("/tokenize", fields, options, _parse.parse_tokenization, is_repeatable=True)
+    fields = {**subject, **given(options, TokenizeOptions.__optional_keys__)}
+    return post("/tokenize", fields, options, _parse.parse_tokenization, is_repeatable=True)
 
 
 def detokenize_call(token_ids: Sequence[int], options: DetokenizeOptions) -> Call[str]:
     """POST /detokenize."""
-    fields = {"tokens": token_ids, **_given(options, DetokenizeOptions.__optional_keys__)}
-    return _post("/detokenize", fields, options, _parse.parse_text, is_repeatable=True)
+    fields = {"tokens": token_ids, **given(options, DetokenizeOptions.__optional_keys__)}
+    return post("/detokenize", fields, options, _parse.parse_text, is_repeatable=True)
 
 
 def model_list_call(options: CallOptions) -> Call[ModelList]:
     """GET /v1/models."""
-    return _get("/v1/models", _parse.parse_model_list, options)
+    return get("/v1/models", _parse.parse_model_list, options)
 
 
 def model_call(model: str, options: CallOptions) -> Call[Model]:
     """GET /v1/models/{model}; raises ValueError for an empty name, which would list the models."""
-    if not model:
-        raise ValueError("model must not be empty")
-    return _get(f"/v1/models/{quote(model, safe='')}", _parse.parse_model, options)
+    return get(_place("/v1/models", model, "model"), _parse.parse_model, options)
 
 
 def version_call(options: CallOptions) -> Call[str]:
     """GET /version."""
-    return _get("/version", _parse.parse_version, options)
+    return get("/version", _parse.parse_version, options)
 
 
 def probe_call(path: Literal["/health", "/ready"], timeout: Timeout) -> Call[bool]:
@@ -96,100 +175,14 @@ def probe_call(path: Literal["/health", "/ready"], timeout: Timeout) -> Call[boo
     return Call(method="GET", path=path, parse=lambda _: True, is_repeatable=True, timeout=timeout)
 
 
-def _get(path: str, parse: Callable[[Fields], T_co], options: CallOptions) -> Call[T_co]:
-    _given(options, CallOptions.__optional_keys__)
-    if options.get("extra_body"):
-        raise TypeError(f"GET {path} has no body to put extra_body into")
-    return Call(
-        method="GET",
-        path=path,
-        parse=parse,
-        is_repeatable=True,
-        extra_headers=options.get("extra_headers", {}),
-        timeout=options.get("timeout", NOT_GIVEN),
-    )
-
-
-def _post(
-    path: str,
-    fields: Mapping[str, object],
-    options: CallOptions,
-    parse: Callable[[Fields], T_co],
-    *,
-    stream: bool = False,
-    is_repeatable: bool = False,
-) -> Call[T_co]:
-    return Call(
-        method="POST",
-        path=path,
-        parse=parse,
-        is_repeatable=is_repeatable,
-        is_stream=stream,
-        content=_encode(_body(fields, options.get("extra_body", {}), stream=stream)),
-        extra_headers=options.get("extra_headers", {}),
-        timeout=options.get("timeout", NOT_GIVEN),
-    )
-
-
-def _given(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, object]:
-    """Return the body's part of the options; raises TypeError for a name that is not one of `names`."""
-    for name in sorted(options.keys() - names):
-        raise TypeError(
-            f"{name!r} is no option of this call; a field newer than this library goes in extra_body"
-        )
-    own = CallOptions.__optional_keys__
-    return {k: v for k, v in options.items() if k not in own and not isinstance(v, NotGiven)}
-
-
-def _body(
-    fields: Mapping[str, object], extra_body: Mapping[str, object], *, stream: bool
+def _generation(
+    options: CompletionOptions | ChatOptions, names: frozenset[str], *, stream: bool
 ) -> Mapping[str, object]:
-    for name in sorted(extra_body.keys() & {*fields, "stream"}):
-        raise TypeError(f"extra_body holds {name!r}, which is given by its own name")
-    return {**fields, **({"stream": True} if stream else {}), **extra_body}
+    fields = given(options, names)
+    return {**fields, **_WITH_USAGE} if stream and not says_stream_options(options) else fields
 
 
-def _encode(body: Mapping[str, object]) -> bytes:
-    """Return the JSON text; raises ValueError or TypeError naming the field that cannot be encoded."""
-    return b"{" + b",".join(_encode_field(name, value) for name, value in body.items()) + b"}"
-
-
-def _encode_field(name: str, value: object) -> bytes:
-    try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_plain)
-        return json.dumps(name).encode() + b":" + text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name} cannot be sent as JSON: {error}") from error
-
-
-def _message(message: ChatMessage) -> dict[str, object]:
-    """Return a message as it came."""
-    fields: dict[str, object] = {"role": message.role, "content": message.content, **message.extra}
-    if message.reasoning_content is not None:
-        fields["reasoning_content"] = message.reasoning_content
-    if message.tool_calls:
-        fields["tool_calls"] = [
-            {
-                **call.extra,
-                "id": call.id,
-                "function": {
-                    **call.function.extra,
-                    "name": call.function.name,
-                    "arguments": call.function.arguments,
-                },
-            }
-            for call in message.tool_calls
-        ]
-    return fields
-
-
-def _plain(value: object) -> object:
-    """Return what JSON can hold for the collections it does not know."""
-    if isinstance(value, ChatMessage):
-        return _message(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Sequence | Set) and not isinstance(value, bytes | bytearray | memoryview):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+def _place(path: str, name: str, argument: str) -> str:
+    if not name:
+        raise ValueError(f"{argument} must not be empty")
+    return f"{path}/{quote(name, safe='')}"

@@ -8,13 +8,22 @@ from typing import Generic, TypeVar
 
 import httpx
 
-from draftline_client._calls import Call
-from draftline_client._fields import parse_object
+from draftline_client._accumulate import Accumulator
+from draftline_client._call import Call
+from draftline_client._fields import Envelope, parse_object
 from draftline_client._protocol import error_detail, request_id_of, transport_errors
 from draftline_client._sse import Event, EventDecoder
-from draftline_client.errors import APIConnectionError, ClosedError, ProtocolError, StreamError
+from draftline_client.errors import (
+    APIConnectionError,
+    APITimeoutError,
+    ClosedError,
+    ProtocolError,
+    StreamBrokenError,
+    StreamError,
+    StreamTimeoutError,
+)
 
-T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
 
 
 def check_event_stream(response: httpx.Response) -> None:
@@ -25,19 +34,21 @@ def check_event_stream(response: httpx.Response) -> None:
         raise ProtocolError(message, request_id=request_id_of(response))
 
 
-class ChunkReader(Generic[T_co]):
-    """Turns the bytes of a streamed reply into chunks.
+class ChunkReader(Generic[T]):
+    """Turns the bytes of a streamed reply into chunks, and keeps what has come in `accumulator`.
 
-    What follows `[DONE]` is read over: a reply read to its end leaves a connection that serves again.
+    What follows the end, which is `[DONE]` or a response's last event, is read over: a reply read to its end
+    leaves a connection that serves again.
     """
 
-    def __init__(self, call: Call[T_co], *, request_id: str | None) -> None:
+    def __init__(self, call: Call[T], accumulator: Accumulator[T], envelope: Envelope) -> None:
         self._parse = call.parse
-        self._request_id = request_id
+        self._envelope = envelope
         self._decoder = EventDecoder()
+        self.accumulator = accumulator
         self.is_done = False
 
-    def feed(self, data: bytes) -> Iterator[T_co]:
+    def feed(self, data: bytes) -> Iterator[T]:
         """Yield the chunks that `data` completes.
 
         Raises StreamError or ProtocolError, after the good chunks before the fault.
@@ -49,41 +60,61 @@ class ChunkReader(Generic[T_co]):
                 self.is_done = True
                 return
             yield from self._read(event)
+            if self.accumulator.is_complete:
+                self.is_done = True
+                return
 
     def finish(self) -> None:
-        """Say that the bytes have ended; raises ProtocolError when the reply has not."""
+        """Say that the bytes have ended; raises StreamBrokenError when the reply has not."""
         if not self.is_done:
-            raise ProtocolError("the stream ended before its [DONE]", request_id=self._request_id)
+            raise self.broken("the stream ended before the reply did")
 
-    def _read(self, event: Event) -> Iterator[T_co]:
-        if event.name not in {"message", "error"}:
+    def broken(self, message: str) -> StreamBrokenError:
+        """Build the error of a stream that is over too early."""
+        return StreamBrokenError(message, received=self.accumulator.received(self._envelope.request_id))
+
+    def broken_by(self, error: APIConnectionError) -> StreamBrokenError:
+        """Build the error of a stream whose connection failed."""
+        kind = StreamTimeoutError if isinstance(error, APITimeoutError) else StreamBrokenError
+        return kind(error.message, received=self.accumulator.received(self._envelope.request_id))
+
+    def _read(self, event: Event) -> Iterator[T]:
+        if event.name not in {"message", "error"} and not event.name.startswith("response."):
             return  # a kind of event newer than this library
         if event.name == "error":
             raise self._stream_error(event)
-        fields = parse_object(event.data, request_id=self._request_id)
+        fields = parse_object(event.data, envelope=self._envelope)
         if fields.has("error"):
             raise self._stream_error(event)
-        yield self._parse(fields)
+        chunk = self._parse(fields)
+        if self.accumulator.add(chunk):
+            yield chunk
 
     def _stream_error(self, event: Event) -> StreamError:
         detail = error_detail(event.data.encode(), "the server ended the stream with an error")
-        return StreamError(detail, request_id=self._request_id)
+        request_id = self._envelope.request_id
+        return StreamError(detail, request_id=request_id, received=self.accumulator.received(request_id))
 
 
 @contextmanager
-def stream_errors(response: httpx.Response, reader: ChunkReader[object]) -> Iterator[None]:
+def stream_errors(response: httpx.Response, reader: ChunkReader[T]) -> Iterator[None]:
     """Turn what httpx raises while a stream is read into this library's errors.
 
-    A failure after `[DONE]` lost nothing and is passed over; one after `close` is its own doing.
+    A failure after the end lost nothing and is passed over; one after `close` is its own doing.
     """
     try:
         with transport_errors(response.request):
             yield
+    except StreamBrokenError:
+        raise
     except APIConnectionError as error:
         if response.is_closed and not reader.is_done:
             raise stream_closed_error() from error
         if not reader.is_done:
-            raise
+            raise reader.broken_by(error) from error
+    except ProtocolError as error:
+        error.received = reader.accumulator.received(request_id_of(response))
+        raise
 
 
 def stream_closed_error() -> ClosedError:

@@ -6,10 +6,11 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import httpx
 
-from draftline_client._calls import Call
+from draftline_client._call import Call
 from draftline_client._version import __version__
 from draftline_client.options import NotGiven, Timeout
 
@@ -25,28 +26,66 @@ _NOT_IN_HEADER = re.compile(r"[^\t\x20-\x7e]")
 _NOT_IN_KEY = re.compile(r"[^\x21-\x7e]")
 
 
+class Lifetime:
+    """Whether a client, or the one whose connections it shares, is closed."""
+
+    def __init__(self, parent: Lifetime | None = None) -> None:
+        self._parent = parent
+        self._has_ended = False
+
+    def end(self) -> None:
+        """Close the client."""
+        self._has_ended = True
+
+    @property
+    def is_over(self) -> bool:
+        """True once it is closed."""
+        return self._has_ended or (self._parent is not None and self._parent.is_over)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Builds requests; its repr and its errors never show the API key.
+    """Builds requests; its repr and its errors never show the API key."""
 
-    None for `base_url` or `api_key` reads DRAFTLINE_BASE_URL or DRAFTLINE_API_KEY; an empty key sends none.
-    Raises ValueError for a URL, key or header that cannot be used.
-    """
+    base_url: httpx.URL
+    timeout: Timeout
+    headers: httpx.Headers = field(repr=False)
 
-    def __init__(self, *, base_url: str | None, api_key: str | None, timeout: Timeout) -> None:
+    @classmethod
+    def of(cls, *, base_url: str | None, api_key: str | None, timeout: Timeout) -> Endpoint:
+        """Return the endpoint at a URL.
+
+        None for `base_url` or `api_key` reads DRAFTLINE_BASE_URL or DRAFTLINE_API_KEY; an empty key sends
+        none. Raises ValueError for a URL or key that cannot be used.
+        """
         if base_url is None:
             base_url = os.environ.get("DRAFTLINE_BASE_URL") or DEFAULT_BASE_URL
         if api_key is None:
             api_key = os.environ.get("DRAFTLINE_API_KEY", "")
-        self.base_url = _checked_base_url(base_url)
-        self._timeout = timeout
-        self._headers = _own_headers(api_key)
+        agent = f"draftline-client/{__version__} python/{platform.python_version()}"
+        headers = httpx.Headers({"Accept": "application/json", "User-Agent": agent})
+        return cls(base_url=_checked_base_url(base_url), timeout=timeout, headers=_with_key(headers, api_key))
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.base_url!r})"
+    def with_options(
+        self,
+        *,
+        timeout: Timeout | NotGiven,
+        api_key: str | NotGiven,
+        extra_headers: Mapping[str, str] | NotGiven,
+    ) -> Endpoint:
+        """Return this endpoint with what is given; raises ValueError for what no header can hold."""
+        headers = self.headers.copy()
+        if not isinstance(api_key, NotGiven):
+            headers = _with_key(headers, api_key)
+        if not isinstance(extra_headers, NotGiven):
+            headers.update(_checked_headers(extra_headers))
+        return replace(
+            self, headers=headers, timeout=self.timeout if isinstance(timeout, NotGiven) else timeout
+        )
 
     def build_request(self, http: httpx.Client | httpx.AsyncClient, call: Call[object]) -> httpx.Request:
         """Build the request of `call` with the defaults of the HTTP client."""
-        headers = self._headers.copy()
+        headers = self.headers.copy()
         if call.is_stream:
             # A compressing proxy would hold events back to fill its window.
             headers.update({"Accept": "text/event-stream", "Accept-Encoding": "identity"})
@@ -58,7 +97,7 @@ class Endpoint:
             self._url(call.path),
             content=call.content,
             headers=headers,
-            timeout=self._timeout if isinstance(call.timeout, NotGiven) else call.timeout,
+            timeout=self.timeout if isinstance(call.timeout, NotGiven) else call.timeout,
         )
 
     def _url(self, path: str) -> httpx.URL:
@@ -78,21 +117,18 @@ def _checked_base_url(text: str) -> httpx.URL:
     return url.copy_with(path=url.path.rstrip("/").removesuffix("/v1") or "/")
 
 
-def _own_headers(api_key: str) -> httpx.Headers:
-    headers = httpx.Headers(
-        {
-            "Accept": "application/json",
-            "User-Agent": f"draftline-client/{__version__} python/{platform.python_version()}",
-        }
-    )
+def _with_key(headers: httpx.Headers, api_key: str) -> httpx.Headers:
+    """Return the headers with a key, or without any where it is empty."""
     if match := _NOT_IN_KEY.search(api_key):
         raise ValueError(
             f"api_key holds a character that cannot stand in a header, at position {match.start()}; "
             "is it a line end from the file the key was read from?"
         )
+    keyed = headers.copy()
+    keyed.pop("Authorization", None)
     if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
-    return headers
+        keyed["Authorization"] = f"Bearer {api_key}"
+    return keyed
 
 
 def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

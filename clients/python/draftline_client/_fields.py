@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from draftline_client._floats import floats_from_base64, floats_from_numbers
 from draftline_client.errors import ProtocolError
+from draftline_client.types import RateLimits
 
 T = TypeVar("T")
 
@@ -19,6 +22,17 @@ _KIND_NAMES: dict[type, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """What a reply's headers say."""
+
+    request_id: str | None = None
+    rate_limits: RateLimits | None = None
+
+
+NO_ENVELOPE = Envelope()
+
+
 class Fields:
     """One JSON object of a reply; `extra()` is what nobody has read.
 
@@ -26,10 +40,10 @@ class Fields:
     `optional` also when it is missing or null.
     """
 
-    def __init__(self, value: object, *, path: str = "", request_id: str | None = None) -> None:
+    def __init__(self, value: object, *, path: str = "", envelope: Envelope = NO_ENVELOPE) -> None:
         self._path = path
         self._read: set[str] = set()
-        self.request_id = request_id
+        self.envelope = envelope
         self._values: dict[str, Any] = self._checked(value, dict, path)
 
     def string(self, name: str) -> str:
@@ -100,17 +114,54 @@ class Fields:
             for index, value in enumerate(values)
         )
 
+    def records_or_one(self, name: str, parse: Callable[[Fields], T]) -> tuple[T, ...]:
+        """Read an optional array of objects, or one object in its place."""
+        self._read.add(name)
+        is_one = isinstance(self._values.get(name), dict)
+        return (self.record(name, parse),) if is_one else self.optional_records(name, parse)
+
+    def objects(self, name: str) -> tuple[Mapping[str, Any], ...]:
+        """Read an optional array of objects, taken as they are; a missing one is empty."""
+        return self._items(name, dict, self._optional(name, list) or [])
+
+    def floats(self, name: str) -> Sequence[float]:
+        """Read a vector: an array of numbers, or base64 of little-endian float32."""
+        value = self._values.get(name)
+        self._read.add(name)
+        try:
+            if isinstance(value, str):
+                return floats_from_base64(value)
+            return floats_from_numbers(self._items(name, float, self._required(name, list)))
+        except (ValueError, OverflowError) as error:
+            raise self._error(f"has a vector that cannot be read ({error})", self._place(name)) from error
+
+    def number_cube(self, name: str) -> tuple[tuple[tuple[float, ...], ...], ...]:
+        """Read an array of arrays of arrays of numbers."""
+        return tuple(
+            tuple(
+                self._items(f"{name}[{i}][{j}]", float, self._checked(row, list, self._place(name)))
+                for j, row in enumerate(self._checked(plane, list, self._place(name)))
+            )
+            for i, plane in enumerate(self._required(name, list))
+        )
+
     def by_integer(self, parse: Callable[[Fields], T]) -> dict[int, T]:
         """Read all fields as objects whose names are integers."""
         return {self._integer(name): self.record(name, parse) for name in self._values}
 
     def extra(self) -> dict[str, Any]:
-        """Return the fields that were not read; `object` only repeats what the record's class says."""
-        return {k: v for k, v in self._values.items() if k not in self._read and k != "object"}
+        """Return the fields that were not read, but for nulls, which say nothing.
+
+        `object` only repeats what the record's class says.
+        """
+        known = self._read | {"object"}
+        return {k: v for k, v in self._values.items() if k not in known and v is not None}
 
     def _error(self, what: str, path: str) -> ProtocolError:
         where = path or "its top level"
-        return ProtocolError(f"the reply {what} at {where}", field=path or None, request_id=self.request_id)
+        return ProtocolError(
+            f"the reply {what} at {where}", field=path or None, request_id=self.envelope.request_id
+        )
 
     def has(self, name: str) -> bool:
         """Tell whether the field is there and not null."""
@@ -127,7 +178,7 @@ class Fields:
         return f"{self._path}.{name}" if self._path else name
 
     def _child(self, value: object, name: str) -> Fields:
-        return Fields(value, path=self._place(name), request_id=self.request_id)
+        return Fields(value, path=self._place(name), envelope=self.envelope)
 
     def _required(self, name: str, kind: type[T]) -> T:
         value = self._optional(name, kind)
@@ -157,7 +208,7 @@ class Fields:
         return value
 
 
-def parse_object(text: str | bytes, *, request_id: str | None = None) -> Fields:
+def parse_object(text: str | bytes, *, envelope: Envelope = NO_ENVELOPE) -> Fields:
     """Read a JSON object.
 
     Raises ProtocolError when the text is not JSON, too deeply nested, or not an object.
@@ -166,5 +217,5 @@ def parse_object(text: str | bytes, *, request_id: str | None = None) -> Fields:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         message = f"the reply is not JSON ({error}); it begins with {text[:80]!r}"
-        raise ProtocolError(message, request_id=request_id) from error
-    return Fields(value, request_id=request_id)
+        raise ProtocolError(message, request_id=envelope.request_id) from error
+    return Fields(value, envelope=envelope)

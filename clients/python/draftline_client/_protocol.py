@@ -1,6 +1,6 @@
 """What the two clients share about replies: reading them, mapping failures to errors, and when to retry.
 
-Nothing here does I/O; `client.py` and `async_client.py` differ in that alone.
+Nothing here does I/O; `_sync` and `_async` differ in that alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import TypeVar
 
 import httpx
 
-from draftline_client._calls import Call
-from draftline_client._fields import parse_object
+from draftline_client._call import Call
+from draftline_client._fields import Envelope, parse_object
+from draftline_client._rate_limits import parse_rate_limits
 from draftline_client.errors import (
     APIConnectionError,
     APIStatusError,
@@ -39,14 +40,18 @@ DEFAULT_MAX_RETRIES = 2
 _FIRST_DELAY, _MAX_DELAY = 0.5, 8.0  # seconds of exponential back-off
 _REFUSED = frozenset({408, 429, 503})  # the server did not begin the work
 _TRANSIENT = _REFUSED | {502, 504}  # a gateway failed; whether the work was done is not known
+_QUEUE_TIMEOUT = "queue_timeout"  # the code of the 503 for max_queue_ms
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
 def should_retry(call: Call[object], failure: DraftlineClientError) -> bool:
-    """Tell whether the call may be sent again: a generation only if it certainly did not begin."""
+    """Tell whether the call may be sent again: a generation only if it certainly did not begin.
+
+    One that waited as long as its max_queue_ms allows has done what was asked.
+    """
     if isinstance(failure, APIConnectionError):
         return call.is_repeatable or not failure.request_sent
-    if isinstance(failure, APIStatusError):
+    if isinstance(failure, APIStatusError) and failure.code != _QUEUE_TIMEOUT:
         return failure.status_code in (_TRANSIENT if call.is_repeatable else _REFUSED)
     return False
 
@@ -113,11 +118,16 @@ class BoundedBody:
 
 def parse_reply(call: Call[T], response: httpx.Response, body: BoundedBody) -> T:
     """Read a whole reply; raises ProtocolError when it is not what `call` expects."""
-    request_id = request_id_of(response)
+    envelope = envelope_of(response)
     if body.is_truncated:
         message = f"the reply is longer than {MAX_BODY_BYTES} bytes"
-        raise ProtocolError(message, request_id=request_id)
-    return call.parse(parse_object(body.content(), request_id=request_id))
+        raise ProtocolError(message, request_id=envelope.request_id)
+    return call.parse(parse_object(body.content(), envelope=envelope))
+
+
+def envelope_of(response: httpx.Response) -> Envelope:
+    """Return what the headers say."""
+    return Envelope(request_id=request_id_of(response), rate_limits=parse_rate_limits(response.headers))
 
 
 def request_id_of(response: httpx.Response) -> str | None:
@@ -134,6 +144,7 @@ def status_error(response: httpx.Response, body: BoundedBody) -> APIStatusError:
         status_code=status_code,
         request_id=request_id_of(response),
         retry_after=parse_retry_after(response.headers, now=time.time()),
+        rate_limits=parse_rate_limits(response.headers),
     )
 
 

@@ -2,7 +2,9 @@
 
 DraftlineClientError
 ├── APIConnectionError              no answer, or one cut off; `request_sent`: the server may have seen it
-│   └── APITimeoutError             no answer in time
+│   ├── APITimeoutError             no answer in time
+│   │   └── StreamTimeoutError      no next chunk in time; also a StreamBrokenError
+│   └── StreamBrokenError           a stream that broke before its end; `received` says what had come
 ├── APIStatusError                  an answer that is not 2xx, with the fields of its error body
 │   ├── BadRequestError             400, `param` names the field
 │   ├── AuthenticationError         401
@@ -12,7 +14,7 @@ DraftlineClientError
 │   ├── RateLimitError              429, `retry_after` in seconds
 │   ├── ServiceUnavailableError     503, loading or draining, `retry_after` in seconds
 │   └── InternalServerError         500 and every other 5xx
-├── StreamError                     the server reported an error after the stream began
+├── StreamError                     the server reported an error after the stream began; `received`, too
 ├── ProtocolError                   an answer that is not what the API promises; `field` names the place
 └── ClosedError                     a client or stream was used after it was closed
 """
@@ -22,15 +24,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from draftline_client.types import RateLimits, ResponseUsage, Usage
+
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorDetail:
     """The `error` object of a reply."""
 
-    message: str
-    type: str | None = None
+    message: str  # what is wrong and what to do
+    type: str | None = None  # the kind of error: invalid_request_error, rate_limit_error, ...
     param: str | None = None  # the request field at fault
-    code: str | None = None
+    code: str | None = None  # the error itself: context_length_exceeded, request_cancelled, ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """What had come of a streamed reply when it broke: enough to go on from there.
+
+    A completion goes on from `prompt + text`; with `return_token_ids`, exactly, from
+    `[*prompt_token_ids, *token_ids]`. An answer goes on with its text as the last message, of the role
+    assistant, and `continue_final_message=True`.
+    """
+
+    text: str  # of the first choice
+    texts: tuple[str, ...]  # of every choice
+    num_chunks: int  # that were read
+    request_id: str | None  # the X-Request-Id header of the stream
+    usage: Usage | ResponseUsage | None  # the last that was seen; it comes at the end
+    finish_reasons: tuple[str | None, ...]  # of every choice; None where it was not complete
+    prompt_token_ids: tuple[int, ...] = ()  # of the first choice, with return_token_ids
+    token_ids: tuple[int, ...] = ()  # of the first choice, with return_token_ids
 
 
 class DraftlineClientError(Exception):
@@ -68,6 +91,26 @@ class APITimeoutError(APIConnectionError):
     """The server did not answer within the timeout."""
 
 
+class StreamBrokenError(APIConnectionError):
+    """A stream ended before the reply did; `received` says what had come until then.
+
+    It is never sent again by itself: what was received was perhaps shown already.
+    """
+
+    def __init__(self, message: str, *, received: Received) -> None:
+        super().__init__(message, request_sent=True)
+        self.received = received
+
+    def __str__(self) -> str:
+        return (
+            f"{self.message} (after {self.received.num_chunks} chunks, request id {self.received.request_id})"
+        )
+
+
+class StreamTimeoutError(StreamBrokenError, APITimeoutError):
+    """The next chunk of a stream did not come within the timeout."""
+
+
 class _ReportedError(DraftlineClientError):
     """An error that the server itself described."""
 
@@ -88,7 +131,10 @@ class _ReportedError(DraftlineClientError):
 
 
 class APIStatusError(_ReportedError):
-    """An answer with a status other than 2xx; `retry_after` is in seconds."""
+    """An answer with a status other than 2xx; `retry_after` is in seconds.
+
+    `rate_limits` is what the answer says of the API key's limits, if it has any.
+    """
 
     def __init__(
         self,
@@ -97,10 +143,12 @@ class APIStatusError(_ReportedError):
         status_code: int,
         request_id: str | None = None,
         retry_after: float | None = None,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         super().__init__(detail, request_id=request_id)
         self.status_code = status_code
         self.retry_after = retry_after
+        self.rate_limits = rate_limits
 
     def _facts(self) -> list[str]:
         return [f"HTTP {self.status_code}", *super()._facts()]
@@ -139,16 +187,24 @@ class InternalServerError(APIStatusError):
 
 
 class StreamError(_ReportedError):
-    """The server reported an error after the stream began; what came before it is valid."""
+    """The server reported an error after the stream began; `received` says what had come until then."""
+
+    def __init__(self, detail: ErrorDetail, *, request_id: str | None, received: Received) -> None:
+        super().__init__(detail, request_id=request_id)
+        self.received = received
 
 
 class ProtocolError(DraftlineClientError):
-    """An answer that is not what the API promises; `field` is the path of the offending field, if any."""
+    """An answer that is not what the API promises.
+
+    `field` is the path of the offending field, if any; `received` what had come before, in a stream.
+    """
 
     def __init__(self, message: str, *, field: str | None = None, request_id: str | None = None) -> None:
         super().__init__(message if request_id is None else f"{message} (request id {request_id})")
         self.field = field
         self.request_id = request_id
+        self.received: Received | None = None
 
 
 class ClosedError(DraftlineClientError):

@@ -6,11 +6,11 @@ NOT_GIVEN is the same as leaving the field out, for code that passes options on;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar
 
 import httpx
 
-from draftline_client.types import ChatMessage
+from draftline_client.types import ChatMessage, JsonObject, ResponseItem
 
 if TYPE_CHECKING:
     from typing_extensions import Required
@@ -32,8 +32,10 @@ NOT_GIVEN = NotGiven()
 
 Option: TypeAlias = T | NotGiven | None
 Prompt: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
-Message: TypeAlias = Mapping[str, Any] | ChatMessage
+Message: TypeAlias = JsonObject | ChatMessage
+InputItem: TypeAlias = JsonObject | ResponseItem
 Timeout: TypeAlias = float | httpx.Timeout | None
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class StreamOptions(TypedDict, total=False):
@@ -45,18 +47,94 @@ class StreamOptions(TypedDict, total=False):
 class SpeculationOptions(TypedDict, total=False):
     """How the server may guess ahead; it never changes the text."""
 
-    mode: Required[Literal["off", "auto", "draft", "ngram"]]
+    mode: Required[Literal["off", "auto", "draft", "ngram"]]  # where drafts come from
     k: int  # draft tokens per step
 
 
 class StructuredOutputs(TypedDict, total=False):
     """What an answer must look like: exactly one of these."""
 
-    json: Mapping[str, Any] | str  # a JSON schema
+    json: JsonObject | str  # a JSON schema
     json_object: bool  # any JSON object
     regex: str  # matches the whole answer
-    choice: Sequence[str]
+    choice: Sequence[str]  # one of these strings
     grammar: str  # in Lark's notation
+
+
+class JsonSchemaFormat(TypedDict, total=False):
+    """A JSON schema with a name."""
+
+    name: Required[str]  # yours
+    schema: JsonObject  # that the answer follows
+    description: str  # what the answer is for
+    strict: bool  # the server always follows the schema
+
+
+class ResponseFormat(TypedDict, total=False):
+    """The form of an answer, as OpenAI's API has it."""
+
+    type: Required[Literal["text", "json_object", "json_schema"]]  # any JSON object, or one of a schema
+    json_schema: JsonSchemaFormat  # with json_schema
+
+
+class FunctionDefinition(TypedDict, total=False):
+    """A function that the model may call."""
+
+    name: Required[str]  # letters, digits, dots, underscores and dashes
+    description: str  # what it does, for the model
+    parameters: JsonObject  # JSON schema of its arguments; without it, it takes none
+    strict: bool  # arguments follow the schema in every call
+
+
+class FunctionTool(TypedDict):
+    """A tool of `chat.create`."""
+
+    type: Literal["function"]  # there is no other kind
+    function: FunctionDefinition  # what may be called
+
+
+class FunctionName(TypedDict):
+    """A function by its name."""
+
+    name: str  # of one of the tools
+
+
+class NamedTool(TypedDict):
+    """One of the tools; as `tool_choice`, the one that the model must call."""
+
+    type: Literal["function"]  # there is no other kind
+    function: FunctionName  # which
+
+
+class AllowedTools(TypedDict):
+    """Some of the tools."""
+
+    mode: Literal["auto", "required"]  # whether one of them must be called
+    tools: Sequence[NamedTool]  # that may be called
+
+
+class AllowedToolsChoice(TypedDict):
+    """A `tool_choice` that leaves the model some of the tools."""
+
+    type: Literal["allowed_tools"]  # of tool_choice
+    allowed_tools: AllowedTools  # which, and whether one of them must be called
+
+
+ToolChoice: TypeAlias = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
+
+
+class ReasoningOptions(TypedDict, total=False):
+    """How much the model thinks before it answers."""
+
+    max_tokens: int  # of the thought; 0 answers at once
+    effort: Effort  # for chat templates that know it
+
+
+class Prediction(TypedDict):
+    """A text that the answer resembles: drafts come from it."""
+
+    type: Literal["content"]  # there is no other kind
+    content: str | Sequence[JsonObject]  # text, or text parts
 
 
 class CallOptions(TypedDict, total=False):
@@ -64,80 +142,143 @@ class CallOptions(TypedDict, total=False):
 
     timeout: Timeout | NotGiven  # seconds or httpx.Timeout in place of the client's; None waits for ever
     extra_headers: Mapping[str, str]  # sent besides, or in place of, the client's own
-    extra_body: Mapping[str, Any]  # fields newer than this library; may not repeat one given by name
+    extra_body: JsonObject  # fields newer than this library; may not repeat one given by name
 
 
-class GenerationOptions(CallOptions, total=False):
-    """Fields that both kinds of generation share; ranges and defaults are the server's."""
+class SamplingOptions(CallOptions, total=False):
+    """Fields that every kind of generation shares; ranges and defaults are the server's."""
 
-    model: Option[str]
-    max_tokens: Option[int]  # 0 with echo or prompt_logprobs only scores the prompt
-    max_completion_tokens: Option[int]  # another name of max_tokens
-    min_tokens: Option[int]
-    n: Option[int]  # choices per prompt
+    model: Option[str]  # the served one if left out
+    min_tokens: Option[int]  # before which nothing ends the answer
     seed: Option[int]  # the same seed gives the same tokens
     temperature: Option[float]  # 0 takes the most likely token
-    top_k: Option[int]
-    top_p: Option[float]
-    min_p: Option[float]
-    typical_p: Option[float]
-    presence_penalty: Option[float]
-    frequency_penalty: Option[float]
-    repetition_penalty: Option[float]
+    top_k: Option[int]  # likeliest tokens to choose among
+    top_p: Option[float]  # of the probability to choose from
+    min_p: Option[float]  # relative to the likeliest token
+    typical_p: Option[float]  # locally typical sampling
+    presence_penalty: Option[float]  # once for each token of the answer
+    frequency_penalty: Option[float]  # each time a token is in the answer
+    repetition_penalty: Option[float]  # for tokens of prompt and answer
     logit_bias: Option[Mapping[str, float] | Mapping[int, float]]  # by token id
-    allowed_token_ids: Option[Sequence[int]]
-    bad_words: Option[Sequence[str]]
-    response_format: Option[Mapping[str, Any]]
-    structured_outputs: Option[StructuredOutputs]
-    stop: Option[str | Sequence[str]]
-    stop_token_ids: Option[Sequence[int]]
-    include_stop_str_in_output: Option[bool]
-    ignore_eos: Option[bool]
+    allowed_token_ids: Option[Sequence[int]]  # no other token is generated
+    bad_words: Option[Sequence[str]]  # are never generated
+    structured_outputs: Option[StructuredOutputs]  # what the answer must look like
+    stop: Option[str | Sequence[str]]  # strings that end the answer
+    stop_token_ids: Option[Sequence[int]]  # tokens that end the answer
+    include_stop_str_in_output: Option[bool]  # keep what ended the answer in its text
+    ignore_eos: Option[bool]  # go on after the model's own end tokens
     skip_special_tokens: Option[bool]  # leave them out of the text
-    stream_options: Option[StreamOptions]
-    user: Option[str]
-    priority: Option[int]
-    deadline_ms: Option[int]
-    speculation: Option[SpeculationOptions]
+    user: Option[str]  # accepted, not used
+    priority: Option[int]  # a key's lower ones start first
+    max_queue_ms: Option[int]  # ServiceUnavailableError if it has not started by then
+    deadline_ms: Option[int]  # InternalServerError (504) if the answer is not complete by then
+    speculation: Option[SpeculationOptions]  # how to guess ahead; never changes the answer
     cache_salt: Option[str]  # requests with different salts never share cached prefixes
-    cache_explain: Option[bool]
-    return_token_ids: Option[bool]
-    return_provenance: Option[bool]
-    prompt_logprobs: Option[int]  # likeliest tokens at each place of the prompt
+    cache_explain: Option[bool]  # say in `usage.cache` what the prefix cache had, and why no more
     logprobs_mode: Option[Literal["raw", "processed"]]  # before or after all that shapes the choice
+
+
+class GenerationOptions(SamplingOptions, total=False):
+    """Fields that completions and chat share."""
+
+    max_tokens: Option[int]  # 0 with echo or prompt_logprobs only scores the prompt
+    max_completion_tokens: Option[int]  # another name of max_tokens
+    n: Option[int]  # choices per prompt
+    response_format: Option[ResponseFormat]  # what the answer must look like
+    stream_options: Option[StreamOptions]  # if left out, streams ask for usage: `stream.usage`
+    return_token_ids: Option[bool]  # of prompt and answer
+    return_provenance: Option[bool]  # where each token came from
+    prompt_logprobs: Option[int]  # likeliest tokens at each place of the prompt, 0 to 100
 
 
 class CompletionOptions(GenerationOptions, total=False):
     """Fields of `completions.create` besides `prompt` and `stream`."""
 
     echo: Option[bool]  # begin the text with the prompt
-    logprobs: Option[int]  # alternatives per token
+    logprobs: Option[int]  # alternatives per token, 0 to 100
     best_of: Option[int]  # generate so many, return the n likeliest
-    suffix: Option[str]
+    suffix: Option[str]  # text behind the answer: a code model fills in what is between
 
 
-class ChatOptions(GenerationOptions, total=False):
-    """Fields of `chat.create` besides `messages` and `stream`."""
+class TemplateOptions(TypedDict, total=False):
+    """How a conversation becomes a prompt."""
 
-    logprobs: Option[bool]
-    top_logprobs: Option[int]
-    tools: Option[Sequence[Mapping[str, Any]]]
-    tool_choice: Option[str | Mapping[str, Any]]
-    parallel_tool_calls: Option[bool]
-    reasoning: Option[Mapping[str, Any]]  # {"max_tokens": 512}
-    reasoning_effort: Option[str]
-    prediction: Option[Mapping[str, Any]]  # {"type": "content", "content": "..."}: drafts come from it
-    chat_template_kwargs: Option[Mapping[str, Any]]
-    continue_final_message: Option[bool]
-    add_generation_prompt: Option[bool]
+    tools: Option[Sequence[FunctionTool]]  # that the model may call
+    tool_choice: Option[ToolChoice]  # whether and which
+    reasoning: Option[ReasoningOptions]  # how much to think before the answer
+    reasoning_effort: Option[Effort]  # for chat templates that know it
+    chat_template_kwargs: Option[JsonObject]  # further variables of the chat template
+    continue_final_message: Option[bool]  # go on with the text of the last message
+    add_generation_prompt: Option[bool]  # end the prompt where an answer begins
+
+
+class ChatOptions(GenerationOptions, TemplateOptions, total=False):
+    """Fields of `chat.create` and `chat.render` besides `messages` and `stream`."""
+
+    logprobs: Option[bool]  # return the logprob of each token
+    top_logprobs: Option[int]  # alternatives per token, 0 to 100; with logprobs
+    parallel_tool_calls: Option[bool]  # let an answer have several calls
+    prediction: Option[Prediction]  # a text that the answer resembles
+
+
+class ResponseOptions(SamplingOptions, total=False):
+    """Fields of `responses.create` besides `input` and `stream`."""
+
+    instructions: Option[str]  # a system message before the input
+    max_output_tokens: Option[int]  # of thought and answer
+    previous_response_id: Option[str]  # of a stored response to go on from
+    store: Option[bool]  # keep the response, if the server keeps any
+    tools: Option[Sequence[JsonObject]]  # {"type": "function", "name": ..., "parameters": ...}
+    tool_choice: Option[Literal["none", "auto", "required"] | JsonObject]  # {"type": "function", "name": ...}
+    parallel_tool_calls: Option[bool]  # let a response have several calls
+    text: Option[JsonObject]  # {"format": {"type": "json_schema", "name": ..., "schema": ...}}
+    reasoning: Option[ReasoningOptions]  # how much to think before the answer
+    top_logprobs: Option[int]  # alternatives per token, 0 to 100
+    include: Option[Sequence[str]]  # message.output_text.logprobs
+    metadata: Option[Mapping[str, str]]  # returned as it is
+    chat_template_kwargs: Option[JsonObject]  # further variables of the chat template
+
+
+class EmbeddingOptions(CallOptions, total=False):
+    """Fields of `embeddings.create` besides `input`."""
+
+    model: Option[str]  # the served one if left out
+    dimensions: Option[int]  # return the first so many values, normalised anew
+    encoding_format: Option[Literal["float", "base64"]]  # of the transfer; base64 if left out
+    cache_salt: Option[str]  # requests with different salts never share cached prefixes
+    user: Option[str]  # accepted, not used
+    priority: Option[int]  # a key's lower ones start first
+    max_queue_ms: Option[int]  # ServiceUnavailableError if it has not started by then
+    deadline_ms: Option[int]  # InternalServerError (504) if it is not complete by then
+
+
+class CacheLookupOptions(CallOptions, TemplateOptions, total=False):
+    """Fields of `cache.lookup` besides `prompt` and `messages`."""
+
+    model: Option[str]  # the served one if left out
+    cache_salt: Option[str]  # as of the requests whose cache it is
+
+
+class DistributionOptions(CallOptions, total=False):
+    """Fields of `distribution` besides `prompt`."""
+
+    model: Option[str]  # the served one if left out
+    cache_salt: Option[str]  # requests with different salts never share cached prefixes
+
+
+class AttentionOptions(CallOptions, total=False):
+    """Fields of `attention` besides `prompt`."""
+
+    model: Option[str]  # the served one if left out
+    layer: Option[int]  # counted from 0, which is the default
 
 
 class TokenizeOptions(CallOptions, total=False):
     """Fields of `tokenize` besides `text` and `messages`."""
 
-    add_special_tokens: Option[bool]
+    add_special_tokens: Option[bool]  # begin with the begin token or not
     add_generation_prompt: Option[bool]  # end rendered messages where an answer begins
-    return_token_strs: Option[bool]
+    return_token_strs: Option[bool]  # the text of each token, too
 
 
 class DetokenizeOptions(CallOptions, total=False):

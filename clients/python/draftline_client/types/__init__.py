@@ -1,0 +1,148 @@
+"""What the server's replies hold: frozen records, named as the fields of the OpenAI API.
+
+Fields that this library does not know are kept in `extra`, so a newer server loses nothing.
+"""
+
+from draftline_client.types._record import (
+    JsonObject,
+    RateLimit,
+    RateLimits,
+    ReplyWarning,
+)
+from draftline_client.types.cache import (
+    CacheEnd,
+    CacheExplanation,
+    CacheLookup,
+    PromptToken,
+)
+from draftline_client.types.chat import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    ChatMessage,
+    Delta,
+    FunctionCall,
+    FunctionCallDelta,
+    RenderedPrompt,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    TopLogprob,
+)
+from draftline_client.types.completions import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+)
+from draftline_client.types.embeddings import (
+    Embedding,
+    EmbeddingList,
+    EmbeddingUsage,
+)
+from draftline_client.types.inspection import (
+    Attention,
+    Distribution,
+)
+from draftline_client.types.provenance import (
+    ProvenanceSummary,
+    TokenProvenance,
+)
+from draftline_client.types.responses import (
+    InputTokensDetails,
+    OutputTokensDetails,
+    Response,
+    ResponseDeltaEvent,
+    ResponseDoneEvent,
+    ResponseEvent,
+    ResponseFunctionCall,
+    ResponseItem,
+    ResponseItemEvent,
+    ResponseMessage,
+    ResponsePart,
+    ResponsePartEvent,
+    ResponseReasoning,
+    ResponseStatusEvent,
+    ResponseUsage,
+)
+from draftline_client.types.server import (
+    Model,
+    ModelList,
+    OpenRequest,
+    OpenRequestList,
+    Tokenization,
+)
+from draftline_client.types.usage import (
+    CompletionTokensDetails,
+    DraftlineUsage,
+    PromptTokensDetails,
+    SpeculationUsage,
+    Usage,
+)
+
+__all__ = [
+    "Attention",
+    "CacheEnd",
+    "CacheExplanation",
+    "CacheLookup",
+    "ChatChoice",
+    "ChatChunkChoice",
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "ChatLogprobs",
+    "ChatMessage",
+    "Completion",
+    "CompletionChoice",
+    "CompletionChunk",
+    "CompletionLogprobs",
+    "CompletionTokensDetails",
+    "Delta",
+    "Distribution",
+    "DraftlineUsage",
+    "Embedding",
+    "EmbeddingList",
+    "EmbeddingUsage",
+    "FunctionCall",
+    "FunctionCallDelta",
+    "InputTokensDetails",
+    "JsonObject",
+    "Model",
+    "ModelList",
+    "OpenRequest",
+    "OpenRequestList",
+    "OutputTokensDetails",
+    "PromptLogprob",
+    "PromptLogprobs",
+    "PromptToken",
+    "PromptTokensDetails",
+    "ProvenanceSummary",
+    "RateLimit",
+    "RateLimits",
+    "RenderedPrompt",
+    "ReplyWarning",
+    "Response",
+    "ResponseDeltaEvent",
+    "ResponseDoneEvent",
+    "ResponseEvent",
+    "ResponseFunctionCall",
+    "ResponseItem",
+    "ResponseItemEvent",
+    "ResponseMessage",
+    "ResponsePart",
+    "ResponsePartEvent",
+    "ResponseReasoning",
+    "ResponseStatusEvent",
+    "ResponseUsage",
+    "SpeculationUsage",
+    "TokenLogprob",
+    "TokenProvenance",
+    "Tokenization",
+    "ToolCall",
+    "ToolCallDelta",
+    "TopLogprob",
+    "Usage",
+]
