@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from draftline_client import AsyncClient, Client
 
+from tests.clients.real import RealServer, real_server
+
 WAIT_SECONDS = 20.0  # only a broken test waits this long
 
 
@@ -168,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             step(exchange)
 
-    do_GET = do_POST = _serve  # noqa: N815 - http.server's names
+    do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         pass
@@ -205,7 +207,8 @@ class Blocking:
 
     def _wrap(self, value: Any) -> Any:
         ours = type(value).__module__.startswith("draftline_client._async")
-        return Blocking(value, self._loop) if ours or inspect.ismethod(value) else value
+        ours = ours or inspect.ismethod(value) or inspect.isasyncgen(value)
+        return Blocking(value, self._loop) if ours else value
 
     def __getattr__(self, name: str) -> Any:
         return self._wrap(getattr(self._target, "aclose" if name == "close" else name))
@@ -240,9 +243,7 @@ def sleeps() -> list[float]:
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(
-    request: pytest.FixtureRequest, server: ScriptedServer, sleeps: list[float]
-) -> Iterator[Callable[..., Any]]:
+def build(request: pytest.FixtureRequest, sleeps: list[float]) -> Iterator[Callable[..., Any]]:
     """Build a client of either kind; both have the synchronous interface."""
     loop = asyncio.new_event_loop()
     clients = []
@@ -250,8 +251,7 @@ def connect(
     async def record(seconds: float) -> None:
         sleeps.append(seconds)
 
-    def build(**options: Any) -> Any:
-        options = {"base_url": server.url, **options}
+    def build_one(**options: Any) -> Any:
         client: Any
         if request.param == "sync":
             client = Client(sleep=sleeps.append, **options)
@@ -260,11 +260,24 @@ def connect(
         clients.append(client)
         return client
 
-    yield build
+    yield build_one
     for client in clients:
         client.close()
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
+
+
+@pytest.fixture
+def connect(build: Callable[..., Any], server: ScriptedServer) -> Callable[..., Any]:
+    """Build a client of the scripted server."""
+    return lambda **options: build(**{"base_url": server.url, **options})
+
+
+@pytest.fixture(scope="session")
+def real() -> Iterator[RealServer]:
+    """The real server over a tiny model."""
+    with real_server() as server:
+        yield server
 
 
 @pytest.fixture
