@@ -248,15 +248,20 @@ def build(request: pytest.FixtureRequest, sleeps: list[float]) -> Iterator[Calla
     loop = asyncio.new_event_loop()
     clients = []
 
-    async def record(seconds: float) -> None:
-        sleeps.append(seconds)
-
-    def build_one(**options: Any) -> Any:
+    def build_one(*, on_sleep: Callable[[], object] = lambda: None, **options: Any) -> Any:
         client: Any
+
+        def sleep(seconds: float) -> None:
+            sleeps.append(seconds)
+            on_sleep()
+
+        async def sleep_async(seconds: float) -> None:
+            sleep(seconds)
+
         if request.param == "sync":
-            client = Client(sleep=sleeps.append, **options)
+            client = Client(sleep=sleep, **options)
         else:
-            client = Blocking(AsyncClient(sleep=record, **options), loop)
+            client = Blocking(AsyncClient(sleep=sleep_async, **options), loop)
         clients.append(client)
         return client
 

@@ -50,9 +50,9 @@ def _pump(source: socket.socket, target: socket.socket, change: Change) -> None:
         target.shutdown(socket.SHUT_WR)
     except CutError as cut:
         target.sendall(cut.rest)
-        target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        source.shutdown(socket.SHUT_RDWR)  # the server sees its client leave
-        target.close()
+        target.shutdown(socket.SHUT_RDWR)  # not closed: the other pump waits for it
+        source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        source.close()
     except OSError:
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
