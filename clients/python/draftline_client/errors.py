@@ -57,7 +57,7 @@ class Received:
 
 
 class DraftlineClientError(Exception):
-    """Base class of every error that the client raises on purpose."""
+    """Base class of every error that the client raises on purpose; `message` says what is wrong."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -112,7 +112,11 @@ class StreamTimeoutError(StreamBrokenError, APITimeoutError):
 
 
 class _ReportedError(DraftlineClientError):
-    """An error that the server itself described."""
+    """An error that the server itself described.
+
+    `type`, `param` and `code` are those of its error body, None where it has none; `request_id` is the
+    X-Request-Id header, by which the server's log calls the request.
+    """
 
     def __init__(self, detail: ErrorDetail, *, request_id: str | None) -> None:
         super().__init__(detail.message)
@@ -131,9 +135,10 @@ class _ReportedError(DraftlineClientError):
 
 
 class APIStatusError(_ReportedError):
-    """An answer with a status other than 2xx; `retry_after` is in seconds.
+    """An answer with another `status_code` than 2xx.
 
-    `rate_limits` is what the answer says of the API key's limits, if it has any.
+    `retry_after` is what the server asks to wait, in seconds; `rate_limits` what is left of the API key's
+    limits, if it has any.
     """
 
     def __init__(
@@ -197,7 +202,8 @@ class StreamError(_ReportedError):
 class ProtocolError(DraftlineClientError):
     """An answer that is not what the API promises.
 
-    `field` is the path of the offending field, if any; `received` what had come before, in a stream.
+    `field` is the path of the offending field, if any; `request_id` the X-Request-Id header; `received`
+    what had come before, in a stream.
     """
 
     def __init__(self, message: str, *, field: str | None = None, request_id: str | None = None) -> None:

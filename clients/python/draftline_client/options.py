@@ -29,13 +29,25 @@ class NotGiven:
 
 
 NOT_GIVEN = NotGiven()
+"""The same as leaving an option out, for code that passes options on."""
 
 Option: TypeAlias = T | NotGiven | None
+"""An option's value; None is sent as null, which asks for the server's default."""
+
 Prompt: TypeAlias = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
+"""A text, several texts, token ids, or several lists of token ids."""
+
 Message: TypeAlias = JsonObject | ChatMessage
+"""A message of a conversation: {"role": "user", "content": "..."}, or one of a reply as it came."""
+
 InputItem: TypeAlias = JsonObject | ResponseItem
+"""An item of a response's input: a message as above, the result of a call, or an item of an output."""
+
 Timeout: TypeAlias = float | httpx.Timeout | None
+"""Seconds for each of connecting, sending and waiting for the next bytes, or httpx's; None waits for ever."""
+
 Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+"""How much the model thinks; chat templates know some of these."""
 
 
 class StreamOptions(TypedDict, total=False):
@@ -121,6 +133,7 @@ class AllowedToolsChoice(TypedDict):
 
 
 ToolChoice: TypeAlias = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
+"""Whether the model may or must call tools; or the one that it must call; or the ones to choose from."""
 
 
 class ReasoningOptions(TypedDict, total=False):
