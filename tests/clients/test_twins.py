@@ -56,10 +56,8 @@ def public(cls: type) -> dict[str, Any]:
 
 
 def as_sync(text: str) -> str:
-    plain = re.sub(
-        r"\bAsync(?=[A-Z])|\b_async\b", lambda match: "_sync" if match[0] == "_async" else "", text
-    )
-    return plain.replace("aclose", "close")
+    plain = re.sub(r"\bAsync(?=[A-Z])|\bawait |\basync ", "", text)
+    return plain.replace("_async", "_sync").replace("aclose", "close")
 
 
 def described(member: Any) -> tuple[str, list[tuple[str, str, str]], str]:

@@ -43,6 +43,11 @@ class AsyncClient:
     `base_url` and `api_key` come from DRAFTLINE_BASE_URL and DRAFTLINE_API_KEY when None. `timeout` is
     httpx's, in seconds where it is a number; it applies also to an `http_client` of your own, which
     stays yours to close. `sleep` waits between attempts.
+
+    Example:
+        async with AsyncClient(timeout=60.0) as client:
+            reply = await client.completions.create(prompt="The sea is", max_tokens=8)
+            print(reply.text, reply.seed)
     """
 
     def __init__(
@@ -113,6 +118,10 @@ class AsyncClient:
 
         An empty `api_key` sends none; `extra_headers` are sent besides, or in place of, those of this client.
         Closing the new client leaves the connections open; closing this one closes both.
+
+        Example:
+            patient = client.with_options(timeout=600.0, max_retries=10)
+            print(await patient.version())
         """
         endpoint = self._sender.endpoint.with_options(
             timeout=timeout, api_key=api_key, extra_headers=extra_headers
@@ -139,7 +148,12 @@ class AsyncClient:
     async def distribution(
         self, *, prompt: str | Sequence[int], **options: Unpack[DistributionOptions]
     ) -> Distribution:
-        """Return how likely each token of the vocabulary is to follow a prompt: text or token ids."""
+        """Return how likely each token of the vocabulary is to follow a prompt: text or token ids.
+
+        Example:
+            distribution = await client.distribution(prompt="The capital of France is")
+            print(distribution.top(5))
+        """
         return await self._sender.fetch(_calls.distribution_call(prompt, options))
 
     async def attention(
@@ -148,6 +162,10 @@ class AsyncClient:
         """Return how much each token of a prompt attends to those before it, in one layer.
 
         Raises NotFoundError unless the server runs with --enable-attention.
+
+        Example:
+            attention = await client.attention(prompt="The cat sat", layer=1)
+            print(attention.attention[0][-1])
         """
         return await self._sender.fetch(_calls.attention_call(prompt, options))
 

@@ -56,7 +56,12 @@ class AsyncCompletions:
     async def create(
         self, *, prompt: Prompt, stream: bool = False, **options: Unpack[CompletionOptions]
     ) -> Completion | AsyncCompletionStream:
-        """Continue a prompt, or each of several; text or token ids."""
+        """Continue a prompt, or each of several; text or token ids.
+
+        Example:
+            reply = await client.completions.create(prompt=["Red is", "Blue is"], max_tokens=8)
+            print([choice.text for choice in reply.choices])
+        """
         if not stream:
             call = _calls.completion_call(prompt, options, _parse.parse_completion, stream=False)
             return await self._sender.fetch(call)
@@ -91,7 +96,17 @@ class AsyncChat:
     async def create(
         self, *, messages: Sequence[Message], stream: bool = False, **options: Unpack[ChatOptions]
     ) -> ChatCompletion | AsyncChatStream:
-        """Answer a conversation."""
+        """Answer a conversation.
+
+        Example:
+            question = {"role": "user", "content": "Name a colour."}
+            stream = await client.chat.create(messages=[question], max_tokens=8, stream=True)
+            async with stream:
+                async for text in stream.text_deltas():
+                    print(text, end="")
+            answer = await stream.get_final_completion()
+            print(answer.usage)
+        """
         if not stream:
             call = _calls.chat_call(messages, options, _parse.parse_chat_completion, stream=False)
             return await self._sender.fetch(call)
@@ -138,7 +153,12 @@ class AsyncResponses:
         stream: bool = False,
         **options: Unpack[ResponseOptions],
     ) -> Response | AsyncResponseStream:
-        """Answer a text or a list of items."""
+        """Answer a text or a list of items.
+
+        Example:
+            response = await client.responses.create(input="Name a colour.", max_output_tokens=8)
+            print(response.text, response.status)
+        """
         if not stream:
             call = _calls.response_call(input, options, _parse.parse_response, stream=False)
             return await self._sender.fetch(call)
@@ -167,7 +187,12 @@ class AsyncEmbeddings:
         input: Prompt,  # noqa: A002 - the field's name
         **options: Unpack[EmbeddingOptions],
     ) -> EmbeddingList:
-        """Return the vector of a text, or of each of several; text or token ids."""
+        """Return the vector of a text, or of each of several; text or token ids.
+
+        Example:
+            found = await client.embeddings.create(input=["a cat", "a dog"])
+            print([len(each.embedding) for each in found])
+        """
         return await self._sender.fetch(_calls.embedding_call(input, options))
 
 
@@ -184,7 +209,12 @@ class AsyncCache:
         messages: Sequence[Message] | NotGiven = NOT_GIVEN,
         **options: Unpack[CacheLookupOptions],
     ) -> CacheLookup:
-        """Tell what the prefix cache has of a prompt, or of a conversation; nothing runs or changes."""
+        """Tell what the prefix cache has of a prompt, or of a conversation; nothing runs or changes.
+
+        Example:
+            found = await client.cache.lookup(prompt="The cat sat on the mat.")
+            print(found.cached_tokens, found.end.reason)
+        """
         return await self._sender.fetch(_calls.cache_lookup_call(prompt, messages, options))
 
 
