@@ -74,6 +74,29 @@ def test_a_loop_that_is_left_closes_the_connection(server: Any) -> None:
     run(server, body)
 
 
+def test_pieces_of_text_that_are_left_close_the_connection(server: Any) -> None:
+    server.then(server.stream(CHUNK, CHUNK, then="wait"), server.stream(CHUNK, CHUNK, then="wait"))
+    with Client(base_url=server.url) as client:
+        for text in client.completions.create(prompt="p", stream=True).text_deltas():
+            assert text == "a"
+            break
+        gc.collect()
+        assert server.disconnected.wait(20)
+    server.disconnected.clear()
+
+    async def read_one(client: AsyncClient) -> str:
+        async for text in (await open_stream(client)).text_deltas():
+            return text
+        return ""
+
+    async def body(client: AsyncClient) -> None:
+        assert await read_one(client) == "a"
+        gc.collect()
+        assert await disconnect(server)
+
+    run(server, body)
+
+
 def test_another_task_closes_the_stream_that_is_waited_for(server: Any) -> None:
     server.then(server.stream(CHUNK, then="wait"))
 

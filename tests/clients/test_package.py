@@ -62,7 +62,7 @@ def chat(client: Client) -> None:
         for text in stream.text_deltas():
             assert_type(text, str)
         assert_type(stream.text, str)
-        assert_type(stream.usage, Usage | ResponseUsage | None)
+        assert_type(stream.usage, Usage | None)
         assert_type(stream.get_final_completion(), ChatCompletion)
     assert_type(client.chat.render(messages=MESSAGES), RenderedPrompt)
     try:
@@ -78,6 +78,7 @@ def others(client: Client) -> None:
     stream = client.responses.create(input=MESSAGES, stream=True)
     assert_type(stream, ResponseStream)
     assert_type(next(stream), ResponseEvent)
+    assert_type(stream.usage, ResponseUsage | None)
     assert_type(stream.get_final_response(), Response)
     assert_type(client.responses.retrieve("id"), Response)
     embeddings = client.embeddings.create(input=["a"], dimensions=3)

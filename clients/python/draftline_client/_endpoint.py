@@ -16,8 +16,8 @@ from draftline_client.options import NotGiven, Timeout
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(connect=5.0, read=600.0, write=60.0, pool=600.0)
-# A connection is dropped before the server's usual 5 s of idleness end, so that a request is rarely sent
-# into one that is just being closed: such a generation could not be retried safely.
+# A connection is dropped before servers and proxies drop idle ones (after 5 s and more), so that a request is
+# rarely sent into one that is just being closed: such a generation could not be retried safely.
 LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=4.0)
 # A proxy from the environment cannot reach this machine's own loopback addresses.
 UNPROXIED: Mapping[str, None] = {"all://localhost": None, "all://127.0.0.1": None, "all://[::1]": None}

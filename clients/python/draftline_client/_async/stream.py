@@ -144,6 +144,11 @@ class AsyncCompletionStream(AsyncStream[CompletionChunk]):
         super().__init__(source)
         self._accumulator = accumulator
 
+    @property
+    def usage(self) -> Usage | None:
+        """The token counts, once the stream was read to its end; None before."""
+        return self._accumulator.usage
+
     async def get_final_completion(self) -> Completion:
         """Read to the end and return the reply as if it had not been streamed, whatever was read before.
 
@@ -160,6 +165,11 @@ class AsyncChatStream(AsyncStream[ChatCompletionChunk]):
         super().__init__(source)
         self._accumulator = accumulator
 
+    @property
+    def usage(self) -> Usage | None:
+        """The token counts, once the stream was read to its end; None before."""
+        return self._accumulator.usage
+
     async def get_final_completion(self) -> ChatCompletion:
         """Read to the end and return the reply as if it had not been streamed, whatever was read before.
 
@@ -175,6 +185,11 @@ class AsyncResponseStream(AsyncStream[ResponseEvent]):
     def __init__(self, source: AsyncSource[ResponseEvent], accumulator: ResponseAccumulator) -> None:
         super().__init__(source)
         self._accumulator = accumulator
+
+    @property
+    def usage(self) -> ResponseUsage | None:
+        """The token counts, once the stream was read to its end; None before."""
+        return self._accumulator.usage
 
     async def get_final_response(self) -> Response:
         """Read to the end and return the whole response, whatever was read before.
