@@ -112,6 +112,59 @@ def test_structured_answers_in_both_forms(client: Any) -> None:
         assert json.loads(client.chat.create(messages=HELLO, max_tokens=100, **option).text)["a"] in (1, 2)
 
 
+def needs(real: RealServer, path: str) -> None:
+    if path not in real.paths:
+        pytest.skip(f"this server has no {path}")
+
+
+def test_a_lookup_says_what_a_request_then_finds(client: Any, real: RealServer) -> None:
+    needs(real, "/v1/cache/lookup")
+    salt, text = secrets.token_hex(8), "the first words of it are shared, and so"
+    lookup = client.cache.lookup(prompt=text, cache_salt=salt)
+    assert (lookup.cached_tokens, lookup.end.reason) == (0, "never_seen")
+    client.completions.create(prompt=text, cache_salt=salt, max_tokens=1)
+    lookup = client.cache.lookup(prompt=text, cache_salt=salt)
+    assert (lookup.end.reason, lookup.cached_tokens) == ("end_of_prompt", lookup.prompt_tokens - 1)
+    other = text.replace("words", "words!")
+    lookup = client.cache.lookup(prompt=other, cache_salt=salt)
+    assert (lookup.end.reason, lookup.end.position) == ("different_token", other.index("!"))
+    assert (lookup.end.cached.text, lookup.end.prompt.text) == (" ", "!")
+    reply = client.completions.create(prompt=other, cache_salt=salt, max_tokens=1, cache_explain=True)
+    [explanation] = reply.usage.cache
+    assert (explanation.cached_tokens, explanation.end) == (lookup.cached_tokens, lookup.end)
+    several = client.completions.create(prompt=["x", "y"], max_tokens=1, cache_explain=True)
+    assert len(several.usage.cache) == 2
+    assert len(client.responses.create(input="x", max_output_tokens=1, cache_explain=True).usage.cache) == 1
+    rendered = client.chat.render(messages=HELLO)
+    found = client.cache.lookup(messages=HELLO, cache_salt=salt)
+    assert found.prompt_tokens == rendered.count
+
+
+def test_a_distribution_is_what_logprobs_show_a_part_of(client: Any, real: RealServer) -> None:
+    needs(real, "/v1/distribution")
+    distribution = client.distribution(prompt="tell me", priority=1)
+    assert len(distribution.logprobs) == distribution.vocab_size == 256
+    greedy: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "return_token_ids": True}
+    reply = client.completions.create(prompt="tell me", **greedy)
+    [(token_id, logprob)] = distribution.top(1)
+    assert (token_id,) == reply.choices[0].token_ids
+    assert array("f", reply.choices[0].logprobs.token_logprobs) == array("f", [logprob])
+    assert distribution.usage.prompt_tokens == 7
+
+
+def test_attention_of_each_position_adds_up_to_one(client: Any, real: RealServer) -> None:
+    needs(real, "/v1/attention")
+    try:
+        found = client.attention(prompt="tell me", layer=1)
+    except NotFoundError as error:
+        pytest.skip(error.message)
+    assert "".join(token.text for token in found.tokens) == "tell me"
+    assert (found.num_heads, found.layer) == (len(found.attention), 1)
+    for head in found.attention:
+        assert [len(weights) for weights in head] == list(range(1, 8))
+        assert [sum(weights) for weights in head] == pytest.approx([1.0] * 7, abs=1e-3)
+
+
 COMMON: dict[str, Any] = {
     "min_tokens": 1,
     "seed": 1,

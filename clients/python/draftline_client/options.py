@@ -158,10 +158,20 @@ class CallOptions(TypedDict, total=False):
     extra_body: JsonObject  # fields newer than this library; may not repeat one given by name
 
 
-class SamplingOptions(CallOptions, total=False):
-    """Fields that every kind of generation shares; ranges and defaults are the server's."""
+class ScheduledOptions(CallOptions, total=False):
+    """Fields of whatever the model runs for; ranges and defaults are the server's."""
 
     model: Option[str]  # the served one if left out
+    cache_salt: Option[str]  # requests with different salts never share cached prefixes
+    user: Option[str]  # accepted, not used
+    priority: Option[int]  # a key's lower ones start first
+    max_queue_ms: Option[int]  # ServiceUnavailableError if it has not started by then
+    deadline_ms: Option[int]  # InternalServerError (504) if it is not complete by then
+
+
+class SamplingOptions(ScheduledOptions, total=False):
+    """Fields that every kind of generation shares."""
+
     min_tokens: Option[int]  # before which nothing ends the answer
     seed: Option[int]  # the same seed gives the same tokens
     temperature: Option[float]  # 0 takes the most likely token
@@ -181,12 +191,7 @@ class SamplingOptions(CallOptions, total=False):
     include_stop_str_in_output: Option[bool]  # keep what ended the answer in its text
     ignore_eos: Option[bool]  # go on after the model's own end tokens
     skip_special_tokens: Option[bool]  # leave them out of the text
-    user: Option[str]  # accepted, not used
-    priority: Option[int]  # a key's lower ones start first
-    max_queue_ms: Option[int]  # ServiceUnavailableError if it has not started by then
-    deadline_ms: Option[int]  # InternalServerError (504) if the answer is not complete by then
     speculation: Option[SpeculationOptions]  # how to guess ahead; never changes the answer
-    cache_salt: Option[str]  # requests with different salts never share cached prefixes
     cache_explain: Option[bool]  # say in `usage.cache` what the prefix cache had, and why no more
     logprobs_mode: Option[Literal["raw", "processed"]]  # before or after all that shapes the choice
 
@@ -252,17 +257,11 @@ class ResponseOptions(SamplingOptions, total=False):
     chat_template_kwargs: Option[JsonObject]  # further variables of the chat template
 
 
-class EmbeddingOptions(CallOptions, total=False):
+class EmbeddingOptions(ScheduledOptions, total=False):
     """Fields of `embeddings.create` besides `input`."""
 
-    model: Option[str]  # the served one if left out
     dimensions: Option[int]  # return the first so many values, normalised anew
     encoding_format: Option[Literal["float", "base64"]]  # of the transfer; base64 if left out
-    cache_salt: Option[str]  # requests with different salts never share cached prefixes
-    user: Option[str]  # accepted, not used
-    priority: Option[int]  # a key's lower ones start first
-    max_queue_ms: Option[int]  # ServiceUnavailableError if it has not started by then
-    deadline_ms: Option[int]  # InternalServerError (504) if it is not complete by then
 
 
 class CacheLookupOptions(CallOptions, TemplateOptions, total=False):
@@ -272,11 +271,8 @@ class CacheLookupOptions(CallOptions, TemplateOptions, total=False):
     cache_salt: Option[str]  # as of the requests whose cache it is
 
 
-class DistributionOptions(CallOptions, total=False):
+class DistributionOptions(ScheduledOptions, total=False):
     """Fields of `distribution` besides `prompt`."""
-
-    model: Option[str]  # the served one if left out
-    cache_salt: Option[str]  # requests with different salts never share cached prefixes
 
 
 class AttentionOptions(CallOptions, total=False):
