@@ -11,6 +11,8 @@ import inspect
 import pkgutil
 import re
 import struct
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -118,6 +120,15 @@ def test_an_example_of_the_readme_runs(
             raise
     else:
         assert capsys.readouterr().out.strip()
+
+
+def test_the_examples_of_the_readme_are_typed(tmp_path: Path) -> None:
+    for number, (_, example) in enumerate(EXAMPLES):
+        (tmp_path / f"example_{number}.py").write_text(example)
+    command = ["-m", "mypy", "--strict", "--config-file=", "--python-version=3.10", "--no-error-summary"]
+    command += ["--cache-dir", str(README.parents[2] / ".mypy_cache" / "clients"), str(tmp_path)]
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=README.parent)
+    assert (result.stdout, result.returncode) == ("", 0)
 
 
 def test_the_readme_shows_every_resource_and_method() -> None:

@@ -14,7 +14,6 @@ from draftline_client.types import (
     ChatCompletionChunk,
     CompletionChoice,
     CompletionChunk,
-    PromptLogprobs,
     ResponseUsage,
     TokenProvenance,
     Usage,
@@ -102,7 +101,6 @@ class ChoicesAccumulator(Accumulator[ChunkT], Generic[ChunkT, StateT]):
         self._usage: Usage | None = None
         self._states: dict[int, StateT] = {}
         self._extra: dict[str, Any] = {}
-        self._prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def usage(self) -> Usage | None:

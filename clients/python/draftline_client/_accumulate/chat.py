@@ -16,6 +16,7 @@ from draftline_client.types import (
     ChatLogprobs,
     ChatMessage,
     FunctionCall,
+    PromptLogprobs,
     TokenLogprob,
     ToolCall,
     ToolCallDelta,
@@ -81,6 +82,7 @@ class ChatAccumulator(ChoicesAccumulator[ChatCompletionChunk, AnswerState]):
         self._has_logprobs = has_logprobs
         self._has_token_ids = has_token_ids
         self._prompt_token_ids: tuple[int, ...] | None = None
+        self._prompt_logprobs: PromptLogprobs | None = None
 
     @classmethod
     def of(cls, options: ChatOptions) -> ChatAccumulator:
