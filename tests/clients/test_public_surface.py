@@ -25,7 +25,7 @@ def resources() -> Iterator[type]:
     for client in (Client, AsyncClient):
         for member in vars(client).values():
             if isinstance(member, property):
-                yield typing.get_type_hints(member.fget, localns=CHECKERS)["return"]
+                yield typing_extensions.get_type_hints(member.fget, localns=CHECKERS)["return"]
 
 
 CLASSES = [value for name in NAMES if inspect.isclass(value := getattr(draftline_client, name))]
@@ -89,10 +89,10 @@ def test_a_class_is_documented(cls: type) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__qualname__)
 def test_a_class_is_typed(cls: type) -> None:
-    hints = typing.get_type_hints(cls, localns=CHECKERS)
+    hints = typing_extensions.get_type_hints(cls, localns=CHECKERS)
     assert [name for name, hint in hints.items() if has_any(hint) and not name.startswith("_")] == []
     for name, function in methods(cls):
-        found = typing.get_type_hints(function, localns=CHECKERS)
+        found = typing_extensions.get_type_hints(function, localns=CHECKERS)
         parameters = list(inspect.signature(function).parameters)[1:]
         assert {*parameters, "return"} <= found.keys(), name
         assert not any(has_any(hint) for hint in found.values()), name
