@@ -70,6 +70,16 @@ def test_the_text_is_of_the_first_choice_and_comes_in_pieces(server: Any, client
     assert [choice.text for choice in stream.get_final_completion().choices] == ["ab", "xy"]
 
 
+def test_warnings_and_unknown_fields_of_every_chunk_are_kept(server: Any, client: Any) -> None:
+    def warned(name: str) -> bytes:
+        return event({**HEAD, "choices": [], "warnings": [{"param": name, "message": "no"}], name: 1})
+
+    server.then(server.stream(warned("a"), text("x"), warned("b"), LAST, DONE))
+    reply = client.completions.create(prompt="p", stream=True).get_final_completion()
+    assert [warning.param for warning in reply.warnings] == ["a", "b"]
+    assert reply.extra == {"a": 1, "b": 1}
+
+
 def test_what_was_read_before_is_in_the_whole_reply(server: Any, client: Any) -> None:
     server.then(server.stream(text("a"), text("b"), LAST, DONE))
     stream = client.completions.create(prompt="p", stream=True)

@@ -130,6 +130,12 @@ def test_the_items_of_a_response_are_typed_and_go_back_as_they_came(server: Any,
     assert sent == [*ITEMS[:3], plain]
 
 
+def test_what_an_item_does_not_have_does_not_go_back(client: Any, server: Any) -> None:
+    server.then(server.json(COMPLETED))
+    client.responses.create(input=[ResponseItem(type="newer", extra={"what": 1})])
+    assert server.requests[0].body["input"] == [{"type": "newer", "what": 1}]
+
+
 def test_a_response_that_breaks_says_what_had_come(server: Any, client: Any) -> None:
     server.then(server.stream(*events(*SCRIPT), then="drop"))
     with pytest.raises(StreamBrokenError) as caught:

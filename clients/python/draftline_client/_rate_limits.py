@@ -8,7 +8,7 @@ import httpx
 
 from draftline_client.types import RateLimit, RateLimits
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?", re.ASCII)
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?", re.ASCII)
 
 
 def parse_rate_limits(headers: httpx.Headers) -> RateLimits | None:
