@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from engine.bridge.async_engine import AsyncEngine
 from engine.interface.config import EngineConfig
 from engine.interface.pooling import Pooling
+from engine.loading.attention import load_attention_model
 from engine.loading.loader import load_engine
 from server.admission import Admission
 from server.api.responses.store import ResponseStore
@@ -48,6 +49,7 @@ def real_server() -> Iterator[RealServer]:
         chat_template=ChatTemplate(TEMPLATE, bos_token="", eos_token=""),
         max_token_bytes=5,
         embedding=EmbeddingModel(pooling=Pooling.LAST, hidden_size=checkpoint.config.hidden_size),
+        attention=load_attention_model(checkpoint),
     )
     state = ServerState(
         admission=Admission(max_open=1000),

@@ -112,13 +112,7 @@ def test_structured_answers_in_both_forms(client: Any) -> None:
         assert json.loads(client.chat.create(messages=HELLO, max_tokens=100, **option).text)["a"] in (1, 2)
 
 
-def needs(real: RealServer, path: str) -> None:
-    if path not in real.paths:
-        pytest.skip(f"this server has no {path}")
-
-
-def test_a_lookup_says_what_a_request_then_finds(client: Any, real: RealServer) -> None:
-    needs(real, "/v1/cache/lookup")
+def test_a_lookup_says_what_a_request_then_finds(client: Any) -> None:
     salt, text = secrets.token_hex(8), "the first words of it are shared, and so"
     lookup = client.cache.lookup(prompt=text, cache_salt=salt)
     assert (lookup.cached_tokens, lookup.end.reason) == (0, "never_seen")
@@ -140,9 +134,11 @@ def test_a_lookup_says_what_a_request_then_finds(client: Any, real: RealServer) 
     assert found.prompt_tokens == rendered.count
 
 
-def test_a_distribution_is_what_logprobs_show_a_part_of(client: Any, real: RealServer) -> None:
-    needs(real, "/v1/distribution")
-    distribution = client.distribution(prompt="tell me", priority=1)
+def test_a_distribution_is_what_logprobs_show_a_part_of(client: Any) -> None:
+    distribution = client.distribution(prompt="tell me", priority=1, top_logprobs=3)
+    likeliest = [(token.token_id, token.logprob) for token in distribution.top_logprobs]
+    assert likeliest == list(distribution.top(3))
+    assert distribution.top_logprobs[0].bytes == (distribution.top(1)[0][0],)
     assert len(distribution.logprobs) == distribution.vocab_size == 256
     greedy: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "logprobs": 1, "return_token_ids": True}
     reply = client.completions.create(prompt="tell me", **greedy)
@@ -152,12 +148,8 @@ def test_a_distribution_is_what_logprobs_show_a_part_of(client: Any, real: RealS
     assert distribution.usage.prompt_tokens == 7
 
 
-def test_attention_of_each_position_adds_up_to_one(client: Any, real: RealServer) -> None:
-    needs(real, "/v1/attention")
-    try:
-        found = client.attention(prompt="tell me", layer=1)
-    except NotFoundError as error:
-        pytest.skip(error.message)
+def test_attention_of_each_position_adds_up_to_one(client: Any) -> None:
+    found = client.attention(prompt="tell me", layer=1)
     assert "".join(token.text for token in found.tokens) == "tell me"
     assert (found.num_heads, found.layer) == (len(found.attention), 1)
     for head in found.attention:

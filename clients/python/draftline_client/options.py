@@ -274,6 +274,8 @@ class CacheLookupOptions(CallOptions, TemplateOptions, total=False):
 class DistributionOptions(ScheduledOptions, total=False):
     """Fields of `distribution` besides `prompt`."""
 
+    top_logprobs: Option[int]  # 0 to 100 likeliest tokens, with their texts and bytes
+
 
 class AttentionOptions(CallOptions, total=False):
     """Fields of `attention` besides `prompt`."""

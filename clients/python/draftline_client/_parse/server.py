@@ -17,6 +17,7 @@ from draftline_client.types import (
     Embedding,
     EmbeddingList,
     EmbeddingUsage,
+    LikelyToken,
     Model,
     ModelList,
     OpenRequest,
@@ -98,7 +99,18 @@ def parse_distribution(fields: Fields) -> Distribution:
         vocab_size=fields.integer("vocab_size"),
         logprobs=fields.floats("logprobs"),
         usage=fields.record("usage", parse_usage),
+        top_logprobs=fields.optional_records("top_logprobs", _parse_likely_token),
         **parse_delivered(fields),
+        extra=fields.extra(),
+    )
+
+
+def _parse_likely_token(fields: Fields) -> LikelyToken:
+    return LikelyToken(
+        token_id=fields.integer("token_id"),
+        token=fields.string("token"),
+        logprob=fields.number("logprob"),
+        bytes=fields.optional_integers("bytes"),
         extra=fields.extra(),
     )
 

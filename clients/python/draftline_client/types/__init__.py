@@ -47,6 +47,7 @@ from draftline_client.types.embeddings import (
 from draftline_client.types.inspection import (
     Attention,
     Distribution,
+    LikelyToken,
 )
 from draftline_client.types.provenance import (
     ProvenanceSummary,
@@ -110,6 +111,7 @@ __all__ = [
     "FunctionCallDelta",
     "InputTokensDetails",
     "JsonObject",
+    "LikelyToken",
     "Model",
     "ModelList",
     "OpenRequest",

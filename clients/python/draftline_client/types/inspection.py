@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 from draftline_client.types._record import Delivered
 from draftline_client.types.cache import PromptToken
+from draftline_client.types.chat import TopLogprob
 from draftline_client.types.usage import Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelyToken(TopLogprob):
+    """One of the likeliest tokens of a distribution."""
+
+    token_id: int  # in the vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +30,7 @@ class Distribution(Delivered):
     vocab_size: int  # of logprobs
     logprobs: Sequence[float] = field(hash=False, repr=False)  # by token id; float32, an `array.array`
     usage: Usage  # of the prompt
+    top_logprobs: tuple[LikelyToken, ...] = ()  # as many as were asked for, likeliest first
 
     def top(self, count: int) -> tuple[tuple[int, float], ...]:
         """Return the likeliest tokens as (token id, logprob), likeliest first; equal ones by their id."""
