@@ -1,6 +1,7 @@
 """hf:ORG/REPO: a Hugging Face repository, downloaded or from the local cache."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from engine.checkpoint.metadata import shorten
@@ -29,6 +30,13 @@ _FILES = (
 )
 
 
+def check_spec(spec: str) -> None:
+    """Raise CheckpointError for a spec that is misspelled, or when huggingface_hub is not installed."""
+    _match(spec)
+    if find_spec("huggingface_hub") is None:
+        raise _not_installed(spec)
+
+
 def download_repository(spec: str) -> Path:
     """Return the local folder of `hf:ORG/REPO` or `hf:ORG/REPO@REVISION`.
 
@@ -36,16 +44,11 @@ def download_repository(spec: str) -> Path:
     and HF_TOKEN mean what they mean there. Raises CheckpointError when huggingface_hub is not installed, or
     the repository is neither reachable nor in the cache.
     """
-    match = _SPEC.fullmatch(spec)
-    if match is None:
-        raise CheckpointError(f"{shorten(spec)}: must be hf:ORG/REPO or hf:ORG/REPO@REVISION")
+    match = _match(spec)
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise CheckpointError(
-            f"{spec}: huggingface_hub is not installed; run `pip install 'draftline[hub]'`, or pass the path "
-            "of a downloaded model"
-        ) from error
+        raise _not_installed(spec) from error
     try:
         folder = snapshot_download(
             match["repository"], revision=match["revision"], allow_patterns=list(_FILES)
@@ -57,6 +60,20 @@ def download_repository(spec: str) -> Path:
             "the model elsewhere and pass its folder"
         ) from error
     return Path(folder)
+
+
+def _match(spec: str) -> re.Match[str]:
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise CheckpointError(f"{shorten(spec)}: must be hf:ORG/REPO or hf:ORG/REPO@REVISION")
+    return match
+
+
+def _not_installed(spec: str) -> CheckpointError:
+    return CheckpointError(
+        f"{spec}: huggingface_hub is not installed; run `pip install 'draftline[hub]'`, or pass the path "
+        "of a downloaded model"
+    )
 
 
 def repository_name(spec: str) -> str:
