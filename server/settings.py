@@ -4,7 +4,7 @@ import argparse
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -70,12 +70,14 @@ class _HelpFormatter(argparse.HelpFormatter):
         "float": "NUMBER",
         "int": "NUMBER",
         "str": "TEXT",
+        "SecretStr": "KEY",
         "Sequence[SecretStr]": "KEY",
         "Sequence[str]": "TEXT",
     }
 
     def add_usage(self, _usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        super().add_usage("%(prog)s [--flag VALUE ...]", actions, groups, prefix)
+        positional = "".join(f" {action.metavar}" for action in actions if not action.option_strings)
+        super().add_usage(f"%(prog)s [--flag VALUE ...]{positional}", actions, groups, prefix)
 
     def add_argument(self, action: argparse.Action) -> None:
         action.metavar = self._METAVARS.get(str(action.metavar), action.metavar)
@@ -133,22 +135,6 @@ class ModelSettings(BaseSettings):
     num_draft_tokens: int = Field(
         _DEFAULT.num_draft_tokens, ge=1, le=MAX_DRAFT_TOKENS, description="guessed in one step at most"
     )
-
-
-class ChatSettings(ModelSettings):
-    """Talk to a model in the terminal.
-
-    Each flag is also an environment variable: --max-tokens is DRAFTLINE_MAX_TOKENS.
-    """
-
-    system: str | None = Field(None, description="system message")
-    temperature: float | None = Field(
-        None, ge=0, le=2, description="0 is greedy; the model's default if not given"
-    )
-    top_p: float | None = Field(None, gt=0, le=1, description="the model's default if not given")
-    top_k: int | None = Field(None, ge=-1, description="the model's default if not given")
-    seed: int | None = Field(None, description="drawn for each answer if not given")
-    max_tokens: PositiveInt | None = Field(None, description="of one answer; what fits if not given")
 
 
 class ServeSettings(ModelSettings):
@@ -299,9 +285,8 @@ def parse_settings(schema: type[SettingsT], arguments: Sequence[str], *, program
         raise ConfigError(_explain(error)) from None
 
 
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Return a line for each DRAFTLINE_ variable that no setting reads."""
-    schemas = (ServeSettings, ChatSettings)
+def unknown_variables(environment: Mapping[str, str], schemas: Iterable[type[ModelSettings]]) -> list[str]:
+    """Return a line for each DRAFTLINE_ variable that no setting of `schemas` reads."""
     known = {
         CACHE_VARIABLE,
         MAX_ISA_VARIABLE,

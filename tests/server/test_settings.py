@@ -10,11 +10,11 @@ from server.api_keys import ApiKey
 from server.settings import (
     CACHE_VARIABLE,
     DEFAULT_MODEL,
-    ChatSettings,
     ServeSettings,
     parse_settings,
     unknown_variables,
 )
+from server.terminal.settings import BenchSettings, ChatSettings, CompleteSettings
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_what_is_not_honoured_is_not_accepted(argument: str, capsys: pytest.Capt
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("schema", [ServeSettings, ChatSettings])
+@pytest.mark.parametrize("schema", [ServeSettings, ChatSettings, CompleteSettings, BenchSettings])
 def test_help_names_every_flag_and_no_python(
     schema: type[ServeSettings], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,14 +140,15 @@ def test_help_names_every_flag_and_no_python(
     assert raised.value.code == 0
     shown = capsys.readouterr().out
     for name in schema.model_fields:
-        assert f"--{name.replace('_', '-')}" in shown
+        assert "TEXT" in shown if name == "text" else f"--{name.replace('_', '-')}" in shown
     assert not any(word in shown for word in ("None", "tuple", "SecretStr", "ByteSize", "False"))
 
 
 def test_variables_that_nothing_reads_are_named() -> None:
     kubernetes = {"DRAFTLINE_PORT_80_TCP": "x", "DRAFTLINE_SERVICE_HOST": "x"}
     lines = unknown_variables(
-        {**kubernetes, "DRAFTLINE_PROT": "1", "DRAFTLINE_PORT": "1", "DRAFTLINE_CACHE_DIR": "x", "PATH": "x"}
+        {**kubernetes, "DRAFTLINE_PROT": "1", "DRAFTLINE_PORT": "1", "DRAFTLINE_CACHE_DIR": "x", "PATH": "x"},
+        [ServeSettings],
     )
     assert lines == ["the environment variable DRAFTLINE_PROT has no effect; did you mean DRAFTLINE_PORT?"]
 

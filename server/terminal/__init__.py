@@ -1,0 +1,1 @@
+"""Answers in a terminal: where they come from, how they are shown, and the conversation around them."""
