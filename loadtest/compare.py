@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from engine.loading.bandwidth import decode_limit, measure_bandwidth
 from loadtest import compare_report, rivals
-from loadtest.bandwidth import decode_limit, measure_bandwidth
 from loadtest.compare_cases import CASES, Scale
 from loadtest.environment import environment
 from loadtest.server_process import ServerProcess, ServerSpec, end_servers_on_signals

@@ -9,9 +9,7 @@ import argparse
 import json
 import statistics
 import time
-from typing import Any
 
-import numpy as np
 import torch
 
 from engine.checkpoint import load_checkpoint
@@ -21,16 +19,17 @@ from engine.interface.outputs import GenerationRequest
 from engine.interface.sampling_params import SamplingParams
 from engine.loading.backend import FusedBackend
 from engine.loading.loader import LoadedEngine, build_engine
+from engine.loading.offline import GREEDY, random_requests, run_requests
 from engine.loading.speculation import measure_step_costs
 from engine.speculative.step_costs import StepCosts
 from loadtest.environment import environment
 
-MIXED_PARAMS: tuple[dict[str, Any], ...] = (
-    {"temperature": 0.0},
-    {"temperature": 1.0},
-    {"temperature": 0.8, "top_k": 50},
-    {"temperature": 0.9, "top_p": 0.95},
-    {"temperature": 1.0, "min_p": 0.05},
+MIXED_PARAMS = (
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=0.8, top_k=50),
+    SamplingParams(temperature=0.9, top_p=0.95),
+    SamplingParams(temperature=1.0, min_p=0.05),
 )
 
 
@@ -38,30 +37,14 @@ def requests(
     vocab_size: int, count: int, num_prompt_tokens: int, num_tokens: int, seed: int, *, mixed: bool = False
 ) -> list[GenerationRequest]:
     """Random prompts; greedy, or a mixture of sampling parameters."""
-    rng = np.random.default_rng(seed)
-    return [
-        GenerationRequest(
-            prompt_token_ids=tuple(rng.integers(0, vocab_size, num_prompt_tokens).tolist()),
-            params=SamplingParams(
-                max_tokens=num_tokens,
-                ignore_eos=True,
-                **(MIXED_PARAMS[i % len(MIXED_PARAMS)] if mixed else MIXED_PARAMS[0]),
-            ),
-        )
-        for i in range(count)
-    ]
-
-
-def step_times(engine: Engine, generations: list[GenerationRequest]) -> tuple[list[float], list[float]]:
-    """Run to the end; return the seconds of the steps with prompt tokens and of the pure decodes."""
-    added = [engine.add_request(generation) for generation in generations]
-    prefills, decodes = list[float](), list[float]()
-    while engine.has_work:
-        decoding = all(r.num_output_tokens for r in added)
-        started = time.perf_counter()
-        engine.step()
-        (decodes if decoding else prefills).append(time.perf_counter() - started)
-    return prefills, decodes
+    return random_requests(
+        vocab_size,
+        count=count,
+        num_prompt_tokens=num_prompt_tokens,
+        num_tokens=num_tokens,
+        seed=seed,
+        params=MIXED_PARAMS if mixed else (GREEDY,),
+    )
 
 
 def kernel_shares(loaded: LoadedEngine, generations: list[GenerationRequest]) -> tuple[float, float]:
@@ -127,11 +110,13 @@ def measure(loaded: LoadedEngine, rounds: int) -> dict[str, object]:
     vocab_size, results = engine.limits.vocab_size, dict[str, list[float]]()
     for number in range(rounds):
         for batch in (1, 4, 16, 32):
-            _, decodes = step_times(engine, requests(vocab_size, batch, 128, 64, 1000 * number + batch))
+            decodes = run_requests(
+                engine, requests(vocab_size, batch, 128, 64, 1000 * number + batch)
+            ).decodes
             results.setdefault(f"decode_ms_batch_{batch}", []).append(1e3 * statistics.median(decodes))
-        _, decodes = step_times(engine, requests(vocab_size, 16, 128, 64, number, mixed=True))
+        decodes = run_requests(engine, requests(vocab_size, 16, 128, 64, number, mixed=True)).decodes
         results.setdefault("decode_ms_batch_16_mixed_sampling", []).append(1e3 * statistics.median(decodes))
-        prefills, _ = step_times(engine, requests(vocab_size, 1, 1000, 1, 77 + number))
+        prefills = run_requests(engine, requests(vocab_size, 1, 1000, 1, 77 + number)).prefills
         results.setdefault("prefill_1000_ms", []).append(1e3 * sum(prefills))
     ratios = [verification_ratios(engine) for _ in range(rounds)]
     results |= {name: [ratio[name] for ratio in ratios] for name in ratios[0]}

@@ -28,7 +28,7 @@ from server.text import ChatTemplate, ContentGuard, Tokenizer, find_fill_in_midd
 
 def load_served_model(settings: ModelSettings) -> ServedModel:
     """Load the model that `settings` name and start its engine; raises DraftlineError."""
-    config = _engine_config(settings)
+    config = engine_config(settings)
     checkpoint = load_checkpoint(settings.model)
     name = settings.served_model_name if isinstance(settings, ServeSettings) else None
     with _naming(checkpoint):
@@ -62,8 +62,8 @@ def load_served_model(settings: ModelSettings) -> ServedModel:
     )
 
 
-def _engine_config(settings: ModelSettings) -> EngineConfig:
-    """Take the settings that are fields of EngineConfig, by name."""
+def engine_config(settings: ModelSettings) -> EngineConfig:
+    """Return the settings that are fields of EngineConfig, taken by name."""
     names = {field.name for field in fields(EngineConfig)}
     values: dict[str, Any] = {name: _plain(value) for name, value in settings if name in names}
     if not isinstance(settings, ServeSettings):

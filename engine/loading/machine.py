@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,14 @@ def memory_errors(what: str, advice: str, device: torch.device) -> Iterator[None
             raise
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
         raise ConfigError(f"{what} cannot be allocated: {free:,} bytes are free; {advice}") from error
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def device_name(device: torch.device) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import bandwidth, charts, compare, compare_report, rivals
+from engine.loading import bandwidth
+from loadtest import charts, compare, compare_report, rivals
 from loadtest.compare_cases import MEASURES
 from loadtest.environment import ROOT
 from loadtest.server_process import ServerProcess, ServerSpec, server_processes

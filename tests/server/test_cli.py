@@ -17,7 +17,9 @@ from server.cli import main
 from server.commands.banner import Address, print_banner
 from tests.fakes import FakeEngine
 from tests.server.harness import served_model
-from tests.terminal.pseudo_terminal import PseudoTerminal
+from tests.terminal.pseudo_terminal import ROOT, PseudoTerminal
+
+PAIR = ROOT / "tests/assets/pair"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -204,3 +206,18 @@ def test_the_banner_fits_80_columns_and_its_command_can_be_pasted(needs_key: boo
 def test_the_banner_with_a_unix_socket() -> None:
     shown = banner(Address(url="http://localhost", curl="curl --unix-socket /run/draftline.sock"))
     assert "curl --unix-socket /run/draftline.sock -N http://localhost/v1/completions" in shown
+
+
+def test_bench_prints_what_it_measured_and_on_what() -> None:
+    finished = run("bench", "--model", str(PAIR / "draft"), "--rounds", "1", "--kernels", "torch")
+    assert finished.returncode == 0, finished.stderr
+    for part in ("kernels torch", "no HTTP", "decode, 8 streams", "tok/s", "new", "cached", "memory limit"):
+        assert part in finished.stdout
+    assert finished.stderr == ""
+
+
+def test_bench_as_json() -> None:
+    finished = run("bench", "--json", "--model", str(PAIR / "draft"), "--rounds", "1", "--kernels", "torch")
+    result = json.loads(finished.stdout)
+    assert result["info"]["kernels"] == "torch"
+    assert result["decode_tokens_per_second"]["1"] > 0

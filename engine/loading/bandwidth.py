@@ -7,7 +7,7 @@ import torch
 
 
 def measure_bandwidth(num_bytes: int = 2**30, *, repeats: int = 9) -> dict[str, float]:
-    """Stream over a buffer far larger than the caches with every core; return the median and best GB/s.
+    """Stream over a buffer far larger than the caches with torch's threads; return the median and best GB/s.
 
     It is a sum of 64-bit integers by torch, which reads as fast as a loop in C here and needs no compiler.
     """
