@@ -70,6 +70,8 @@ def _render(renderable: Text | Markdown, console: Console, width: int) -> list[s
     lines = [line.rstrip(" ") for line in captured.get().split("\n")]
     while lines and not lines[-1]:
         lines.pop()
+    while lines and not lines[0]:  # rich begins a list with one
+        lines.pop(0)
     return lines
 
 

@@ -77,9 +77,9 @@ class SessionTotals:
         rates = sorted(self._rates)
         median = f", median {rates[len(rates) // 2]:,.1f} tok/s" if rates else ""
         lines = [f"{_count(self._num_answers, 'answer')}, {_count(self._tokens, 'token')}{median}"]
-        lines.append(f"{self._cached_tokens:,} of {self._prompt_tokens:,} prompt tokens cached")
+        lines.append(f"{self._cached_tokens:,}/{self._prompt_tokens:,} prompt tokens cached")
         if self._drafted_tokens:
-            lines.append(f"{self._accepted_tokens:,} of {self._drafted_tokens:,} drafts accepted")
+            lines.append(f"{self._accepted_tokens:,}/{self._drafted_tokens:,} drafts accepted")
         return [*lines, f"last answer: {self.last}"]
 
 
