@@ -21,7 +21,7 @@ class FakeBackend:
     description = "no model at all"
 
     async def close(self) -> None:
-        print("backend closed", flush=True)
+        pass
 
     def complete(self, prompt: str, params: AnswerParams) -> AsyncGenerator[AnswerEvent, None]:
         return self.chat([Message(role="user", content=prompt)], params)
