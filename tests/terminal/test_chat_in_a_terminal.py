@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.terminal.pseudo_terminal import PseudoTerminal
 
+LOCAL_MODES = 3  # place in what tcgetattr returns
 UP, ALT_ENTER, CTRL_C, CTRL_D = "\x1b[A", "\x1b\r", "\x03", "\x04"
 
 
@@ -144,6 +146,7 @@ def test_what_is_typed_during_an_answer_waits_for_the_prompt(tmp_path: Path) -> 
         terminal.type(f"file {answer}\r")
         terminal.wait_until(lambda: "one" in terminal.lines)
         terminal.type("say typed ahead")
+        assert not terminal.modes[LOCAL_MODES] & termios.ECHO
         with answer.open("a") as file:
             file.write("twoEND")
         terminal.wait_for("> say typed ahead")
@@ -151,6 +154,15 @@ def test_what_is_typed_during_an_answer_waits_for_the_prompt(tmp_path: Path) -> 
         assert terminal.text.count("typed ahead") == 1, "it was echoed into the answer"
         terminal.type("\r")
         terminal.wait_for("seed 4711", count=2)
+        leave(terminal)
+
+
+def test_keys_of_several_lines_that_are_typed_during_an_answer_that_is_stopped(tmp_path: Path) -> None:
+    with chatting(tmp_path) as terminal:
+        terminal.type("begin half\r")
+        terminal.wait_until(lambda: "half" in terminal.lines)
+        terminal.type(f"one{ALT_ENTER}two\r" + CTRL_C)  # Ctrl-C discards nothing
+        terminal.wait_for('["u:begin half", "a:half", "u:one\\ntwo"]')
         leave(terminal)
 
 
@@ -224,6 +236,24 @@ def test_a_resize_while_an_answer_streams(tmp_path: Path) -> None:
         assert words.count("Title") == words.count("an item") == words.count("last paragraph") == 1
         assert "size40 size100 size60" in words
         assert words.count("word") == words.count("early") == 15
+        leave(terminal)
+
+
+def test_a_resize_while_code_that_is_longer_than_the_screen_streams(tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    answer.write_text("```\n" + "".join(f"line {number}\n" for number in range(40)))
+    with chatting(tmp_path, lines=20) as terminal:
+        terminal.type(f"file {answer}\r")
+        terminal.wait_for("line 39")
+        terminal.resize(100, 60)
+        with answer.open("a") as file:
+            file.write("line 40\n")
+        terminal.wait_for("line 40")
+        with answer.open("a") as file:
+            file.write("```\nthe endEND")
+        terminal.wait_for("seed 4711")
+        numbers = [int(number) for number in re.findall(r"line (\d+)", "\n".join(terminal.lines))]
+        assert numbers == list(range(41)), "the screen has room for all of it now"
         leave(terminal)
 
 

@@ -131,6 +131,25 @@ def test_our_own_server_says_everything() -> None:
     )
 
 
+def test_an_answer_that_is_stopped_ends_at_the_server_too() -> None:
+    engine = FakeEngine(lambda _: say("hello"))
+    engine.hold()
+
+    async def run(url: str) -> None:
+        backend = await open_http_backend(url, model=None, api_key=None)
+        events = backend.chat(HELLO, AnswerParams())
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.to_thread(engine.wait_until, lambda: engine.num_open == 1)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await events.aclose()
+        await backend.close()
+
+    with serving(engine) as server:
+        asyncio.run(run(f"{server.url}/v1"))
+        engine.wait_until(lambda: engine.num_aborted == 1)
+
+
 def test_a_completion_from_our_own_server() -> None:
     engine = FakeEngine(lambda _: say("hello", eos=True))
     with serving(engine) as server:
