@@ -18,7 +18,7 @@ STATIC = ROOT.parent
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
 @pytest.mark.parametrize(
-    ("page_path", "num_files", "others"), [("/", 6, {"docs"}), ("/docs", 4, {"data:,", "openapi.json"})]
+    ("page_path", "num_files", "others"), [("/", 9, {"docs"}), ("/docs", 4, {"data:,", "openapi.json"})]
 )
 def test_a_page_and_all_that_it_loads_come_from_here_without_a_key(keys, page_path, num_files, others):
     with serving(FakeEngine(), keys=keys) as server:
