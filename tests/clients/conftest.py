@@ -273,8 +273,8 @@ def build(request: pytest.FixtureRequest, sleeps: list[float]) -> Iterator[Calla
 
 
 @pytest.fixture
-def connect(build: Callable[..., Any], server: ScriptedServer) -> Callable[..., Any]:
-    """Build a client of the scripted server."""
+def connect(server: ScriptedServer, build: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a client of the scripted server, which outlives it: an open connection would hold its end up."""
     return lambda **options: build(**{"base_url": server.url, **options})
 
 
