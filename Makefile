@@ -24,12 +24,15 @@ $(VENV)/.installed: pyproject.toml setup.py clients/python/pyproject.toml Makefi
 serve: install
 	$(BIN)/draftline serve $(ARGS)
 
+# A process for each core, four at most; the tests of a file stay together, for they share what is slow to start.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 test: install lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 # As on a processor without AVX-512: hidden from torch, from oneDNN and from the CPU kernels.
 test-avx2: install
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DRAFTLINE_MAX_CPU_ISA=avx2 $(BIN)/pytest $(ARGS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 DRAFTLINE_MAX_CPU_ISA=avx2 $(BIN)/pytest $(PARALLEL) $(ARGS)
 
 # Third-party clients against a real server, from an environment of their own: some minutes to install. TORCH as above.
 ECOSYSTEM := .venv-ecosystem

@@ -76,9 +76,23 @@ def _render(renderable: Text | Markdown, console: Console, width: int) -> list[s
 
 
 class _Code(CodeBlock):
-    """Code in the terminal's own colours, indented, every line on its own: what follows changes none."""
+    """Code in the terminal's own colours, indented, every line on its own: what follows changes none.
+
+    Above it stands what the fence says of it: an answer may end with that line.
+    """
+
+    def __init__(self, lexer_name: str, theme: str, info: str) -> None:
+        super().__init__(lexer_name, theme)
+        self.info = info
+
+    @classmethod
+    def create(cls, markdown: Markdown, token: Token) -> "_Code":
+        """Return the element of a token."""
+        return cls(token.info.partition(" ")[0] or "text", markdown.code_theme, token.info.strip())
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.info:
+            yield Text(self.info, style="dim")
         yield Syntax(
             str(self.text).rstrip("\n"),
             self.lexer_name,

@@ -6,7 +6,7 @@ import re
 
 import pyte
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -128,6 +128,7 @@ MARKS = [
 WORDS = st.sampled_from(["word", "word", " ", "\n", "\n\n", "|", "|---|\n", *MARKS])
 
 
+@example("```word", 1, 20, 4)
 @settings(max_examples=200, deadline=None)
 @given(st.lists(WORDS, max_size=40).map("".join), st.integers(1, 9), st.integers(20, 60), st.integers(4, 20))
 def test_words_are_neither_lost_nor_shown_twice(text: str, size: int, columns: int, lines: int) -> None:
