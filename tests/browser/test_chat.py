@@ -118,10 +118,27 @@ def test_a_schema_holds_and_a_broken_one_is_named(page):
     page.say("Invent a person.")
     page.wait_for_answer()
     assert isinstance(json.loads(page.answers()[0]["text"])[name], int)
-    assert "grammar" in {entry["source"] for entry in page.answers()[0]["provenance"]}
     use(page, schema="{")
     page.say("Another.")
     assert page.one(".problem").text.startswith("JSON schema: ")
+
+
+def test_tokens_that_a_grammar_forces_are_its_own(page):
+    page.open()
+    answer = page.run(
+        "const { askWhole, CHAT } = await import('/static/playground/answers.js');"
+        "return askWhole(CHAT, args[0]);",
+        {
+            "messages": [{"role": "user", "content": "Say it."}],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "it", "schema": {"const": "a b c d e f"}},
+            },
+            "speculation": {"mode": "ngram", "k": 4},  # a length of its own: whether it pays does not matter
+        },
+    )
+    assert json.loads(answer["text"]) == "a b c d e f"
+    assert "grammar" in {entry["source"] for entry in answer["provenance"]}
 
 
 def test_tools_are_called(page):
@@ -205,3 +222,21 @@ def test_a_refused_request_says_why_and_the_next_one_works(page):
     page.click("Send", ".message")
     page.wait(lambda: page.answers() and page.answers()[-1]["text"], "an answer")
     page.log("browser")  # Chromium notes the 400 as an error
+
+
+def test_a_branch_begun_while_another_answer_grows_ends_that_one(page, server):
+    page.open()
+    use(page, max_tokens=10, seed=4)
+    page.say("Name a colour.")
+    page.wait_for_answer()
+    page.click("Tokens", ".answer")
+    page.nth(2, ".answer [role=option]").click()
+    page.wait(lambda: page.all(".bar button"), "the bars")
+    use(page, max_tokens=1500)
+    page.say(STORY)
+    page.wait(lambda: len(page.all(".message.is-assistant")[-1].text) > 40, "some of the story")
+    page.all(".bar button")[0].click()
+    page.wait(lambda: len(page.answers()) == 2 and page.answers()[1]["usage"], "the branch")
+    page.wait(lambda: not server.get("/v1/requests").json()["data"], "the story's end")
+    page.wait(lambda: page.all(".composer button[type=submit]"), "nothing to run")
+    assert len(page.stored()["conversations"][0]["messages"]) == 2

@@ -52,21 +52,26 @@ export function Chat() {
   const { messages, id } = conversation;
   const [running, setRunning] = useState(null); // { control, place }
   const [error, setError] = useState(null);
-  useEffect(() => () => running?.control.abort(), [running?.control]);
+  const active = useRef(null); // the control of what runs, which the next run ends
+  useEffect(() => () => active.current?.abort(), []);
   useFollowing(running !== null, messages);
 
   async function start(place, makeAnswers) {
     const control = new AbortController();
     const variant =
       current().conversations.find((one) => one.id === id).messages[place]?.variants?.length ?? 0;
+    active.current?.abort();
+    active.current = control;
     setError(null);
     setRunning({ control, place });
     if (variant === 0)
       updateMessages(id, (all) => [...all.slice(0, place), { role: "assistant", variants: [], shown: 0 }]);
     try {
       await follow(makeAnswers(control.signal), (answer) => putVariant(id, place, variant, answer));
+    } catch (problem) {
+      if (problem.name !== "AbortError") setError(problem);
     } finally {
-      setRunning(null);
+      if (active.current === control) setRunning(null);
       updateMessages(id, (all) =>
         all.filter((message) => message.role !== "assistant" || message.variants.length),
       );

@@ -37,6 +37,8 @@ export function Completion() {
     setControl(running);
     try {
       await follow(makeAnswers(running.signal), (grown) => put(variant, grown));
+    } catch (problem) {
+      if (problem.name !== "AbortError") setError(problem);
     } finally {
       setControl(null);
     }

@@ -146,7 +146,15 @@ export function Settings({ isChat }) {
         min="1"
         settings=${settings}
       />
-      <${NumberField} name="seed" label="seed" hint="a new one each time" step="1" settings=${settings} />
+      <${NumberField}
+        name="seed"
+        label="seed"
+        hint="a new one each time"
+        step="1"
+        min=${Number.MIN_SAFE_INTEGER}
+        max=${Number.MAX_SAFE_INTEGER}
+        settings=${settings}
+      />
     </div>
     <label class="field is-wide"
       ><span>Speculation <small>changes the speed, never the answer</small></span>

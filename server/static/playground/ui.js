@@ -102,9 +102,10 @@ export function Dialog({ title, onClose, children }) {
   </dialog>`;
 }
 
-/** A button that copies `text` and says so. */
+/** A button that copies `text` and says so; browsers give pages from http:// elsewhere than here no clipboard. */
 export function CopyButton({ text }) {
   const [isCopied, setCopied] = useState(false);
+  if (!navigator.clipboard) return null;
   async function copy() {
     await navigator.clipboard.writeText(text);
     setCopied(true);
