@@ -102,7 +102,7 @@ export function Dialog({ title, onClose, children }) {
   </dialog>`;
 }
 
-/** A button that copies `text` and says so; browsers give pages from http:// elsewhere than here no clipboard. */
+/** A button that copies `text` and says so; none where browsers give a page no clipboard: without TLS, from elsewhere. */
 export function CopyButton({ text }) {
   const [isCopied, setCopied] = useState(false);
   if (!navigator.clipboard) return null;
