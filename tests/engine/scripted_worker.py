@@ -57,6 +57,7 @@ def main(gate: Path, socket_fd: int, manifest_fd: int) -> None:
             time.sleep(600)
         if tokens[-1] == STOP:
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(600)  # this thread may run on for a moment
         if tokens[-1] == RAISE:
             raise RuntimeError("scripted")
         if tokens[-1] == EXIT:
