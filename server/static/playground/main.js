@@ -6,7 +6,7 @@ import { Completion } from "./completion.js";
 import { Monitor } from "./monitor.js";
 import { update, useStore } from "./store.js";
 import { Tokens } from "./tokens.js";
-import { html, render, useEffect, useRef, useState } from "./ui.js";
+import { html, render, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./ui.js";
 
 const VIEWS = {
   chat: ["Chat", Chat],
@@ -86,13 +86,25 @@ function KeyForm({ retry }) {
   </form>`;
 }
 
+/** Tell whether the system asks for dark pages, and render again when it changes its mind. */
+function useSystemIsDark() {
+  const query = useMemo(() => matchMedia("(prefers-color-scheme: dark)"), []);
+  const [isDark, setDark] = useState(query.matches);
+  useEffect(() => {
+    const follow = () => setDark(query.matches);
+    query.addEventListener("change", follow);
+    return () => query.removeEventListener("change", follow);
+  }, [query]);
+  return isDark;
+}
+
 function ThemeButton() {
   const { theme } = useStore();
-  const isDark = theme === "dark" || (theme === "" && matchMedia("(prefers-color-scheme: dark)").matches);
-  useEffect(() => {
-    if (theme) document.documentElement.dataset.theme = theme;
-    else delete document.documentElement.dataset.theme;
-  }, [theme]);
+  const systemIsDark = useSystemIsDark();
+  const isDark = theme === "" ? systemIsDark : theme === "dark";
+  useLayoutEffect(() => {
+    document.documentElement.dataset.theme = isDark ? "dark" : "light";
+  }, [isDark]);
   return html`<button type="button" onClick=${() => update({ theme: isDark ? "light" : "dark" })}>
     ${isDark ? "Light" : "Dark"}
   </button>`;
