@@ -1,0 +1,1 @@
+"""Kernels for CUDA in Triton, each beside its twin in plain torch."""

@@ -1,0 +1,1 @@
+"""The CUDA kernels again in plain torch, with the same signatures: slow, for any device, and for tests."""
