@@ -34,6 +34,11 @@ class RowCursor:
         self.draft_token_ids: list[int] = []
 
     @property
+    def request_id(self) -> int:
+        """Whose rows these are."""
+        return self._request.request_id
+
+    @property
     def row(self) -> SampledRow:
         """What chooses the token after the drafts so far."""
         request, position = self._request, self._request.num_tokens + len(self.draft_token_ids)

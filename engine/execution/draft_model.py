@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.core.executor import DraftJob, DraftOutput, DraftPass
+from engine.execution.growing_draft import GrowingDraft
 from engine.interface.sampled_row import SampledRow
-from engine.model.model_input import ModelInput, TokenSpan, lay_out
+from engine.model.model_input import ModelInput, lay_out
 from engine.sampling.sampler import Sampler
 
 
@@ -65,7 +66,7 @@ class DraftModel:
     @torch.inference_mode()
     def draft(self, jobs: Sequence[DraftJob]) -> DraftOutput:
         """Guess tokens for each job, which end early where one would end the answer."""
-        growing, passes = [_GrowingDraft(job) for job in jobs], list[DraftPass]()
+        growing, passes = [GrowingDraft(job) for job in jobs], list[DraftPass]()
         active = self._run_chain(growing, passes)
         while active:
             drafting = [draft for draft in active if draft.span.num_logits]
@@ -77,7 +78,7 @@ class DraftModel:
                 draft.feed_last()
         return DraftOutput(tuple([tuple(draft.cursor.draft_token_ids) for draft in growing]), tuple(passes))
 
-    def _run_chain(self, active: "list[_GrowingDraft]", passes: list[DraftPass]) -> "list[_GrowingDraft]":
+    def _run_chain(self, active: list[GrowingDraft], passes: list[DraftPass]) -> list[GrowingDraft]:
         """Draft in one go what all drafts have in common, where that is possible; return what goes on."""
         drafting = [draft for draft in active if draft.span.num_logits]
         num_steps = min((draft.length for draft in drafting), default=0)
@@ -97,7 +98,7 @@ class DraftModel:
         return active
 
     def _run(
-        self, active: "list[_GrowingDraft]", drafting: "list[_GrowingDraft]", passes: list[DraftPass]
+        self, active: list[GrowingDraft], drafting: list[GrowingDraft], passes: list[DraftPass]
     ) -> list[int]:
         """Run the model over the spans of all and choose a token for each that drafts."""
         started = time.perf_counter()
@@ -111,40 +112,6 @@ class DraftModel:
         passes.append(DraftPass(len(model_input.token_id_list), len(drafting), 1, seconds))
         return token_ids
 
-    def _lay_out(self, drafts: "Sequence[_GrowingDraft]") -> ModelInput:
+    def _lay_out(self, drafts: Sequence[GrowingDraft]) -> ModelInput:
         spans = [draft.span for draft in drafts]
         return lay_out(spans, block_size=self._block_size, device=self._device)
-
-
-class _GrowingDraft:
-    """One request's draft while it is made, and the tokens that the next pass reads for it."""
-
-    def __init__(self, job: DraftJob) -> None:
-        self.cursor = job.cursor
-        self.length = job.length
-        self._block_ids = job.block_ids
-        self._end = job.first_position + len(job.token_ids)  # positions that the model has read, or reads now
-        self.span = TokenSpan(job.token_ids, job.first_position, job.block_ids, int(job.length > 0))
-
-    @property
-    def can_be_chained(self) -> bool:
-        """True where no row of the draft needs more than temperature, filters and noise."""
-        return not self.cursor.looks_back and self.cursor.row.params.is_plain
-
-    def append_chain(self, token_ids: Sequence[int]) -> None:
-        """Add tokens that were made in one go, each read to guess the next, up to one that ends the draft."""
-        for count, token_id in enumerate(token_ids):
-            self._end += count > 0
-            self.cursor.append(token_id)
-            if self.cursor.is_complete:
-                return
-
-    def feed_last(self) -> None:
-        """Read the last token of the draft, to guess the one after it."""
-        self.span = TokenSpan(self.cursor.draft_token_ids[-1:], self._end, self._block_ids, 1)
-        self._end += 1
-
-    @property
-    def is_complete(self) -> bool:
-        """True at its length, and after a token that would end the answer."""
-        return len(self.cursor.draft_token_ids) >= self.length or self.cursor.is_complete

@@ -9,18 +9,14 @@ from torch import Tensor
 
 from engine.core.executor import DraftJob, DraftOutput, FinishedStep
 from engine.execution.draft_model import DraftModel, LoadedModel
+from engine.execution.prompts import pool_prompts, score_prompts
 from engine.interface.batch import PENDING_TOKEN, Batch, SamplerOutput
-from engine.interface.outputs import TokenLogprobs
 from engine.kv_cache.persistence import BlockStorage
 from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage
 from engine.model.model_input import ModelInput, build_model_input
-from engine.model.pooling import fixed_point_sum
-from engine.sampling.logprobs import token_logprobs
-from engine.sampling.sampler import Sampler, broken_rows
-
-_SCORED_ROWS = 64  # prompt tokens scored at once: bounds the logits held to this many rows
+from engine.sampling.sampler import Sampler
 
 
 class TorchModel(NamedTuple):
@@ -116,44 +112,11 @@ def run_in_torch(
 ) -> SamplerOutput:
     """Run a batch with hidden states and logits as tensors."""
     hidden = model(model_input)
-    prompt_logprobs, faults = _score_prompts(model, sampler.vocab_size, batch, hidden)
-    pooled, broken = _pool_prompts(model, batch, hidden)
+    prompt_logprobs, faults = score_prompts(model, sampler.vocab_size, batch, hidden)
+    pooled, broken = pool_prompts(model, batch, hidden)
     faults.update(broken, model_input.faults.nonzero().flatten().tolist())
     output, rows = SamplerOutput((), ()), batch.rows
     if rows:
         output = sampler(model.compute_logits(model_input.take_logits_rows(hidden)), rows)
         faults.update(model_input.logits_rows[row] for row in output.faults)
     return output._replace(faults=frozenset(faults), prompt_logprobs=prompt_logprobs, pooled=pooled)
-
-
-def _score_prompts(
-    model: LoadedModel, vocab_size: int, batch: Batch, hidden: Tensor
-) -> tuple[tuple[tuple[TokenLogprobs, ...], ...], set[int]]:
-    """Return the logprobs of prompt tokens, chunk by chunk, and the tokens with broken logits."""
-    scores, start, faults = list[tuple[TokenLogprobs, ...]](), 0, set[int]()
-    for chunk in batch.chunks:
-        if chunk.scored is not None:
-            first, targets, found = start + chunk.scored.first_row, chunk.scored.token_ids, []
-            for offset in range(0, len(targets), _SCORED_ROWS):
-                part = targets[offset : offset + _SCORED_ROWS]
-                rows = hidden[first + offset : first + offset + len(part)]
-                logits = model.compute_logits(rows)[:, :vocab_size]
-                found += token_logprobs(logits, part, [chunk.scored.num_top] * len(part))
-                faults.update(first + offset + row for row in broken_rows(logits))
-            scores.append(tuple(found))
-        start += chunk.num_tokens
-    return tuple(scores), faults
-
-
-def _pool_prompts(model: LoadedModel, batch: Batch, hidden: Tensor) -> tuple[tuple[bytes, ...], set[int]]:
-    """Return the sum of each chunk that is pooled, and the tokens whose hidden states are not finite."""
-    sums, start, faults = list[bytes](), 0, set[int]()
-    for chunk in batch.chunks:
-        if chunk.pooled_from is not None:
-            first = start + chunk.pooled_from
-            rows = model.normalize(hidden[first : start + chunk.num_tokens])
-            is_broken = ~rows.isfinite().all(dim=-1)
-            faults.update(first + row for row in is_broken.nonzero().flatten().tolist())
-            sums.append(fixed_point_sum(rows.nan_to_num()).cpu().numpy().astype("<i8").tobytes())
-        start += chunk.num_tokens
-    return tuple(sums), faults

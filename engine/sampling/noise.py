@@ -26,10 +26,15 @@ class NoiseKey:
 
 def noise_key(seed: int, choice: int, position: int) -> NoiseKey:
     """Mix seed (64-bit, signed or not), choice number and position; each step is a bijection of 64 bits."""
-    state = _mix_64(seed & _MASK_64)
-    state = _mix_64(state ^ (choice & _MASK_64))
-    state = _mix_64(state ^ position)
+    low, high = noise_base(seed, choice)
+    state = _mix_64(((high << 32 & _MASK_64) | (low & 0xFFFFFFFF)) ^ position)
     return NoiseKey(low=_signed_32(state), high=_signed_32(state >> 32))
+
+
+def noise_base(seed: int, choice: int) -> tuple[int, int]:
+    """Mix all but the position, as two signed 32-bit integers, low and high."""
+    state = _mix_64(_mix_64(seed & _MASK_64) ^ (choice & _MASK_64))
+    return _signed_32(state), _signed_32(state >> 32)
 
 
 def gumbel_noise(keys: list[NoiseKey], num_tokens: int, *, device: torch.device) -> Tensor:

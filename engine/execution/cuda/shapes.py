@@ -1,0 +1,64 @@
+"""Step shapes: to which sizes steps are padded, so that few graphs serve all of them."""
+
+from typing import NamedTuple
+
+from engine.kernels.cuda.step_buffers import StepShape
+
+_ALIGNMENT = 16
+_SMALL = (1, 2, 4, 8)
+_TILE_TOKENS = (2, 4, 8, 16, 64)  # a tile of one token marks a decode step
+
+
+class ShapeRules(NamedTuple):
+    """The largest step, and how wide a query tile may be."""
+
+    max_tokens: int
+    max_rows: int  # and as many requests
+    max_tile_tokens: int  # at least 2
+
+    def decode(self, num_rows: int) -> StepShape:
+        """Return the shape of a step in which each of so many requests runs one token."""
+        padded = pad(num_rows)
+        return StepShape(padded, padded, 1, padded)
+
+    def of(self, num_tokens: int, longest: int, num_tiles: int, num_rows: int) -> StepShape:
+        """Return the shape of a step of any kind, of whose requests the longest runs so many tokens.
+
+        There is always a token of padding where tiles or rows are padded, for these to point to.
+        """
+        tokens = pad_tokens(num_tokens + 1)
+        return StepShape(tokens, pad(num_tiles), self.tile_tokens(longest), pad(num_rows) if num_rows else 0)
+
+    def tile_tokens(self, num_tokens: int) -> int:
+        """Return how many tokens of a request go through attention together, where it has so many."""
+        wide_enough = [width for width in _TILE_TOKENS if width >= num_tokens]
+        return min([*wide_enough, self.max_tile_tokens])
+
+    @property
+    def decode_shapes(self) -> list[StepShape]:
+        """The shapes of all decode steps, the largest first."""
+        sizes = {pad(num_rows) for num_rows in range(1, self.max_rows + 1)}
+        return [self.decode(size) for size in sorted(sizes, reverse=True)]
+
+    @property
+    def max_padded_rows(self) -> int:
+        """Rows of the largest step, padding included."""
+        return pad(self.max_rows)
+
+    @property
+    def max_padded_tokens(self) -> int:
+        """Tokens of the largest step, padding included."""
+        return max(pad_tokens(self.max_tokens + 1), self.max_padded_rows)
+
+
+def pad(count: int) -> int:
+    """Return the number of rows or tiles that a step of so many is padded to."""
+    return next((size for size in _SMALL if size >= count), -(-count // _ALIGNMENT) * _ALIGNMENT)
+
+
+def pad_tokens(count: int) -> int:
+    """Return the number of tokens that a step of so many is padded to: long ones by an eighth at most."""
+    step = _ALIGNMENT
+    while step * 16 < count:
+        step *= 2
+    return -(-count // step) * step
