@@ -125,6 +125,13 @@ class ModelSettings(BaseSettings):
     kv_cache_memory: MemorySize | None = Field(
         None, description="for keys and values, as 512MiB or 2GiB; chosen from what is free if not given"
     )
+    gpu_memory_utilization: float | None = Field(
+        _DEFAULT.gpu_memory_utilization,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory for this server: weights, buffers, keys and values; 0.9 if not "
+        "given",
+    )
     block_size: PositiveInt = Field(_DEFAULT.block_size, description="tokens in a block of the KV cache")
     speculation: SpeculationChoice = Field(
         "auto", description="how to guess ahead for requests that do not say; never changes an answer"

@@ -27,7 +27,8 @@ class EngineConfig:
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
     block_size: int = 16
-    kv_cache_memory: int | None = None  # bytes
+    kv_cache_memory: int | None = None  # bytes; chosen from what is free if not given
+    gpu_memory_utilization: float | None = None  # of a GPU's memory, weights and all; 0.9 if not given
     enable_prefix_caching: bool = True
     kv_cache_dir: str | None = None  # where cached blocks outlive the process
     kv_cache_dir_size: int = 4 * 2**30  # bytes of it at most
@@ -46,6 +47,10 @@ class EngineConfig:
             _check_choice("quantization", self.quantization, get_args(Quantization))
         for name in _AT_LEAST_ONE:
             _check_at_least_one(name, getattr(self, name))
+        if self.gpu_memory_utilization is not None and not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
         if self.stream_interval < 0.0:
             raise ConfigError(f"stream_interval must be at least 0 seconds, got {self.stream_interval}")
         if self.steps_ahead < 0:

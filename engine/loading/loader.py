@@ -22,7 +22,16 @@ from engine.interface.info import EngineInfo
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.loading.backend import Backend, ExecutorShape, ModelExecutor, ModelSource, choose_backend
-from engine.loading.kv_memory import available_memory, choose_num_blocks, default_kv_cache_memory
+from engine.loading.kv_memory import (
+    GPU_MARGIN_BYTES,
+    GPUMemory,
+    available_memory,
+    check_kv_cache_fits,
+    choose_num_blocks,
+    default_kv_cache_memory,
+    kv_cache_bytes_on_gpu,
+    measure_gpu_memory,
+)
 from engine.loading.machine import (
     choose_device,
     choose_dtype,
@@ -40,6 +49,7 @@ from engine.sampling.grammar_compiler import GrammarCompiler
 logger = logging.getLogger(__name__)
 
 _KV_ADVICE = "lower kv_cache_memory, max_num_seqs or max_model_len"
+_UNMEASURED_SHARE = 0.05  # of a card, kept for the temporaries of steps in plain torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,7 @@ def build_engine(
     device = choose_device(config.device)
     num_threads = choose_num_threads()
     keep_freed_memory()
+    at_start = _look_at_device(config, device)
     if KV_SPLIT % config.block_size:
         raise ConfigError(f"block_size must divide {KV_SPLIT}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)
@@ -87,7 +98,7 @@ def build_engine(
     target, draft = (_source(one, config, max_model_len, device) for one in (checkpoint, draft_checkpoint))
     assert target is not None
     loaded = backend.load(target, draft)
-    num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, device)
+    num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, at_start)
     max_model_len = _fit_max_model_len(config, max_model_len, num_blocks)
     info = EngineInfo(
         device=device_name(device),
@@ -190,22 +201,38 @@ def _bytes_per_block(config: EngineConfig, sources: Sequence[Checkpoint], backen
     return sum(backend.kv_bytes_per_block(one.config, config.block_size) for one in sources)
 
 
+def _look_at_device(config: EngineConfig, device: torch.device) -> GPUMemory | None:
+    """Measure a GPU before anything is loaded; on a CPU warn of what is set in vain."""
+    utilization = config.gpu_memory_utilization
+    if utilization is not None and (device.type == "cpu" or config.kv_cache_memory is not None):
+        reason = "the device is cpu" if device.type == "cpu" else "kv_cache_memory is set"
+        logger.warning("gpu_memory_utilization %g has no effect: %s", utilization, reason)
+    return None if device.type == "cpu" else measure_gpu_memory(device)
+
+
 def _choose_num_blocks(
     config: EngineConfig,
     sources: Sequence[Checkpoint],
     backend: Backend,
     max_model_len: int,
-    device: torch.device,
+    at_start: GPUMemory | None,
 ) -> int:
     """Return how many blocks fit, of the target and of the draft model: both have the same."""
     bytes_per_block = _bytes_per_block(config, sources, backend)
+    blocks_per_request = -(-max_model_len // config.block_size)
+    memory = config.kv_cache_memory
+    if memory is None:
+        needed = bytes_per_block * (1 if config.max_model_len is None else blocks_per_request)
+        memory = default_kv_cache_memory() if at_start is None else _left_on_gpu(config, at_start, needed)
     num_blocks = choose_num_blocks(
         bytes_per_block=bytes_per_block,
-        max_useful_blocks=config.max_num_seqs * -(-max_model_len // config.block_size),
-        memory=config.kv_cache_memory or default_kv_cache_memory(device),
+        max_useful_blocks=config.max_num_seqs * blocks_per_request,
+        memory=memory,
     )
     num_bytes = num_blocks * bytes_per_block
-    if device.type == "cpu" and num_bytes > available_memory():
+    if at_start is not None:
+        check_kv_cache_fits(num_bytes, free=measure_gpu_memory(torch.device("cuda")).free)
+    elif num_bytes > available_memory():
         logger.warning(
             "kv_cache_memory: %d bytes of keys and values, of which %d are free; the system may end this "
             "process as they fill",
@@ -213,6 +240,19 @@ def _choose_num_blocks(
             available_memory(),
         )
     return num_blocks
+
+
+def _left_on_gpu(config: EngineConfig, at_start: GPUMemory, needed: int) -> int:
+    """Return the bytes for keys and values beside weights that are loaded and steps in plain torch."""
+    now = measure_gpu_memory(torch.device("cuda"))
+    return kv_cache_bytes_on_gpu(
+        total=now.total,
+        free=now.free,
+        used_by_this_process=now.used_by_this_process(at_start),
+        utilization=config.gpu_memory_utilization,
+        needed=needed,
+        margin=max(GPU_MARGIN_BYTES, int(now.total * _UNMEASURED_SHARE)),
+    )
 
 
 def _fit_max_model_len(config: EngineConfig, max_model_len: int, num_blocks: int) -> int:

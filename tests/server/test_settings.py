@@ -61,9 +61,11 @@ def test_the_environment_says_the_same_and_flags_win(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DRAFTLINE_PORT", "9000")
     monkeypatch.setenv("DRAFTLINE_MAX_QUEUE", "7")
     monkeypatch.setenv("DRAFTLINE_NO_PREFIX_CACHING", "1")
+    monkeypatch.setenv("DRAFTLINE_GPU_MEMORY_UTILIZATION", "0.5")
     monkeypatch.setenv("DRAFTLINE_API_KEY", "key-number-one, key-number-two")
     settings = parse("--port", "9001")
     assert (settings.port, settings.max_queue, settings.no_prefix_caching) == (9001, 7, True)
+    assert settings.gpu_memory_utilization == 0.5
     assert settings.all_keys() == TWO_KEYS
 
 
@@ -78,6 +80,8 @@ def test_memory_sizes(text: str, num_bytes: int) -> None:
     ("flag", "value", "parts"),
     [
         ("--port", "99999", ["65535", "'99999'"]),
+        ("--gpu-memory-utilization", "1.5", ["DRAFTLINE_GPU_MEMORY_UTILIZATION", "less than or equal to 1"]),
+        ("--gpu-memory-utilization", "0", ["greater than 0", "'0'"]),
         ("--port", "http", ["valid integer", "'http'"]),
         ("--device", "tpu", ["'auto', 'cpu' or 'cuda'", "'tpu'"]),
         ("--max-model-len", "0", ["greater than 0", "'0'"]),
