@@ -38,8 +38,8 @@ from engine.loading.machine import (
     choose_num_threads,
     device_name,
     keep_freed_memory,
-    memory_errors,
 )
+from engine.loading.memory_errors import LoadStage, memory_errors, stage_errors
 from engine.loading.persistence import open_persistent_cache
 from engine.loading.speculation import build_speculator, check_draft
 from engine.model.attention_tiles import KV_SPLIT
@@ -119,7 +119,8 @@ def build_engine(
     num_bytes = num_blocks * _bytes_per_block(config, sources, backend)
     with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
         executor = loaded.build_executor(_shape(config, info, vocab_size))
-    engine = _assemble(checkpoint, config, executor, info, vocab_size)
+    with stage_errors(LoadStage.FIRST_STEPS, device):
+        engine = _assemble(checkpoint, config, executor, info, vocab_size)
     return LoadedEngine(engine=engine, info=info, backend=backend)
 
 
@@ -207,7 +208,10 @@ def _look_at_device(config: EngineConfig, device: torch.device) -> GPUMemory | N
     if utilization is not None and (device.type == "cpu" or config.kv_cache_memory is not None):
         reason = "the device is cpu" if device.type == "cpu" else "kv_cache_memory is set"
         logger.warning("gpu_memory_utilization %g has no effect: %s", utilization, reason)
-    return None if device.type == "cpu" else measure_gpu_memory(device)
+    if device.type == "cpu":
+        return None
+    with stage_errors(LoadStage.CONTEXT, device):
+        return measure_gpu_memory(device)
 
 
 def _choose_num_blocks(

@@ -3,14 +3,13 @@
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine.interface.errors import ConfigError
-from engine.loading.kv_memory import available_memory
+from engine.loading.memory_errors import memory_errors as memory_errors
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _NEVER_RETURN = 2**30  # bytes
@@ -60,19 +59,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _NEVER_RETURN)
 
 
-@contextmanager
-def memory_errors(what: str, advice: str, device: torch.device) -> Iterator[None]:
-    """Turn a failed allocation into a ConfigError: what did not fit, what is free, what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        is_about_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_about_memory and "allocate memory" not in str(error):  # torch's words on a CPU
-            raise
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-        raise ConfigError(f"{what} cannot be allocated: {free:,} bytes are free; {advice}") from error
-
-
 def cpu_name() -> str:
     """Return what the processor calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -84,3 +70,38 @@ def cpu_name() -> str:
 def device_name(device: torch.device) -> str:
     """Return what people call this device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPU:
+    """What a kernel's launch depends on."""
+
+    name: str
+    capability: tuple[int, int]  # as (9, 0) of sm_90
+    num_multiprocessors: int
+    shared_memory_per_block: int  # bytes that a block may ask for
+    total_memory: int  # bytes
+
+
+_SHARED_MEMORY = {
+    **dict.fromkeys(((8, 0), (8, 7)), 163),
+    **dict.fromkeys(((8, 6), (8, 9), (12, 0), (12, 1)), 99),
+    **dict.fromkeys(((9, 0), (10, 0), (10, 3), (11, 0)), 227),
+}
+"""KiB that a block may ask for, by capability (CUDA C++ Programming Guide, technical specifications)."""
+
+_LEAST_SHARED_MEMORY = 48  # KiB: what every card gives
+
+
+def describe_gpu(device: torch.device) -> GPU:
+    """Return what a CUDA device is; where torch does not say it, shared memory is the capability's."""
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    known = _SHARED_MEMORY.get(capability, _LEAST_SHARED_MEMORY) * 1024
+    return GPU(
+        name=properties.name,
+        capability=capability,
+        num_multiprocessors=properties.multi_processor_count,
+        shared_memory_per_block=getattr(properties, "shared_memory_per_block_optin", known),
+        total_memory=properties.total_memory,
+    )
