@@ -53,9 +53,14 @@ def check_finite(name: str, tensor: StoredTensor) -> None:
     else:
         return  # made by this program
     if not is_finite:
-        raise CheckpointError(
-            f"{describe(name, tensor)} holds NaN or infinity: the file is damaged, or its training diverged"
-        )
+        raise not_finite_error(name, tensor)
+
+
+def not_finite_error(name: str, tensor: StoredTensor) -> CheckpointError:
+    """Return the error for a tensor with a value that is NaN or infinite."""
+    return CheckpointError(
+        f"{describe(name, tensor)} holds NaN or infinity: the file is damaged, or its training diverged"
+    )
 
 
 def _is_gguf_finite(tensor: GGUFTensor) -> bool:

@@ -1,6 +1,7 @@
 """StoredTensor's two kinds: quantised or plain blocks of a GGUF file, and what torch can map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +46,32 @@ class GGUFTensor:
 
     def dequantize(self) -> torch.Tensor:
         """Return the weight as float32 of `shape`, in memory of its own."""
+        with self._reading():
+            return torch.from_numpy(self._float32()).reshape(self.shape)
+
+    def read_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return some rows of one or two dimensions: plain numbers in their dtype, blocks as float32.
+
+        Raises CheckpointError when the bytes cannot be read.
+        """
+        rows = self.stored_rows
+        rows = rows[start:stop] if self.row_order is None else rows[self.row_order[start:stop]]
+        dtype = PLAIN_FORMATS.get(self.format)
+        with self._reading():
+            if dtype is None:
+                values = torch.from_numpy(_dequantize_rows(rows, self.format))
+            else:
+                values = torch.from_numpy(np.array(rows)).view(dtype)
+            return values.reshape(-1, *self.shape[1:])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         try:
-            values = self._float32()
+            yield
         except (ValueError, MemoryError, NotImplementedError) as error:
             raise CheckpointError(
                 f"{self.path}: tensor {self.name} ({self.format}) cannot be read: {error}"
             ) from error
-        return torch.from_numpy(values).reshape(self.shape)
 
     def _float32(self) -> npt.NDArray[np.float32]:
         rows = self.raw
@@ -95,6 +115,10 @@ class TorchTensor:
     def dequantize(self) -> torch.Tensor:
         """Return the weight as float32 of `shape`, in memory of its own."""
         return self.mapped().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def read_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return some rows as the file has them; nothing is copied."""
+        return self.mapped()[start:stop]
 
     def mapped(self) -> torch.Tensor:
         """Return the values as the file has them, in our orientation; nothing is copied."""

@@ -64,7 +64,16 @@ def _prepack(weight: Tensor) -> Tensor:
 
 def take_linear(weights: Weights, sizes: Mapping[str, int], in_features: int, *, bias: bool) -> Linear:
     """Take layers that share their input, each with its out_features, as one with outputs side by side."""
-    weight = torch.cat([weights.take(f"{name}.weight", size, in_features) for name, size in sizes.items()])
+    weight = take_stacked(weights, {f"{name}.weight": size for name, size in sizes.items()}, in_features)
     if not bias:
         return Linear(weight)
-    return Linear(weight, torch.cat([weights.take(f"{name}.bias", size) for name, size in sizes.items()]))
+    return Linear(weight, take_stacked(weights, {f"{name}.bias": size for name, size in sizes.items()}))
+
+
+def take_stacked(weights: Weights, sizes: Mapping[str, int], *row_shape: int) -> Tensor:
+    """Take tensors, each of so many rows, one below the other, straight into the one that they make."""
+    stacked = torch.empty(sum(sizes.values()), *row_shape, dtype=weights.dtype, device=weights.device)
+    parts = torch.split(stacked, list(sizes.values()))
+    for name, part in zip(sizes, parts, strict=True):
+        weights.take_into(name, part)
+    return stacked

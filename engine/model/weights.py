@@ -9,6 +9,7 @@ from torch import Tensor
 from engine.checkpoint.checkpoint import StoredTensor
 from engine.checkpoint.finite import check_finite
 from engine.checkpoint.stored_tensor import describe
+from engine.checkpoint.streaming import stream_tensor, too_large_error
 from engine.interface.errors import CheckpointError
 
 
@@ -32,14 +33,27 @@ class Weights:
 
     def take(self, name: str, *shape: int) -> Tensor:
         """Return the tensor of this name; raises CheckpointError when missing, misshapen or not finite."""
-        tensor = self.stored(name, *shape).dequantize().to(device=self.device, dtype=self.dtype)
-        if self.dtype is torch.float16 and not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{describe(name, self._tensors[name])} has values too large for float16; use --dtype "
-                "bfloat16 or float32"
-            )
-        self.num_bytes += tensor.numel() * tensor.element_size()
+        if streams_to(self.device):
+            tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
+            self.take_into(name, tensor)
+            return tensor
+        tensor = self.stored(name, *shape).dequantize().to(self.dtype)
+        self._check_float16(name, tensor)
+        self.num_bytes += tensor.nbytes
         return tensor
+
+    def take_into(self, name: str, destination: Tensor) -> None:
+        """Write the tensor of this name, of the shape of `destination`, into that; raises as take() does.
+
+        `destination` is of our dtype on our device, as the rows of a larger tensor are.
+        """
+        if streams_to(self.device):
+            stream_tensor(name, self._find(name, tuple(destination.shape)), destination)
+            self._untaken.discard(name)
+        else:
+            destination.copy_(self.stored(name, *destination.shape).dequantize())
+            self._check_float16(name, destination)
+        self.num_bytes += destination.nbytes
 
     def take_float32(self, name: str, *shape: int) -> Tensor:
         """Return the tensor in float32 on the CPU, whatever the dtype of the model; not counted."""
@@ -47,6 +61,17 @@ class Weights:
 
     def stored(self, name: str, *shape: int) -> StoredTensor:
         """Return the tensor as the file holds it; raises CheckpointError as take() does."""
+        stored = self._find(name, shape)
+        if name in self._untaken:
+            check_finite(name, stored)
+            self._untaken.discard(name)
+        return stored
+
+    def _check_float16(self, name: str, tensor: Tensor) -> None:
+        if self.dtype is torch.float16 and not torch.isfinite(tensor).all():
+            raise too_large_error(name, self._tensors[name])
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         stored = self._tensors.get(name)
         if stored is None:
             raise CheckpointError(
@@ -58,9 +83,6 @@ class Weights:
                 f"{describe(name, stored)} has shape {list(stored.shape)}, but the configuration says "
                 f"{list(shape)}"
             )
-        if name in self._untaken:
-            check_finite(name, stored)
-            self._untaken.discard(name)
         return stored
 
     def finish(self) -> None:
@@ -72,3 +94,8 @@ class Weights:
                 f"{describe(names[0], self._tensors[names[0]])}{more}: a model of this configuration has "
                 "no place for it; it is of another architecture, or an adapter that was not merged"
             )
+
+
+def streams_to(device: torch.device) -> bool:
+    """Tell whether tensors go to this device piece by piece; on a CPU they are checked faster as bits."""
+    return device.type != "cpu"
