@@ -6,9 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from engine.interface.info import EngineInfo
 from engine.interface.outputs import FinishReason
 from engine.interface.stats import EngineStats
 
@@ -85,13 +92,16 @@ class ServerMetrics(Collector):
         self._key_tokens: Counter[tuple[str, str]] = Counter()  # by name and kind
         self._model_name = ""
         self._stats: Callable[[], EngineStats] | None = None
+        self._info: EngineInfo | None = None
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def publish(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+    def publish(
+        self, model_name: str, stats: Callable[[], EngineStats], info: EngineInfo | None = None
+    ) -> None:
         """Report the engine behind `stats` under `model_name` from now on."""
         self._model_name = model_name
-        self._stats = stats
+        self._stats, self._info = stats, info
 
     def count_finished(self, reason: FinishReason) -> None:
         """Count one choice that ended."""
@@ -118,6 +128,8 @@ class ServerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every metric."""
         yield from self._server_metrics()
+        if self._info is not None:
+            yield _engine_info(self._info, self._model_name)
         if self._stats is not None:
             yield from _engine_metrics(self._stats(), self._model_name)
 
@@ -157,6 +169,15 @@ class ServerMetrics(Collector):
             for (name, kind), count in self._key_tokens.items():
                 tokens.add_metric([name, kind], count)
             yield tokens
+
+
+def _engine_info(info: EngineInfo, model_name: str) -> Metric:
+    family = InfoMetricFamily(
+        "draftline_engine", "What runs the model, and what is promised of its answers.", labels=["model_name"]
+    )
+    names = ("device", "kernels", "dtype", "kv_cache_dtype", "numerics")
+    family.add_metric([model_name], {name: getattr(info, name) for name in names})
+    return family
 
 
 def _engine_metrics(stats: EngineStats, model_name: str) -> Iterator[Metric]:

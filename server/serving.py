@@ -114,7 +114,7 @@ class ServerState:
     def publish(self, model: ServedModel) -> None:
         """Begin to serve `model`."""
         self.model = model
-        self.metrics.publish(model.name, model.engine.stats)
+        self.metrics.publish(model.name, model.engine.stats, model.engine.info)
 
     def start_draining(self) -> None:
         """Refuse new work from now on."""

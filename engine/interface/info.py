@@ -1,6 +1,9 @@
 """EngineInfo: what was chosen at start-up."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+NumericsLevel = Literal["bitwise", "tolerance"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +22,5 @@ class EngineInfo:
     weight_bytes: int  # of the model, without the draft model
     speculation: str = "off"  # of requests that do not say
     draft_model: str | None = None
+    numerics: NumericsLevel = "bitwise"  # tolerance: batches may change a token where two are all but equal
+    numerics_reason: str | None = None  # why it is no more than that

@@ -40,6 +40,7 @@ from engine.loading.machine import (
     keep_freed_memory,
 )
 from engine.loading.memory_errors import LoadStage, memory_errors, stage_errors
+from engine.loading.numerics import torch_numerics
 from engine.loading.persistence import open_persistent_cache
 from engine.loading.speculation import build_speculator, check_draft
 from engine.model.attention_tiles import KV_SPLIT
@@ -100,6 +101,7 @@ def build_engine(
     loaded = backend.load(target, draft)
     num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, at_start)
     max_model_len = _fit_max_model_len(config, max_model_len, num_blocks)
+    numerics = torch_numerics(device)  # the CPU kernels promise what torch does there
     info = EngineInfo(
         device=device_name(device),
         dtype=backend.dtype_name,
@@ -113,6 +115,8 @@ def build_engine(
         weight_bytes=target.weights.num_bytes,
         speculation=config.speculation,
         draft_model=None if draft_checkpoint is None else draft_checkpoint.name,
+        numerics=numerics.level,
+        numerics_reason=numerics.reason,
     )
     # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
     vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))

@@ -54,9 +54,14 @@ async def retrieve_model(request: Request) -> Response:
     return json_response(_anthropic_card(model) if _is_anthropic(request) else _model_card(model))
 
 
-async def show_version(request: Request) -> Response:  # noqa: ARG001 - the signature of an endpoint
-    """Return the server's version."""
-    return json_response({"version": installed_version()})
+async def show_version(request: Request) -> Response:
+    """Return the server's version, and once its model is there what runs it and what that promises."""
+    model, shown = server_state(request).model, dict[str, object](version=installed_version())
+    info = None if model is None else model.engine.info
+    if info is not None:
+        fields = ("device", "kernels", "dtype", "kv_cache_dtype", "numerics", "numerics_reason")
+        shown["engine"] = {name: getattr(info, name) for name in fields}
+    return json_response(shown)
 
 
 async def tokenizer_info(request: Request) -> Response:  # as vLLM's, which lm-eval reads

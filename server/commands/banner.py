@@ -41,8 +41,17 @@ def _print_engine(console: Console, info: EngineInfo) -> None:
     console.print(f"weights   {info.dtype}, {mebibytes(info.weight_bytes)}")
     console.print(f"KV cache  {info.kv_cache_dtype}, {mebibytes(info.kv_cache_bytes)}: {num_tokens:,} tokens")
     console.print(f"          or {num_requests:,.1f} requests of {info.max_model_len:,} tokens at once")
+    console.print(f"numerics  {describe_numerics(info)}")
     with_draft = f", draft model {escape(info.draft_model)}" if info.draft_model else ""
-    console.print(f"guessing  {info.speculation}{with_draft}: answers stay the same")
+    promise = "answers stay the same" if info.numerics == "bitwise" else "the same up to rounding"
+    console.print(f"guessing  {info.speculation}{with_draft}: {promise}")
+
+
+def describe_numerics(info: EngineInfo) -> str:
+    """Say what is promised of answers, for people."""
+    if info.numerics == "bitwise":
+        return "bitwise: the same tokens alone and in any batch"
+    return f"tolerance: {escape(info.numerics_reason or 'the reason is not known')}"
 
 
 def _curl_command(address: Address) -> str:

@@ -187,9 +187,19 @@ def test_the_banner_says_what_is_served_on_what() -> None:
         "as stored, 256 MiB",
         "bfloat16, 65,536 MiB: 2,097,152 tokens",
         "256.0 requests of 8,192 tokens",
+        "numerics  bitwise: the same tokens alone and in any batch",
         "auto, draft model small: answers stay the same",
     ):
         assert part in shown
+
+
+def test_the_banner_says_why_bits_may_differ() -> None:
+    reason = "cuBLAS chooses its kernels by the number of rows"
+    info = replace(ENGINE_INFO, device="NVIDIA H200", numerics="tolerance", numerics_reason=reason)
+    shown = banner(Address(url="http://127.0.0.1:8000"), info)
+    assert f"numerics  tolerance: {reason}\n" in shown
+    assert "draft model small: the same up to rounding" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("needs_key", [False, True])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.interface.info import EngineInfo
 from server.api.openapi import RANGES
 from server.logs import JsonFormatter, TextFormatter
 from server.text import Tokenizer
@@ -120,6 +121,45 @@ def test_tokenize_messages(server: RunningServer) -> None:
 def test_a_large_text_is_tokenised_too(server: RunningServer) -> None:
     reply = server.client.post("/tokenize", json={"prompt": "ab" * 20_000}).json()
     assert reply["count"] == 40_000
+
+
+def test_version_and_metrics_say_what_is_promised_of_answers() -> None:
+    reason = "cuBLAS chooses its kernels by the number of rows"
+    engine = FakeEngine()
+    engine.info = EngineInfo(
+        device="NVIDIA H200",
+        dtype="bfloat16",
+        kernels="torch",
+        kv_cache_dtype="bfloat16",
+        num_threads=1,
+        max_model_len=1024,
+        block_size=16,
+        num_kv_blocks=64,
+        kv_cache_bytes=1,
+        weight_bytes=1,
+        numerics="tolerance",
+        numerics_reason=reason,
+    )
+    expected = {
+        "device": "NVIDIA H200",
+        "kernels": "torch",
+        "dtype": "bfloat16",
+        "kv_cache_dtype": "bfloat16",
+    }
+    with serving(engine) as server:
+        shown = server.client.get("/version").json()
+        assert shown["engine"] == expected | {"numerics": "tolerance", "numerics_reason": reason}
+        [line] = [
+            line
+            for line in server.client.get("/metrics").text.splitlines()
+            if line.startswith("draftline_engine_info{")
+        ]
+    assert line.endswith("} 1.0")
+    for name, value in (expected | {"numerics": "tolerance", "model_name": "fake"}).items():
+        assert f'{name}="{value}"' in line
+    with serving(FakeEngine(), is_loading=True) as server:
+        assert set(server.client.get("/version").json()) == {"version"}
+        assert "draftline_engine_info" not in server.client.get("/metrics").text
 
 
 def test_version_and_docs(server: RunningServer) -> None:
