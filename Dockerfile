@@ -1,13 +1,16 @@
-# draftline as a container: no compiler, no root, a root file system that may be read-only.
+# draftline as a container: no root, a root file system that may be read-only, and no compiler but for a GPU's.
 #
 #   docker build -t draftline --build-arg TORCH_INDEX=<index URL of PyTorch's CPU wheels> .
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 -v draftline:/var/cache/draftline draftline
+#   docker build -t draftline-cuda --build-arg VARIANT=cuda .
+#   docker run --gpus all --read-only --tmpfs /tmp -p 8000:8000 -v draftline:/var/cache/draftline draftline-cuda
 #
 # Arguments: BASE_IMAGE, VARIANT (cpu or cuda: the build fails if the torch that pip chose is not of this kind),
 # TORCH (which torch: 2.13.0, or a requirement), TORCH_INDEX (where from; the default index holds CUDA builds on x86-64, several GB of
 # them), MODEL (a name of `draftline models` to bake in: then no volume and no network is needed),
 # VERSION, REVISION and CREATED (for the labels).
 ARG BASE_IMAGE=python:3.11-slim
+ARG VARIANT=cpu
 
 FROM ${BASE_IMAGE} AS build
 RUN apt-get update -q \
@@ -42,7 +45,24 @@ RUN cd /opt/draftline/lib/python3*/site-packages/torch \
  && rm -rf include test bin/*[Tt]est* bin/protoc* lib/*test*.so \
  && find /opt/draftline -name '*.a' -delete
 
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS runtime-cpu
+
+# Triton, which comes with torch's CUDA wheels and brings its own assembler (ptxas), builds its interface to the
+# driver when it first runs: that takes a C compiler and the headers of libc and Python. No CUDA toolkit.
+FROM ${BASE_IMAGE} AS runtime-cuda
+RUN apt-get update -q \
+ && apt-get install -y -q --no-install-recommends gcc libc6-dev \
+ && if [ ! -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include", "posix_prefix"))')/Python.h" ]; then \
+      apt-get install -y -q --no-install-recommends python3-dev; fi \
+ && rm -rf /var/lib/apt/lists/*
+# Compiled kernels lie in the cache volume. It must not be mounted noexec, as docker mounts a tmpfs.
+# Triton asks ldconfig for libcuda.so.1 and then looks here: where the driver is mounted without ldconfig's cache
+# being renewed (a read-only root), and where Kubernetes engines put it.
+ENV TRITON_CACHE_DIR=/var/cache/draftline/triton \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib64:/usr/lib/x86_64-linux-gnu:/usr/lib/aarch64-linux-gnu \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM runtime-${VARIANT}
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent draftline
 COPY --from=build /opt/draftline /opt/draftline
 COPY --from=build --chown=10001:10001 /models /var/cache/draftline

@@ -10,7 +10,16 @@ from loadtest.environment import ROOT
 from server.settings import ServeSettings
 
 PAGE = (ROOT / "deploy" / "README.md").read_text()
-OTHERS = {"--build", "--build-arg", "--read-only", "--tmpfs", "--cap-drop", "--headless", "--prometheus"}
+OTHERS = {
+    "--build",
+    "--build-arg",
+    "--read-only",
+    "--tmpfs",
+    "--cap-drop",
+    "--gpus",
+    "--headless",
+    "--prometheus",
+}
 
 
 def flags_of_the_load_tests() -> set[str]:
