@@ -55,6 +55,11 @@ def _best_of_chunks(
     pointer = row_pointer(logits, logits_stride, adjusted, adjusted_stride, is_adjusted, row, HAS_ADJUSTED)
     x = tl.load(pointer + tokens, mask=is_token, other=float("-inf"))
     is_broken = tl.max(tl.where(x < float("inf"), 0, 1), 0) > 0
+    if HAS_ADJUSTED:  # a broken logit may have been banned meanwhile
+        raw = tl.load(
+            logits + row.to(tl.int64) * logits_stride + tokens, mask=is_token, other=float("-inf")
+        )
+        is_broken = is_broken | (tl.max(tl.where(raw < float("inf"), 0, 1), 0) > 0)
     request = state + tl.load(row_requests + row).to(tl.int64) * state_width
     temperature = state_float(request, _TEMPERATURE)
     if (temperature > 0.0) & (is_broken == 0):

@@ -15,7 +15,7 @@ from engine.sampling.row_processors import has_bans
 
 Words = npt.NDArray[np.int32]
 
-ENTRY_WORDS = 16
+ENTRY_WORDS = 17
 """Numbers of an entry, in this order; an offset counts from the buffer's start, -1 as a length means no mask."""
 
 ROW, REPETITION, FREQUENCY, PRESENCE = 0, 1, 2, 3  # penalties: float bits
@@ -25,6 +25,7 @@ BIASED, NUM_BIASED = 8, 9  # token ids, then as many float bits
 BANNED, NUM_BANNED = 10, 11  # token ids
 ALLOWED, ALLOWED_WORDS = 12, 13  # a bit per token
 GRAMMAR, GRAMMAR_WORDS = 14, 15  # a bit per token, as the grammar gives it
+HAS_BANS = 16  # 1: where the grammar leaves nothing of the others, it alone decides
 
 
 def pack_adjustments(rows: Sequence[tuple[int, SampledRow]], vocab_size: int) -> Words:
@@ -63,6 +64,7 @@ class _Packer:
         banned, allowed = _bans(row, vocab_size)
         words[BANNED : BANNED + 2] = self._append(len(banned), _integers(banned))
         words[ALLOWED : ALLOWED + 2] = self._append_mask(allowed)
+        words[HAS_BANS] = has_bans(row)
         words[GRAMMAR : GRAMMAR + 2] = self._append_mask(history.token_bitmask)
 
     def words(self) -> Words:

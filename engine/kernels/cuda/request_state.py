@@ -12,6 +12,10 @@ MIN_P = 5  # float bits; 0: off
 TYPICAL_P = 6  # float bits; 1: off
 NOISE_LOW = 7  # with NOISE_HIGH the 64 bits that (seed, choice) are mixed to
 NOISE_HIGH = 8
+COUNT_ROW = 9  # of the table of token counts; -1: none
+REPETITION_PENALTY = 10  # float bits, as the other two; read where there is a count row
+FREQUENCY_PENALTY = 11
+PRESENCE_PENALTY = 12
 BLOCK_TABLE = 16  # the first of the columns that hold block ids
 
 _ALIGNMENT = 4  # columns, so that a row begins at a multiple of 16 bytes
@@ -28,6 +32,7 @@ class RequestState:
         self.max_blocks = max_blocks
         width = -(-(BLOCK_TABLE + max_blocks) // _ALIGNMENT) * _ALIGNMENT
         self.table = torch.zeros(max_requests + 1, width, dtype=torch.int32, device=device)
+        self.table[:, COUNT_ROW] = -1
         self.table[self.null_request, BLOCK_TABLE:] = null_block
 
     @property

@@ -35,7 +35,7 @@ def choose(
     is_best = sums == sums.amax(dim=-1, keepdim=True)
     token_ids = torch.arange(vocab_size, device=x.device).expand_as(sums)
     tokens = token_ids.masked_fill(~is_best, vocab_size).amin(dim=-1)
-    is_broken = ~(x < float("inf")).all(dim=-1)
+    is_broken = ~((x < float("inf")) & (logits[:num_rows, :vocab_size] < float("inf"))).all(dim=-1)
     buffers.results[:num_rows] = tokens.masked_fill(is_broken, 0).int()
     is_reported = is_broken & (requests != state.null_request)
     buffers.faults[buffers.row_tokens[:num_rows][is_reported]] = 1
