@@ -1,6 +1,6 @@
 """Verification of drafts: how many were right, and what the request's next step begins with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import triton
 import triton.language as tl
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from engine.kernels.cuda.dependent_launch import wait_for_inputs
 from engine.kernels.cuda.request_state import LAST_TOKEN, NEXT_POSITION, RequestState
+from engine.kernels.cuda.sampling_variants import divisible_arguments
 from engine.kernels.cuda.step_buffers import StepBuffers, StepShape
 from engine.kernels.cuda.variants import Variant
 
-OPTIONS = {"num_warps": 4, "num_stages": 1}
+OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 _LAST_TOKEN: tl.constexpr = tl.constexpr(LAST_TOKEN)
 _NEXT_POSITION: tl.constexpr = tl.constexpr(NEXT_POSITION)
@@ -30,7 +31,7 @@ def rows_of_tile(tile, tile_starts, tile_lengths, token_requests, row_tokens, ro
     return request, is_row & (tokens >= start) & (tokens < end) & (owners == request)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["state_width", "null_request", "num_rows"])
 def _accept_drafts(
     tile_starts, tile_lengths, token_requests, token_ids, row_tokens, row_requests, row_positions, results,
     faults, state, state_width, null_request, num_accepted, num_rows,
@@ -82,7 +83,7 @@ def accept_drafts(
     )  # fmt: skip
 
 
-def variants(num_rows: int = 64) -> Iterator[Variant]:
+def variants(num_rows: int, *, dependent: Sequence[bool] = (False,)) -> Iterator[Variant]:
     """Yield what the server may launch for a step of so many rows."""
     pointers = (
         *("tile_starts", "tile_lengths", "token_requests", "token_ids", "row_tokens", "row_requests"),
@@ -90,6 +91,7 @@ def variants(num_rows: int = 64) -> Iterator[Variant]:
     )
     signature = dict.fromkeys(pointers, "*i32")
     signature |= dict.fromkeys(("state_width", "null_request", "num_rows"), "i32")
-    for pdl in (False, True):
+    for pdl in dependent:
         constants = {"MAX_ROWS": triton.next_power_of_2(num_rows), "PDL": pdl}
-        yield Variant(_accept_drafts, signature, constants, OPTIONS, frozenset(pointers))
+        options = OPTIONS | {"launch_pdl": pdl}
+        yield Variant(_accept_drafts, signature, constants, options, divisible_arguments(signature))

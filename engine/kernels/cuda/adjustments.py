@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.kernels.cuda import packed_adjustments as packing
 from engine.kernels.cuda.request_state import RequestState
 from engine.kernels.cuda.row_source import state_float
+from engine.kernels.cuda.sampling_variants import divisible_arguments
 from engine.kernels.cuda.sampling_workspace import CHUNK, SamplingWorkspace
 from engine.kernels.cuda.step_buffers import StepBuffers
 from engine.kernels.cuda.token_counts import penalised_by_counts
@@ -110,7 +111,7 @@ def _adjust_entry(
     tl.store(row_start + tokens, x, mask=is_token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["state_width", "counts_stride"])
 def _adjust_chunks(
     logits, logits_stride, adjusted, adjusted_stride, packed, is_adjusted, chunk_has_token,
     row_requests, row_tokens, token_ids, state, state_width, counts, counts_stride, vocab_size,
@@ -195,8 +196,8 @@ def adjust(
     )  # fmt: skip
 
 
-def variants(vocab_size: int = 50_257, num_rows: int = 64) -> Iterator[Variant]:
-    """Yield what the server may launch for a vocabulary and a number of rows."""
+def variants(vocab_size: int, logits_stride: int, num_rows: int) -> Iterator[Variant]:
+    """Yield what the server may launch for a number of rows; adjusted ones are as far apart as logits."""
     grammar = {
         "adjusted": "*fp32",
         "adjusted_stride": "i32",
@@ -207,11 +208,10 @@ def variants(vocab_size: int = 50_257, num_rows: int = 64) -> Iterator[Variant]:
     names = ("is_adjusted", "row_requests", "row_tokens", "token_ids", "state", "counts")
     chunks = grammar | {"logits": "*fp32"} | dict.fromkeys(names, "*i32")
     chunks |= dict.fromkeys(("logits_stride", "state_width", "counts_stride"), "i32")
+    strides = {"logits_stride": logits_stride, "adjusted_stride": logits_stride, "vocab_size": vocab_size}
     sizes = {"MAX_ROWS": triton.next_power_of_2(num_rows), "CHUNK": CHUNK}
     for has_counts in (False, True):
         constants = sizes | {"HAS_COUNTS": has_counts, "LIST_BLOCK": LIST_BLOCK}
-        pointers = frozenset(name for name, kind in chunks.items() if kind.startswith("*"))
-        yield Variant(_adjust_chunks, chunks, constants, OPTIONS, pointers)
+        yield Variant(_adjust_chunks, chunks, constants, OPTIONS, divisible_arguments(chunks, **strides))
     constants = sizes | {"NUM_CHUNKS": triton.next_power_of_2(-(-vocab_size // CHUNK))}
-    pointers = frozenset(("adjusted", "packed", "chunk_has_token"))
-    yield Variant(_apply_grammar, grammar, constants, OPTIONS, pointers)
+    yield Variant(_apply_grammar, grammar, constants, OPTIONS, divisible_arguments(grammar, **strides))

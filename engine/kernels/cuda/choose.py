@@ -1,10 +1,11 @@
 """From logits to tokens: the filters' thresholds, then argmax of logit plus noise over programs and rows.
 
 A greedy row or one with nothing but a temperature costs one pass over its logits, split over programs, and a
-small kernel that merges what they found. The order of merging is that of tokens: among equals the lowest wins.
+small kernel that merges what they found. Among equals the lowest token wins.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import triton
 import triton.language as tl
@@ -15,13 +16,14 @@ from engine.kernels.cuda.filters import find_thresholds
 from engine.kernels.cuda.noise import gumbel, noise_bits, position_key
 from engine.kernels.cuda.request_state import NOISE_HIGH, NOISE_LOW, TEMPERATURE, RequestState
 from engine.kernels.cuda.row_source import row_pointer, state_float
+from engine.kernels.cuda.sampling_variants import divisible_arguments
 from engine.kernels.cuda.sampling_workspace import CHUNK, THRESHOLD_COLUMNS, SamplingWorkspace
 from engine.kernels.cuda.step_buffers import StepBuffers
 from engine.kernels.cuda.threshold_search import surprise_distance
 from engine.kernels.cuda.variants import Variant
 
 BEST_OPTIONS = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
-MERGE_OPTIONS = {"num_warps": 1, "num_stages": 1}
+MERGE_OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 _TEMPERATURE: tl.constexpr = tl.constexpr(TEMPERATURE)
 _NOISE_LOW: tl.constexpr = tl.constexpr(NOISE_LOW)
@@ -31,22 +33,23 @@ _NO_TOKEN: tl.constexpr = tl.constexpr(2147483647)
 
 
 @triton.jit
-def _noisy(x, tokens, request, position, temperature, thresholds):
+def _noisy(x, tokens, request, position, temperature, thresholds, HAS_FILTERS: tl.constexpr):
     """Return scaled logits with noise, -inf for those that a filter removed."""
     scaled = tl.div_rn(x, temperature)
-    least = tl.load(thresholds)
-    distance = surprise_distance(scaled, tl.load(thresholds + 1), tl.load(thresholds + 2))
     low, high = position_key(tl.load(request + _NOISE_LOW), tl.load(request + _NOISE_HIGH), position)
-    noise = gumbel(noise_bits(tokens, low, high))
-    is_kept = (scaled >= least) & (distance <= tl.load(thresholds + 3))
-    return tl.where(is_kept, scaled + noise, float("-inf"))
+    sums = scaled + gumbel(noise_bits(tokens, low, high))
+    if HAS_FILTERS:
+        distance = surprise_distance(scaled, tl.load(thresholds + 1), tl.load(thresholds + 2))
+        is_kept = (scaled >= tl.load(thresholds)) & (distance <= tl.load(thresholds + 3))
+        sums = tl.where(is_kept, sums, float("-inf"))
+    return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["state_width"])
 def _best_of_chunks(
     logits, logits_stride, adjusted, adjusted_stride, is_adjusted, row_requests, row_positions, state,
     state_width, thresholds, best, best_ids, vocab_size,
-    HAS_ADJUSTED: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    HAS_ADJUSTED: tl.constexpr, HAS_FILTERS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
@@ -56,14 +59,14 @@ def _best_of_chunks(
     x = tl.load(pointer + tokens, mask=is_token, other=float("-inf"))
     is_broken = tl.max(tl.where(x < float("inf"), 0, 1), 0) > 0
     if HAS_ADJUSTED:  # a broken logit may have been banned meanwhile
-        raw = tl.load(
-            logits + row.to(tl.int64) * logits_stride + tokens, mask=is_token, other=float("-inf")
-        )
+        raw = tl.load(logits + row.to(tl.int64) * logits_stride + tokens, mask=is_token, other=float("-inf"))
         is_broken = is_broken | (tl.max(tl.where(raw < float("inf"), 0, 1), 0) > 0)
     request = state + tl.load(row_requests + row).to(tl.int64) * state_width
     temperature = state_float(request, _TEMPERATURE)
     if (temperature > 0.0) & (is_broken == 0):
-        x = _noisy(x, tokens, request, tl.load(row_positions + row), temperature, thresholds + row * _COLUMNS)
+        position = tl.load(row_positions + row)
+        place = thresholds + row * _COLUMNS
+        x = _noisy(x, tokens, request, position, temperature, place, HAS_FILTERS)
     highest = tl.max(x, 0)
     token = tl.min(tl.where(is_token & (x == highest), tokens, _NO_TOKEN), 0)
     place = row * tl.num_programs(1) + chunk
@@ -71,7 +74,7 @@ def _best_of_chunks(
     tl.store(best_ids + place, tl.where(is_broken, -1, token))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["null_request", "num_chunks"])
 def _merge_chunks(
     best, best_ids, row_requests, row_tokens, null_request, faults, results, num_chunks,
     NUM_CHUNKS: tl.constexpr, PDL: tl.constexpr,
@@ -100,24 +103,28 @@ def choose(
     workspace: SamplingWorkspace,
     *,
     adjusted: Tensor | None = None,
+    has_filters: bool = True,
     dependent: bool = False,
 ) -> None:
     """Write each row's token to buffers.results, from float32 logits [num_rows, >= vocab_size].
 
     Logits beyond vocab_size never win. A row with one that is NaN or infinitely high sets the fault of its
     token; what it chooses is token 0. adjusted: as logits, read instead where workspace.is_adjusted says so.
-    dependent: launched programmatically, for capability 9.0 on.
+    has_filters: False where no row has one but the temperature, which saves a launch. dependent: launched
+    programmatically, for capability 9.0 on.
     """
-    find_thresholds(
-        logits, buffers, state, vocab_size, num_rows, workspace, adjusted=adjusted, dependent=dependent
-    )
+    if has_filters:
+        find_thresholds(
+            logits, buffers, state, vocab_size, num_rows, workspace, adjusted=adjusted, dependent=dependent
+        )
     source = logits if adjusted is None else adjusted
     num_chunks = -(-vocab_size // CHUNK)
     _best_of_chunks[(num_rows, num_chunks)](
         logits, logits.stride(0), source, source.stride(0), workspace.is_adjusted,
         buffers.row_requests, buffers.row_positions, state.table, state.width,
         workspace.thresholds, workspace.best, workspace.best_ids, vocab_size,
-        HAS_ADJUSTED=adjusted is not None, CHUNK=CHUNK, PDL=dependent, launch_pdl=dependent, **BEST_OPTIONS,
+        HAS_ADJUSTED=adjusted is not None, HAS_FILTERS=has_filters, CHUNK=CHUNK,
+        PDL=dependent, launch_pdl=dependent, **BEST_OPTIONS,
     )  # fmt: skip
     _merge_chunks[(num_rows,)](
         workspace.best, workspace.best_ids, buffers.row_requests, buffers.row_tokens, state.null_request,
@@ -126,8 +133,13 @@ def choose(
     )  # fmt: skip
 
 
-def variants(vocab_size: int = 50_257) -> Iterator[Variant]:
-    """Yield what the server may launch for a vocabulary, without the filters' kernel."""
+def variants(
+    vocab_size: int, logits_stride: int, *, dependent: Sequence[bool] = (False,)
+) -> Iterator[Variant]:
+    """Yield what the server may launch, without the filters' kernel.
+
+    logits_stride: numbers from one row of logits to the next, and from one adjusted row to the next.
+    """
     best = {
         "logits": "*fp32",
         "logits_stride": "i32",
@@ -154,15 +166,13 @@ def variants(vocab_size: int = 50_257) -> Iterator[Variant]:
         "num_chunks": "i32",
     }
     num_chunks = triton.next_power_of_2(-(-vocab_size // CHUNK))
-    for pdl in (False, True):
-        for has_adjusted in (False, True):
-            constants = {"HAS_ADJUSTED": has_adjusted, "CHUNK": CHUNK, "PDL": pdl}
-            yield Variant(_best_of_chunks, best, constants, BEST_OPTIONS, pointers(best))
-        yield Variant(
-            _merge_chunks, merge, {"NUM_CHUNKS": num_chunks, "PDL": pdl}, MERGE_OPTIONS, pointers(merge)
-        )
-
-
-def pointers(signature: dict[str, str]) -> frozenset[str]:
-    """Return the arguments that are addresses, which torch aligns."""
-    return frozenset(name for name, kind in signature.items() if kind.startswith("*"))
+    divisible = divisible_arguments(
+        best, logits_stride=logits_stride, adjusted_stride=logits_stride, vocab_size=vocab_size
+    )
+    for pdl in dependent:
+        launch = {"launch_pdl": pdl}
+        for has_adjusted, has_filters in product((False, True), repeat=2):
+            constants = {"HAS_ADJUSTED": has_adjusted, "HAS_FILTERS": has_filters, "CHUNK": CHUNK, "PDL": pdl}
+            yield Variant(_best_of_chunks, best, constants, BEST_OPTIONS | launch, divisible)
+        constants = {"NUM_CHUNKS": num_chunks, "PDL": pdl}
+        yield Variant(_merge_chunks, merge, constants, MERGE_OPTIONS | launch, divisible_arguments(merge))

@@ -4,7 +4,7 @@ The kept set is that of engine/sampling/logits_processors.py but for the roundin
 fixed-point numbers here: it depends on a row's values alone. Nothing is sorted and no logit is written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import triton
 import triton.language as tl
@@ -14,6 +14,7 @@ from engine.kernels.cuda.dependent_launch import wait_for_inputs
 from engine.kernels.cuda.exact_math import LEAST_NORMAL, logarithm, share_of
 from engine.kernels.cuda.request_state import MIN_P, TEMPERATURE, TOP_K, TOP_P, TYPICAL_P, RequestState
 from engine.kernels.cuda.row_source import row_pointer, state_float
+from engine.kernels.cuda.sampling_variants import divisible_arguments
 from engine.kernels.cuda.sampling_workspace import THRESHOLD_COLUMNS, SamplingWorkspace
 from engine.kernels.cuda.step_buffers import StepBuffers
 from engine.kernels.cuda.threshold_search import (
@@ -70,7 +71,7 @@ def _needed(part, total):
     return tl.maximum(whole + (whole.to(tl.float64) < exact).to(tl.int64), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["state_width"])
 def _find_thresholds(
     logits, logits_stride, adjusted, adjusted_stride, is_adjusted, row_requests, state, state_width,
     thresholds, candidates, vocab_size,
@@ -149,8 +150,10 @@ def find_thresholds(
     )  # fmt: skip
 
 
-def variants(num_candidates: int = 2048) -> Iterator[Variant]:
-    """Yield what the server may launch, whatever the model."""
+def variants(
+    vocab_size: int, logits_stride: int, *, num_candidates: int = 2048, dependent: Sequence[bool] = (False,)
+) -> Iterator[Variant]:
+    """Yield what the server may launch; logits_stride: numbers from one row of logits to the next."""
     signature = {
         "logits": "*fp32",
         "logits_stride": "i32",
@@ -164,9 +167,11 @@ def variants(num_candidates: int = 2048) -> Iterator[Variant]:
         "candidates": "*fp32",
         "vocab_size": "i32",
     }
-    divisible = frozenset(name for name, kind in signature.items() if kind.startswith("*"))
+    divisible = divisible_arguments(
+        signature, logits_stride=logits_stride, adjusted_stride=logits_stride, vocab_size=vocab_size
+    )
     for has_adjusted in (False, True):
-        for pdl in (False, True):
+        for pdl in dependent:
             constants = {
                 "HAS_ADJUSTED": has_adjusted,
                 "NUM_PIVOTS": NUM_PIVOTS,
@@ -174,4 +179,4 @@ def variants(num_candidates: int = 2048) -> Iterator[Variant]:
                 "BLOCK": BLOCK,
                 "PDL": pdl,
             }
-            yield Variant(_find_thresholds, signature, constants, OPTIONS, divisible)
+            yield Variant(_find_thresholds, signature, constants, OPTIONS | {"launch_pdl": pdl}, divisible)

@@ -16,7 +16,7 @@ from engine.sampling.row_processors import has_bans
 Words = npt.NDArray[np.int32]
 
 ENTRY_WORDS = 17
-"""Numbers of an entry, in this order; an offset counts from the buffer's start, -1 as a length means no mask."""
+"""Numbers of an entry, in this order; an offset counts from the buffer's start, the length -1 is no mask."""
 
 ROW, REPETITION, FREQUENCY, PRESENCE = 0, 1, 2, 3  # penalties: float bits
 SEEN, NUM_SEEN = 4, 5  # token ids
@@ -29,9 +29,9 @@ HAS_BANS = 16  # 1: where the grammar leaves nothing of the others, it alone dec
 
 
 def pack_adjustments(rows: Sequence[tuple[int, SampledRow]], vocab_size: int) -> Words:
-    """Return int32 words for rows, each with its number in the step; those that nobody changes may be among them.
+    """Return int32 words for rows that something changes, each with its number in the step.
 
-    A step without any is the single word 0.
+    One that nothing changes may be among them. A step without any is the single word 0.
     """
     packer = _Packer(len(rows))
     for entry, (number, row) in enumerate(rows):

@@ -1,7 +1,7 @@
 """How often each token came, in a table on the device: penalties then need nothing from the host in a step.
 
 A row of the table, int32 [vocab_size], belongs to a request: bit 0 says that the token is in the prompt, the
-bits above count it in the answer. Drafts of the step count for the rows behind them, though they may be wrong.
+bits above count it in the answer. A step's drafts count for the rows behind them, right or wrong.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +20,11 @@ from engine.kernels.cuda.request_state import (
     RequestState,
 )
 from engine.kernels.cuda.row_source import state_float
+from engine.kernels.cuda.sampling_variants import divisible_arguments
 from engine.kernels.cuda.step_buffers import StepBuffers, StepShape
 from engine.kernels.cuda.variants import Variant
 
-OPTIONS = {"num_warps": 4, "num_stages": 1}
+OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 _COUNT_ROW: tl.constexpr = tl.constexpr(COUNT_ROW)
 _REPETITION: tl.constexpr = tl.constexpr(REPETITION_PENALTY)
@@ -64,7 +65,7 @@ def penalised_by_counts(
     return x, count_row >= 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["state_width", "counts_stride", "num_rows"])
 def _count_tokens(
     tile_starts, tile_lengths, token_requests, row_tokens, row_requests, results, num_accepted, state,
     state_width, counts, counts_stride, num_rows, MAX_ROWS: tl.constexpr,
@@ -79,7 +80,7 @@ def _count_tokens(
         first = tl.min(tl.where(is_own, rows, MAX_ROWS), 0)
         is_new = is_own & (rows <= first + tl.load(num_accepted + tile))
         chosen = tl.load(results + rows, mask=is_new, other=0)
-        tl.atomic_add(counts + count_row.to(tl.int64) * counts_stride + chosen, 2, mask=is_new)
+        tl.atomic_add(counts + count_row.to(tl.int64) * counts_stride + chosen, 2, mask=is_new, sem="relaxed")
 
 
 def count_tokens(
@@ -112,7 +113,7 @@ def token_counts(
     return row
 
 
-def variants(num_rows: int = 64) -> Iterator[Variant]:
+def variants(num_rows: int) -> Iterator[Variant]:
     """Yield what the server may launch for a step of so many rows."""
     pointers = (
         *("tile_starts", "tile_lengths", "token_requests", "row_tokens", "row_requests"),
@@ -121,4 +122,4 @@ def variants(num_rows: int = 64) -> Iterator[Variant]:
     signature = dict.fromkeys(pointers, "*i32")
     signature |= dict.fromkeys(("state_width", "counts_stride", "num_rows"), "i32")
     constants = {"MAX_ROWS": triton.next_power_of_2(num_rows)}
-    yield Variant(_count_tokens, signature, constants, OPTIONS, frozenset(pointers))
+    yield Variant(_count_tokens, signature, constants, OPTIONS, divisible_arguments(signature))

@@ -4,18 +4,19 @@ Each program finds the highest logit, the sum and the likeliest tokens of its pa
 the parts in their order. Both the parts and the order depend on the vocabulary alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.cuda.sampling_variants import divisible_arguments
 from engine.kernels.cuda.sampling_workspace import CHUNK, MAX_TOPS, SamplingWorkspace
 from engine.kernels.cuda.step_buffers import StepBuffers
 from engine.kernels.cuda.variants import Variant
 
-PART_OPTIONS = {"num_warps": 8, "num_stages": 1}
-MERGE_OPTIONS = {"num_warps": 4, "num_stages": 1}
+PART_OPTIONS = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
+MERGE_OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 _NO_TOKEN: tl.constexpr = tl.constexpr(2147483647)
 _MAX_TOPS: tl.constexpr = tl.constexpr(MAX_TOPS)
@@ -34,7 +35,7 @@ def _finite(highest):
     return tl.where(highest > float("-inf"), highest, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tops"])
 def _top_of_parts(
     logits, logits_stride, highest, sums, top_values, top_ids, vocab_size, num_tops, CHUNK: tl.constexpr
 ):
@@ -54,7 +55,7 @@ def _top_of_parts(
         x = tl.where(tokens == token, float("-inf"), x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts", "num_tops"])
 def _merge_parts(
     logits, logits_stride, results, highest, sums, top_values, top_ids, out_values, out_ids, out_chosen,
     num_parts, num_tops, NUM_PARTS: tl.constexpr, NUM_TOPS: tl.constexpr,
@@ -111,21 +112,19 @@ def top_logprobs(
     )  # fmt: skip
 
 
-def variants(vocab_size: int = 50_257, tops: tuple[int, ...] = (1, 20)) -> Iterator[Variant]:
-    """Yield what the server may launch for a vocabulary and numbers of tokens."""
+def variants(vocab_size: int, logits_stride: int, tops: Sequence[int]) -> Iterator[Variant]:
+    """Yield what the server may launch for these numbers of likeliest tokens."""
     part = dict.fromkeys(("logits", "highest", "sums", "top_values"), "*fp32") | {"top_ids": "*i32"}
     merge = part | dict.fromkeys(("out_values", "out_chosen"), "*fp32")
     merge |= dict.fromkeys(("results", "out_ids"), "*i32")
     numbers = dict.fromkeys(("logits_stride", "num_tops"), "i32")
-    yield Variant(
-        _top_of_parts,
-        part | numbers | {"vocab_size": "i32"},
-        {"CHUNK": CHUNK},
-        PART_OPTIONS,
-        frozenset(part),
-    )
+    signature = part | numbers | {"vocab_size": "i32"}
+    sizes = {"logits_stride": logits_stride, "vocab_size": vocab_size}
+    divisible = divisible_arguments(signature, **sizes)
+    yield Variant(_top_of_parts, signature, {"CHUNK": CHUNK}, PART_OPTIONS, divisible)
     num_parts = triton.next_power_of_2(-(-vocab_size // CHUNK))
     for num_tops in sorted({triton.next_power_of_2(max(top, 1)) for top in tops}):
         constants = {"NUM_PARTS": num_parts, "NUM_TOPS": num_tops}
         signature = merge | numbers | {"num_parts": "i32"}
-        yield Variant(_merge_parts, signature, constants, MERGE_OPTIONS, frozenset(merge))
+        divisible = divisible_arguments(signature, **sizes)
+        yield Variant(_merge_parts, signature, constants, MERGE_OPTIONS, divisible)

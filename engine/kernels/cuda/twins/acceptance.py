@@ -36,6 +36,8 @@ def rows_of_tile(buffers: StepBuffers, tile: int, num_rows: int) -> tuple[int, l
     start = int(buffers.tile_starts[tile])
     end = start + int(buffers.tile_lengths[tile])
     request = int(buffers.token_requests[start])
-    places = zip(buffers.row_tokens[:num_rows].tolist(), buffers.row_requests[:num_rows].tolist(), strict=True)
+    places = zip(
+        buffers.row_tokens[:num_rows].tolist(), buffers.row_requests[:num_rows].tolist(), strict=True
+    )
     rows = [row for row, (token, owner) in enumerate(places) if start <= token < end and owner == request]
     return request, rows

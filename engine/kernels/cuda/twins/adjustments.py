@@ -24,7 +24,7 @@ def adjust(
     *,
     counts: Tensor | None = None,
 ) -> None:
-    """Write rows that something changes to `adjusted` and 1 to their workspace.is_adjusted, 0 to the others'."""
+    """Write rows that something changes to `adjusted`, and to workspace.is_adjusted which they are."""
     entries = packed[1 : 1 + int(packed[0]) * packing.ENTRY_WORDS].view(-1, packing.ENTRY_WORDS)
     entry_of = {int(entry[packing.ROW]): entry for entry in entries}
     for row in range(num_rows):

@@ -21,6 +21,7 @@ def choose(
     workspace: SamplingWorkspace,
     *,
     adjusted: Tensor | None = None,
+    has_filters: bool = True,  # noqa: ARG001 - as the kernel's: what filters find is the same
     dependent: bool = False,
 ) -> None:
     """Write each row's token to buffers.results, from float32 logits [num_rows, >= vocab_size]."""
@@ -55,6 +56,6 @@ def _noisy(
     least, highest, mean, limit = workspace.thresholds[:num_rows].unsqueeze(2).unbind(1)
     is_kept = (scaled >= least) & (((highest - scaled) - mean).abs() <= limit)
     positions = buffers.row_positions[:num_rows]
-    base = (state.integers(column)[requests] for column in (NOISE_LOW, NOISE_HIGH))
-    noise = gumbel(noise_bits(*position_keys(*base, positions), vocab_size))
+    low, high = state.integers(NOISE_LOW)[requests], state.integers(NOISE_HIGH)[requests]
+    noise = gumbel(noise_bits(*position_keys(low, high, positions), vocab_size))
     return torch.where(is_kept, scaled + noise, _NEVER)

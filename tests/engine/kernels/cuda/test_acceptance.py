@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class Tile:
-    """Tokens of a request in a step: `known` ones, drafts, and what the rows chose; no row if chosen is empty."""
+    """A request's tokens in a step: `known` ones, drafts, what the rows chose; no row if that is empty."""
 
     def __init__(self, request, known, drafts=(), chosen=(), faults=()):
         self.request, self.known, self.drafts = request, list(known), list(drafts)
@@ -59,7 +59,9 @@ def accepted(function, tiles):
     assert counts[-1] == -9
     assert counts[-2] == 0  # the padding tile
     assert state.table[state.null_request, :2].tolist() == [-5, -5]
-    states = [(state.integers(LAST_TOKEN)[t.request], state.integers(NEXT_POSITION)[t.request]) for t in tiles]
+    states = [
+        (state.integers(LAST_TOKEN)[t.request], state.integers(NEXT_POSITION)[t.request]) for t in tiles
+    ]
     return counts[:-2].tolist(), [(int(a), int(b)) for a, b in states]
 
 

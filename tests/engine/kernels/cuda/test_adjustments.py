@@ -122,7 +122,11 @@ def test_lists_across_parts_and_longer_than_a_block():
     generator = torch.Generator().manual_seed(1)
     seen = tuple(torch.randperm(vocab_size, generator=generator)[:2_500].tolist())
     history = RowHistory(seen, tuple((t, 1 + t % 5) for t in seen[:1_100]), seen[:7])
-    params = {"repetition_penalty": 1.1, "frequency_penalty": 0.3, "logit_bias": dict.fromkeys(seen[9:30], 1.5)}
+    params = {
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.3,
+        "logit_bias": dict.fromkeys(seen[9:30], 1.5),
+    }
     check(some_logits(1, vocab_size), [(0, sampled_row(history=history, **params))])
 
 

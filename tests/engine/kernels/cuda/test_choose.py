@@ -122,6 +122,13 @@ def test_a_row_is_the_same_alone_among_others_and_beside_padding():
     assert tokens[:4] == alone == backwards[::-1][:4]
 
 
+def test_rows_without_filters_are_the_same_without_the_search():
+    logits = torch.randn(3, 300, generator=torch.Generator().manual_seed(6)) * 3
+    rows = [sampled_row(seed=1), sampled_row(seed=2, temperature=0.0), sampled_row(seed=3, temperature=2.0)]
+    without = chosen(choose, rows, logits, has_filters=False)
+    assert without == chosen(choose, rows, logits) == chosen(twin, rows, logits, has_filters=False)
+
+
 def test_each_position_and_choice_has_noise_of_its_own():
     logits = torch.zeros(6, 97)
     rows = [sampled_row(p, seed=9, choice=c) for p in (0, 1, 2**31 - 1) for c in (0, 1)]

@@ -56,7 +56,9 @@ def test_no_request_has_a_count_row_at_first():
 
 
 @settings(max_examples=15, deadline=None)
-@given(prompt=IDS, answer=IDS, drafts=st.lists(st.integers(0, VOCAB - 1), max_size=4), seed=st.integers(0, 99))
+@given(
+    prompt=IDS, answer=IDS, drafts=st.lists(st.integers(0, VOCAB - 1), max_size=4), seed=st.integers(0, 99)
+)
 def test_penalties_are_the_engines_drafts_included(prompt, answer, drafts, seed):
     made = request(prompt, answer, **PENALTIES)
     chosen = [0] * (1 + len(drafts))
@@ -79,7 +81,7 @@ def test_penalties_are_the_engines_drafts_included(prompt, answer, drafts, seed)
 
 def test_a_bias_comes_after_the_penalties_of_the_table():
     made = request([1, 2], [3, 3, 4], **PENALTIES, logit_bias={3: 5.0})
-    state, buffers, shape = lay_out([Tile(2, [4], [], [0])], padding_rows=0)
+    state, buffers, _ = lay_out([Tile(2, [4], [], [0])], padding_rows=0)
     penalise(state, 2, 0, PENALTIES)
     counts = token_counts(made.prompt_token_ids, made.answer_counts, VOCAB).unsqueeze(0)
     logits, workspace = torch.ones(1, VOCAB), SamplingWorkspace(max_rows=1, vocab_size=VOCAB, device=CPU)
@@ -102,7 +104,9 @@ def test_new_tokens_are_counted_where_they_were_accepted():
     ]
     for function in (count_tokens, count_twin):
         state, buffers, shape = lay_out(tiles)
-        state.integers(columns.COUNT_ROW)[torch.tensor([1, 0, 4])] = torch.tensor([2, 0, 1], dtype=torch.int32)
+        state.integers(columns.COUNT_ROW)[torch.tensor([1, 0, 4])] = torch.tensor(
+            [2, 0, 1], dtype=torch.int32
+        )
         counts = torch.zeros(3, VOCAB, dtype=torch.int32)
         counts[2, 5] = 1
         function(buffers, state, shape, torch.tensor([2, 0, 0, 0, 0], dtype=torch.int32), counts)
