@@ -9,10 +9,11 @@ from torch import Tensor
 
 from engine.checkpoint.checkpoint import Checkpoint, TokenizerData
 from engine.checkpoint.model_config import Activation, ModelConfig, Norm, RopeConfig
+from engine.core.continuation import expand
 from engine.core.engine import Engine, GrammarSource
 from engine.core.executor import FinishedStep
 from engine.core.request import Request
-from engine.interface.batch import PENDING_TOKEN, Batch, SamplerOutput, ScheduledChunk
+from engine.interface.batch import PENDING_TOKEN, Batch, Continuation, SamplerOutput, ScheduledChunk
 from engine.interface.config import EngineConfig
 from engine.interface.outputs import GenerationRequest
 from engine.interface.sampling_params import SamplingParams
@@ -135,16 +136,28 @@ class ScriptedExecutor:
     max_draft_positions = 0
 
     def __init__(
-        self, next_token: Callable[[Sequence[int]], int], *, block_size: int, steps_ahead: int = 0
+        self,
+        next_token: Callable[[Sequence[int]], int],
+        *,
+        block_size: int,
+        steps_ahead: int = 0,
+        continues: bool = True,
     ) -> None:
         self.next_token = next_token
         self.block_size = block_size
         self.steps_ahead = steps_ahead
+        self.continues = continues
+        self.launched = Batch(())  # the latest, in full
+        self.num_continuations = 0
         self.batches: list[list[tuple[int, int]]] = []  # (request_id, num_tokens) of each step
         self._storage: dict[tuple[int, int], int] = {}  # (block id, offset) -> token
         self._latest: dict[int, int] = {}
 
-    def launch(self, batch: Batch) -> FinishedStep:
+    def launch(self, batch: Batch | Continuation) -> FinishedStep:
+        if isinstance(batch, Continuation):
+            self.num_continuations += 1
+            batch = expand(self.launched, batch)
+        self.launched = batch
         self.batches.append([(chunk.request_id, chunk.num_tokens) for chunk in batch.chunks])
         for copy in batch.block_copies:
             for offset in range(self.block_size):
@@ -188,13 +201,14 @@ def scripted_engine(
     grammar_source: GrammarSource | None = None,
     speculator: Speculator | None = None,
     steps_ahead: int = 0,
+    continues: bool = True,
 ) -> Engine:
     """An engine whose bookkeeping is real and whose model is a script."""
     manager = KVCacheManager(
         BlockPool(num_blocks), block_size=block_size, enable_prefix_caching=enable_prefix_caching
     )
     return Engine(
-        ScriptedExecutor(next_token, block_size=block_size, steps_ahead=steps_ahead),
+        ScriptedExecutor(next_token, block_size=block_size, steps_ahead=steps_ahead, continues=continues),
         manager,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,

@@ -28,7 +28,7 @@ from engine.bridge.messages import (
 )
 from engine.core.engine import CompiledGrammar, Engine
 from engine.core.request import Request
-from engine.core.step_output import StepOutput
+from engine.core.step_output import StepOutput, StepTokens
 from engine.interface.cancellation import Cancellation
 from engine.interface.errors import RequestError
 from engine.interface.grammar_spec import GrammarSpec
@@ -57,6 +57,14 @@ class _Route(NamedTuple):
     outbox: int
 
 
+class _Share(NamedTuple):
+    """What one outbox gets of steps that bring the same requests a token each."""
+
+    outbox: int
+    rows: list[int]
+    numbers: list[int]  # of their requests
+
+
 class _Compiled(NamedTuple):
     """Requests whose grammars had to be compiled first, or why they cannot be."""
 
@@ -82,7 +90,11 @@ class EngineThread:
         self._outbox_numbers = itertools.count()
         self._routes: dict[int, _Route] = {}  # by the engine's request id
         self._by_number: dict[int, _Route] = {}
+        self._together: Sequence[Request] = ()  # the latest step brought just these a token each
+        self._shares: list[_Share] = []  # of theirs
         self._compiling: set[int] = set()  # numbers of requests that wait for their grammars
+        self._named: Sequence[int] = ()  # request ids whose numbers were asked for the latest
+        self._numbers: list[int] = []
         self._lookups: deque[LookUpCache] = deque()
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._death: str | None = None
@@ -108,9 +120,12 @@ class EngineThread:
     def check(self, generations: Sequence[GenerationRequest]) -> None:
         """Raise nothing: an engine that fails in this process is not started again."""
 
-    def number_of(self, request_id: int) -> int:
-        """Return the client's number of a request; for the engine's thread."""
-        return self._routes[request_id].number
+    def numbers_of(self, request_ids: Sequence[int]) -> Sequence[int]:
+        """Return the client's numbers of requests, the same object for the same; for the engine's thread."""
+        if request_ids is not self._named:
+            self._named = request_ids
+            self._numbers = [self._routes[request_id].number for request_id in request_ids]
+        return self._numbers
 
     def send(self, message: ToEngine) -> None:
         """Put a message into the inbox; messages are taken in order."""
@@ -242,6 +257,10 @@ class EngineThread:
 
     def _deliver(self, outputs: Sequence[StepOutput], step: int) -> None:
         """Put what a step brought into the outboxes."""
+        if isinstance(outputs, StepTokens):
+            self._deliver_tokens(outputs, step)
+            return
+        self._together, self._shares = (), []
         results: dict[int, StepResults] = {}
         current, mine = -1, StepResults(step)
         for output in outputs:
@@ -259,6 +278,24 @@ class EngineThread:
                 self._forget(route)
         for number, one in results.items():
             self._put(number, one, is_urgent=one.is_urgent)
+
+    def _deliver_tokens(self, tokens: StepTokens, step: int) -> None:
+        if tokens.requests is not self._together:
+            self._together, self._shares = tokens.requests, self._share(tokens.requests)
+        for outbox, rows, numbers in self._shares:
+            mine = [tokens.token_ids[row] for row in rows]
+            pairs = list[tuple[int, tuple[int, ...]]](zip(numbers, zip(mine, strict=True), strict=True))
+            self._put(outbox, StepResults(step, pairs), is_urgent=False)
+
+    def _share(self, requests: Sequence[Request]) -> list[_Share]:
+        """Find out who gets what of steps that bring each of these requests a token."""
+        shares: dict[int, _Share] = {}
+        for row, request in enumerate(requests):
+            route = self._routes[request.request_id]
+            mine = shares.setdefault(route.outbox, _Share(route.outbox, [], []))
+            mine.rows.append(row)
+            mine.numbers.append(route.number)
+        return list(shares.values())
 
     def _put(self, number: int, message: FromEngine, *, is_urgent: bool) -> None:
         """Put a message into an outbox; if its event loop is gone, nobody will ever abort its requests."""

@@ -177,7 +177,7 @@ def serve_engine(
 
 def _note(manifest: StepManifest, thread: EngineThread, request_ids: Sequence[int]) -> None:
     if request_ids:
-        manifest.begin([thread.number_of(request_id) for request_id in request_ids])
+        manifest.begin(thread.numbers_of(request_ids))
     else:
         manifest.end()
 

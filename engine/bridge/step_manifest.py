@@ -15,12 +15,15 @@ class StepManifest:
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, NUM_BYTES)
+        self._numbers: Sequence[int] = ()  # in the memory
 
     def begin(self, numbers: Sequence[int]) -> None:
-        """Name the requests of a step that begins."""
-        numbers = numbers[:MAX_REQUESTS]
-        struct.pack_into(f"<{len(numbers)}Q", self._memory, 4, *numbers)
-        _COUNT.pack_into(self._memory, 0, len(numbers))
+        """Name the requests of a step that begins; who names the same ones again passes the same object."""
+        count = min(len(numbers), MAX_REQUESTS)
+        if numbers is not self._numbers:
+            struct.pack_into(f"<{count}Q", self._memory, 4, *numbers[:count])
+            self._numbers = numbers
+        _COUNT.pack_into(self._memory, 0, count)
 
     def end(self) -> None:
         """Say that no step runs."""

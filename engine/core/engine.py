@@ -11,8 +11,8 @@ from engine.core.executor import Executor, PendingStep
 from engine.core.request import GrammarState, Request
 from engine.core.scheduler import Scheduler
 from engine.core.speculation import NoSpeculation, Speculation
-from engine.core.step_output import StepOutput
-from engine.interface.batch import Batch, SamplerOutput
+from engine.core.step_output import StepOutput, StepTokens
+from engine.interface.batch import Batch, Continuation, SamplerOutput
 from engine.interface.cache_explanation import CacheExplanation
 from engine.interface.cancellation import Cancellation
 from engine.interface.errors import RequestError
@@ -54,7 +54,7 @@ class GrammarSource(Protocol):
 class _StepInFlight(NamedTuple):
     """A step that was launched, and the seconds that count as its own so far."""
 
-    batch: Batch
+    batch: Batch | Continuation
     pending: PendingStep
     between: float  # since the step before, 0 if there was nothing to do
     drafting: float
@@ -193,7 +193,7 @@ class Engine:
         """True while a request waits or runs, or a step is under way."""
         return bool(self.scheduler.waiting or self.scheduler.running or self._in_flight)
 
-    def step(self) -> list[StepOutput]:
+    def step(self) -> Sequence[StepOutput]:
         """Launch what may run, up to the executor's steps ahead, and take in the oldest step under way.
 
         Where that raises, the requests that ran are tried one at a time, and the one with which alone a step
@@ -208,7 +208,10 @@ class Engine:
             output = self._in_flight[0].pending.result() if self._in_flight else None
         except Exception as error:  # noqa: BLE001 - logged there, or raised
             return expired + self._isolate(error)
-        return expired if output is None else expired + self._commit(output, begun)
+        if output is None:
+            return expired
+        outputs = self._commit(output, begun)
+        return [*expired, *outputs] if expired else outputs
 
     def _expire(self) -> list[StepOutput]:
         """End the requests that have waited too long."""
@@ -229,12 +232,13 @@ class Engine:
         if not self._in_flight:
             self.speculator.propose(self.scheduler.schedulable)
         proposed = time.monotonic()
-        schedule = self.scheduler.schedule()
-        if not schedule.claims:
+        schedule = self.scheduler.schedule(may_continue=self.executor.continues)
+        request_ids = schedule.request_ids
+        if not request_ids:
             self._step_started = self._step_started if self._in_flight else None
             return False
         if self.on_step is not None:
-            self.on_step([claim.request.request_id for claim in schedule.claims])
+            self.on_step(request_ids)
         scheduled = time.monotonic()
         self.speculator.make_drafts(schedule.claims, self.executor)
         drafted = time.monotonic()
@@ -272,7 +276,7 @@ class Engine:
         self.latest_stats = self.stats()
         return [StepOutput(suspect, is_first=suspect.num_output_tokens == 0)]
 
-    def _commit(self, output: SamplerOutput, begun: float) -> list[StepOutput]:
+    def _commit(self, output: SamplerOutput, begun: float) -> Sequence[StepOutput]:
         """Take in the result of the oldest step under way, for which the engine waited since `begun`."""
         executed = time.monotonic()
         step = self._in_flight.popleft()
@@ -282,8 +286,9 @@ class Engine:
         ended = time.monotonic()
         self._execute_seconds += step.drafting + step.launching + executed - begun
         target = step.scheduling + step.launching + ended - begun
+        learned = () if isinstance(outputs, StepTokens) else outputs  # no request learns from such a step
         self.speculator.record(
-            step.batch, outputs, between=step.between, drafting=step.drafting, target=target
+            step.batch, learned, between=step.between, drafting=step.drafting, target=target
         )
         has_ended = self._count(outputs)
         self._step_started = ended if self._in_flight else None
@@ -344,6 +349,9 @@ class Engine:
     def _count(self, outputs: Sequence[StepOutput]) -> bool:
         """Count what a step brought; True if a request ended with it."""
         self.num_steps += 1
+        if isinstance(outputs, StepTokens):
+            self._generation_tokens += len(outputs)
+            return False
         has_ended = False
         for output in outputs:
             request = output.request

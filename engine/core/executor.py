@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from engine.core.rows import RowCursor
-from engine.interface.batch import Batch, SamplerOutput
+from engine.interface.batch import Batch, Continuation, SamplerOutput
 
 
 class PendingStep(Protocol):
@@ -58,13 +58,15 @@ class Executor(Protocol):
     """Runs batches over the models, keys and values of one device.
 
     A batch may be launched while up to `steps_ahead` others are under way. Tokens that these are still
-    choosing stand in it as PENDING_TOKEN.
+    choosing stand in it as PENDING_TOKEN. An executor that `continues` is also given continuations, each of
+    the launch just before it; after a step that failed comes a whole batch.
     """
 
     steps_ahead: int
+    continues: bool
     max_draft_positions: int  # that the draft model knows; 0 where there is none
 
-    def launch(self, batch: Batch) -> PendingStep:
+    def launch(self, batch: Batch | Continuation) -> PendingStep:
         """Make the batch's copies, run its tokens, score and pool prompts, choose a token for each row."""
 
     def draft(self, jobs: Sequence[DraftJob]) -> DraftOutput:

@@ -7,7 +7,9 @@ is counted as served as much as the least served of those that did not pause.
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 from engine.core.request import Request
@@ -96,6 +98,10 @@ class FairQueue:
     def charge(self, request: Request, num_tokens: int) -> None:
         """Count tokens of a step as served."""
         self._served[request.tenant] += num_tokens / request.weight
+
+    def charge_in_turn(self, tenant: bytes, served: Sequence[float]) -> None:
+        """Count tokens over weights, one after the other as so many charges do: to the last bit the same."""
+        self._served[tenant] = reduce(add, served, self._served[tenant])
 
     def tenant_with_more(self, request: Request) -> bytes | None:
         """Return the tenant that runs most for its weight.

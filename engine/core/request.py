@@ -103,6 +103,10 @@ class Request:
     grammar_state: GrammarState | None = None
     looks_back: bool = field(init=False)  # choosing a token needs the tokens before it, here on the host
     has_penalties: bool = field(init=False)
+    needs_its_tokens: bool = field(init=False)  # its next step is made of tokens known here on the host
+    decodes_plainly: bool = field(
+        init=False
+    )  # a step brings it one token and nothing beside, made of no other
     num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +115,10 @@ class Request:
         self.num_prompt_tokens = len(self.prompt_token_ids)
         self.has_penalties = self.params.has_penalties
         self.looks_back = self.params.looks_back or self.grammar_state is not None
+        self.needs_its_tokens = self.looks_back or self.speculation.mode is not SpeculationMode.OFF
+        self.decodes_plainly = (
+            not self.needs_its_tokens and self.params.logprobs is None and self.params.pooling is None
+        )
         if self.params.pooling is not None:
             is_last = self.params.pooling is Pooling.LAST
             self.pooled_sum = PooledSum(self.num_prompt_tokens - 1 if is_last else 0)
@@ -123,15 +131,14 @@ class Request:
         if self.grammar_state is not None:
             self.grammar_state.accept(token_id)
 
+    def forget_drafts(self) -> None:
+        """Have no drafts in the next step."""
+        self.draft_token_ids, self.num_model_drafts = (), 0
+
     @property
     def wants_token(self) -> bool:
         """False for a request that only scores or pools its prompt."""
         return self.num_tokens < self.max_total_tokens
-
-    @property
-    def needs_its_tokens(self) -> bool:
-        """True where its next step is made of tokens that must be known on the host."""
-        return self.looks_back or self.speculation.mode is not SpeculationMode.OFF
 
     @property
     def wants_whole_prompt(self) -> bool:

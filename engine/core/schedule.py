@@ -1,8 +1,10 @@
 """Schedule: the next step while it is being put together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.core.request import Request
+from engine.core.steady_decoding import SteadyDecoding
 from engine.interface.batch import BlockCopy
 
 _LONGEST = 2**40  # tokens, more than any context
@@ -23,10 +25,22 @@ class Claim:
 
 @dataclass(slots=True)
 class Schedule:
-    """Who takes part in the next step, and what must be copied first."""
+    """Who takes part in the next step, and what must be copied first.
+
+    A step that is a continuation has no claims: the requests of the step before take part in it.
+    """
 
     claims: list[Claim] = field(default_factory=list)
     block_copies: list[BlockCopy] = field(default_factory=list)
+    continued: SteadyDecoding | None = None
+    new_blocks: tuple[tuple[int, int], ...] = ()  # of a continuation
+
+    @property
+    def request_ids(self) -> Sequence[int]:
+        """The requests that take part, none if there is nothing to do."""
+        if self.continued is not None:
+            return self.continued.request_ids
+        return [claim.request.request_id for claim in self.claims]
 
 
 def layout_key(claim: Claim) -> int:

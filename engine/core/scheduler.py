@@ -4,13 +4,15 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from engine.core.answer_end import append_run, finish_reason_after
+from engine.core.accepted_tokens import append_chosen
 from engine.core.chunks import chunk_of, faults_of
+from engine.core.draft_slots import drop_drafts, schedule_drafts
 from engine.core.fair_queue import FairQueue
 from engine.core.request import Request, RequestStatus
 from engine.core.schedule import Claim, Schedule, layout_key
-from engine.core.step_output import StepOutput
-from engine.interface.batch import Batch, BlockCopy, SamplerOutput, ScheduledChunk
+from engine.core.steady_path import SteadyPath
+from engine.core.step_output import StepOutput, StepTokens
+from engine.interface.batch import Batch, BlockCopy, Continuation, SamplerOutput, ScheduledChunk
 from engine.interface.outputs import FinishReason
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 
@@ -40,6 +42,8 @@ class Scheduler:
         self._num_steps_in_flight = 0
         self.impatient: dict[int, Request] = {}  # that must start by some time and have not yet
         self._suspects: deque[Request] = deque()  # of a step that failed: they run one at a time
+        self._num_needing_tokens = self._num_not_plain = 0  # running requests
+        self._steady_path = SteadyPath(kv_cache_manager, max_num_batched_tokens=max_num_batched_tokens)
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -54,12 +58,13 @@ class Scheduler:
     @property
     def requests(self) -> list[Request]:
         """Requests that wait, run or have ended while steps under way still use their blocks."""
+        self._steady_path.settle()
         return list(self._requests.values())
 
     @property
     def can_run_ahead(self) -> bool:
         """Tell whether a step may be scheduled before the tokens of those under way are known."""
-        return not self._suspects and not any(request.needs_its_tokens for request in self.running)
+        return not self._suspects and not self._num_needing_tokens
 
     @property
     def schedulable(self) -> list[Request]:
@@ -78,6 +83,7 @@ class Scheduler:
 
         Nothing of those steps was taken in, so their tokens are computed again, the same ones.
         """
+        self._steady_path.forget()
         self._num_steps_in_flight = 0
         for request in self.requests:
             request.num_steps_in_flight = 0
@@ -108,22 +114,40 @@ class Scheduler:
     def _may_run(self, request: Request) -> bool:
         return not self._suspects or request is self._suspects[0]
 
-    def schedule(self) -> Schedule:
-        """Choose the next step's tokens and give them their slots.
+    def schedule(self, *, may_continue: bool = False) -> Schedule:
+        """Choose the next step's tokens and give them their slots; the step may be a continuation.
 
         Nothing is chosen where steps under way must be over first: only then may a request be preempted.
         """
         if self.waiting.is_shared and not self._suspects and not self._share_places():
             return Schedule()
         self._restore_prefix()
+        if may_continue and (schedule := self._schedule_continuation()) is not None:
+            return schedule
+        self._steady_path.leave()
         schedule = Schedule()
         budget, is_short = self._schedule_running(schedule.claims, self.max_num_batched_tokens)
         if is_short and self._num_steps_in_flight:
             return Schedule()
         if not is_short:
-            budget = self._schedule_drafts(schedule.claims, budget)
+            budget = schedule_drafts(schedule.claims, budget, self.kv_cache_manager)
             schedule.block_copies = self._schedule_waiting(schedule.claims, budget)
         schedule.claims.sort(key=layout_key)
+        return schedule
+
+    def _schedule_continuation(self) -> Schedule | None:
+        """Let everybody go on if they can; by claims, as in any other step, if others start beside them."""
+        schedule = self._steady_path.schedule(self.running)
+        if schedule is None:
+            return None
+        num_running = len(self.running)
+        if self.waiting and num_running < self.max_num_seqs:
+            budget = self.max_num_batched_tokens - num_running
+            schedule.block_copies = self._schedule_waiting(schedule.claims, budget)
+        if schedule.claims:
+            schedule.claims[:0] = [Claim(request, 1) for request in self.running[:num_running]]
+            schedule.claims.sort(key=layout_key)
+            schedule.continued = None
         return schedule
 
     def expire(self, now: float) -> list[StepOutput]:
@@ -163,8 +187,11 @@ class Scheduler:
         is_full = len(self.running) >= self.max_num_seqs
         return is_full or not self.kv_cache_manager.can_start(request, cached)
 
-    def dispatch(self, schedule: Schedule) -> Batch:
-        """Turn a schedule into the batch to launch, and count its tokens as computed."""
+    def dispatch(self, schedule: Schedule) -> Batch | Continuation:
+        """Turn a schedule into what is to be launched, and count its tokens as computed."""
+        self._num_steps_in_flight += 1
+        if schedule.continued is not None:
+            return self._steady_path.dispatch(schedule, self.waiting)
         chunks = []
         is_shared = self.waiting.is_shared
         for claim in schedule.claims:
@@ -174,21 +201,26 @@ class Scheduler:
             request.num_computed_tokens += claim.num_tokens
             request.num_steps_in_flight += 1
             if request.draft_token_ids or request.num_model_drafts:
-                request.draft_token_ids, request.num_model_drafts = (), 0
+                request.forget_drafts()
             if is_shared:
                 self.waiting.charge(request, claim.num_tokens + len(chunk.rows))
             chunks.append(chunk)
-        self._num_steps_in_flight += 1
+        if not self._num_not_plain:
+            self._steady_path.note(schedule.claims, chunks, len(self.running))
         return Batch(tuple(chunks), tuple(schedule.block_copies))
 
-    def commit(self, batch: Batch, output: SamplerOutput) -> list[StepOutput]:
+    def commit(self, batch: Batch | Continuation, output: SamplerOutput) -> Sequence[StepOutput]:
         """Take in the result of the oldest step under way, a token per sampled row, in order.
 
         Returns what it brought the requests that advanced or ended: the sampled ones, then those that only
-        read their prompt. A draft token stays if it is what the target chose in its place; the tokens chosen
-        after the first that does not are dropped. Requests that ended meanwhile give their blocks back.
+        read their prompt. Requests that ended meanwhile give their blocks back.
         """
         self._num_steps_in_flight -= 1
+        if isinstance(batch, Continuation):
+            taken_in = self._steady_path.take_in(output)
+            if isinstance(taken_in, StepTokens):
+                return taken_in
+            batch = taken_in
         outputs: list[StepOutput] = []
         scores, sums = iter(output.prompt_logprobs), iter(output.pooled)
         first_row = first_token = 0
@@ -208,7 +240,9 @@ class Scheduler:
                 if pooled is not None and request.pooled_sum is not None:
                     request.pooled_sum.add(pooled, end=chunk.first_position + len(chunk.token_ids))
                 if chunk.rows:
-                    outputs.append(self._advance(request, chunk, output, first_row, faults))
+                    step, reason = append_chosen(request, chunk, output, first_row, faults)
+                    self._advance(request, chunk, len(step.token_ids), reason)
+                    outputs.append(step)
                 else:
                     self._settle(request, chunk.first_position + len(chunk.token_ids))
             first_row += len(chunk.rows)
@@ -231,38 +265,17 @@ class Scheduler:
         return StepOutput(request, is_first=request.num_output_tokens == 0)
 
     def _advance(
-        self,
-        request: Request,
-        chunk: ScheduledChunk,
-        output: SamplerOutput,
-        first_row: int,
-        faults: frozenset[int],
-    ) -> StepOutput:
-        """Append the accepted drafts and the target's own token after them; end the request where it ends."""
+        self, request: Request, chunk: ScheduledChunk, num_new: int, reason: FinishReason | None
+    ) -> None:
+        """Count the tokens that were just appended; end the request where it ends with them."""
         request.num_in_flight -= 1
-        if chunk.num_drafts:
-            num_new, reason = append_run(request, chunk, output.token_ids, first_row, faults)
-        else:
-            num_new, token_id = 1, output.token_ids[first_row]
-            request.append(token_id)
-            reason = finish_reason_after(request, token_id)
-        num_known = len(chunk.token_ids) - chunk.num_drafts
         request.num_computed_tokens += num_new - 1  # the accepted drafts
+        num_known = len(chunk.token_ids) - chunk.num_drafts
         self._settle(request, chunk.first_position + num_known + num_new - 1)
         if reason is not None:
             self.finish(request, reason)
         if self._suspects and request is self._suspects[0]:
             self._clear_suspect(request)
-        is_first = len(request.token_ids) - request.num_prompt_tokens == num_new
-        step = StepOutput(request, output.token_ids[first_row : first_row + num_new], is_first)
-        if request.params.logprobs is not None:
-            logprobs = output.logprobs[first_row : first_row + num_new]
-            step.logprobs = tuple([score for score in logprobs if score is not None])
-        if chunk.num_drafts:
-            step.num_draft_tokens = chunk.num_drafts
-            pairs = zip(step.token_ids, chunk.draft_token_ids, strict=False)
-            step.num_accepted_tokens = sum(new == draft for new, draft in pairs)
-        return step
 
     def _settle(self, request: Request, num_tokens: int) -> None:
         """Count tokens whose KV is there and final."""
@@ -276,8 +289,7 @@ class Scheduler:
         if request.status is RequestStatus.FINISHED:
             return
         if request.status is RequestStatus.RUNNING:
-            self.running.remove(request)
-            self.waiting.stopped(request)
+            self._stop(request)
         else:
             self.waiting.remove(request)
         self.impatient.pop(request.request_id, None)
@@ -285,7 +297,7 @@ class Scheduler:
             self._suspects.remove(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
-        request.draft_token_ids, request.num_model_drafts = (), 0
+        request.forget_drafts()
         self._release(request)
 
     def _release(self, request: Request) -> None:
@@ -306,7 +318,7 @@ class Scheduler:
             if num_tokens == 0 or (request.num_in_flight and not request.wants_token):
                 continue  # its prompt is being read to the end, or its last token chosen
             while not self.kv_cache_manager.allocate_slots(request, num_tokens):
-                if self._drop_drafts():
+                if drop_drafts(self.running, self.kv_cache_manager):
                     continue
                 is_short = True
                 if self._num_steps_in_flight:
@@ -319,27 +331,6 @@ class Scheduler:
                 claims.append(Claim(request, num_tokens))
                 budget -= num_tokens
         return budget, is_short
-
-    def _schedule_drafts(self, claims: Sequence[Claim], budget: int) -> int:
-        """Let drafts ride along as far as budget and free blocks go; return what is left of the budget."""
-        for claim in claims:
-            request = claim.request
-            if not (request.draft_token_ids or request.num_model_drafts):
-                continue
-            num_drafts = min(budget, len(request.draft_token_ids) or request.num_model_drafts)
-            if num_drafts and self.kv_cache_manager.allocate_slots(request, claim.num_tokens + num_drafts):
-                claim.draft_token_ids = request.draft_token_ids[:num_drafts]
-                claim.num_model_drafts = num_drafts - len(claim.draft_token_ids)
-                budget -= num_drafts
-        return budget
-
-    def _drop_drafts(self) -> bool:
-        """Forget all drafts and give their blocks back; False if there were none to give."""
-        released = False
-        for request in self.running:
-            request.draft_token_ids, request.num_model_drafts = (), 0
-            released |= self.kv_cache_manager.release_draft_slots(request)
-        return released
 
     def _schedule_waiting(self, claims: list[Claim], budget: int) -> list[BlockCopy]:
         """Start waiting requests as long as budget and blocks allow; return what must be copied for them."""
@@ -377,9 +368,12 @@ class Scheduler:
         return copies
 
     def _record_start(self, request: Request) -> None:
+        self._steady_path.leave()
         request.status = RequestStatus.RUNNING
         self.running.append(request)
         self.waiting.started(request)
+        self._num_needing_tokens += request.needs_its_tokens
+        self._num_not_plain += not request.decodes_plainly
         self.impatient.pop(request.request_id, None)
         if request.first_run_time is not None:
             return  # resumed: what it finds now it computed itself
@@ -390,10 +384,16 @@ class Scheduler:
             self.prefix_cache_hits += request.num_cached_tokens
 
     def _preempt(self, request: Request) -> None:
+        self._stop(request)
         self.kv_cache_manager.free(request)
-        self.running.remove(request)
-        request.draft_token_ids, request.num_model_drafts = (), 0
+        request.forget_drafts()
         request.status = RequestStatus.WAITING
-        self.waiting.stopped(request)
         self.waiting.put_back(request)
         self.num_preemptions += 1
+
+    def _stop(self, request: Request) -> None:
+        self._steady_path.leave()
+        self.running.remove(request)
+        self.waiting.stopped(request)
+        self._num_needing_tokens -= request.needs_its_tokens
+        self._num_not_plain -= not request.decodes_plainly

@@ -9,7 +9,7 @@ from engine.core.request import Request
 from engine.core.schedule import Claim
 from engine.core.speculation_counters import SpeculationCounters
 from engine.core.step_output import StepOutput
-from engine.interface.batch import Batch
+from engine.interface.batch import Batch, Continuation
 from engine.interface.speculation import SpeculationMode, SpeculationParams
 
 
@@ -28,7 +28,13 @@ class Speculation(Protocol):
         """Have the draft model make the drafts that have their slots."""
 
     def record(
-        self, batch: Batch, outputs: Sequence[StepOutput], *, drafting: float, target: float, between: float
+        self,
+        batch: Batch | Continuation,
+        outputs: Sequence[StepOutput],
+        *,
+        drafting: float,
+        target: float,
+        between: float,
     ) -> None:
         """Learn from a step and fill in the outputs' `speculation`; times in seconds."""
 
@@ -53,7 +59,13 @@ class NoSpeculation:
         """Do nothing."""
 
     def record(
-        self, batch: Batch, outputs: Sequence[StepOutput], *, drafting: float, target: float, between: float
+        self,
+        batch: Batch | Continuation,
+        outputs: Sequence[StepOutput],
+        *,
+        drafting: float,
+        target: float,
+        between: float,
     ) -> None:
         """Do nothing."""
 

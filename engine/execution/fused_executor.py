@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.core.executor import DraftJob, DraftOutput, FinishedStep
 from engine.execution.draft_model import DraftModel
 from engine.execution.torch_executor import run_in_torch
-from engine.interface.batch import Batch, SamplerOutput
+from engine.interface.batch import Batch, Continuation, SamplerOutput
 from engine.interface.outputs import TokenLogprobs
 from engine.interface.sampled_row import SampledRow
 from engine.kernels.cpu.fused_decoder import FusedDecoder
@@ -51,6 +51,7 @@ class FusedExecutor:
     """
 
     steps_ahead = 0
+    continues = False
 
     def __init__(
         self,
@@ -73,8 +74,9 @@ class FusedExecutor:
         """The memory of the target's blocks."""
         return self.model.kv_storage
 
-    def launch(self, batch: Batch) -> FinishedStep:
+    def launch(self, batch: Batch | Continuation) -> FinishedStep:
         """Make the batch's copies, run its tokens, score and pool prompts, choose a token for each row."""
+        assert isinstance(batch, Batch)
         for copy in batch.block_copies:
             self.model.kv_storage.copy_block(copy.source, copy.target)
         model_input = build_model_input(batch, block_size=self._block_size, device=_CPU)

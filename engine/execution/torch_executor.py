@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.core.continuation import expand
 from engine.core.executor import DraftJob, DraftOutput, FinishedStep
 from engine.execution.draft_model import DraftModel, LoadedModel
 from engine.execution.prompts import pool_prompts, score_prompts
-from engine.interface.batch import PENDING_TOKEN, Batch, SamplerOutput
+from engine.interface.batch import PENDING_TOKEN, Batch, Continuation, SamplerOutput
 from engine.kv_cache.persistence import BlockStorage
 from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
@@ -39,7 +40,10 @@ class TorchModel(NamedTuple):
 
 
 class TorchExecutor:
-    """Hidden states and logits as tensors, which every parameter can work on."""
+    """Hidden states and logits as tensors, which every parameter can work on.
+
+    Where it `continues`, it writes each continuation out as the whole batch that it stands for.
+    """
 
     def __init__(
         self,
@@ -51,17 +55,20 @@ class TorchExecutor:
         buffers: InputBuffers | None = None,
         draft_model: DraftModel | None = None,
         steps_ahead: int = 0,
+        continues: bool = False,
     ) -> None:
         self.model = model
         self.draft_model = draft_model
         self.steps_ahead = steps_ahead
+        self.continues = continues
         self.max_draft_positions = 0 if draft_model is None else draft_model.max_positions
         self._sampler = sampler
         self._block_size = block_size
         self._device = device
         self._buffers = buffers
         # By request, of the steps that may be under way, the latest first.
-        self._latest_tokens: deque[dict[int, int]] = deque(maxlen=steps_ahead)
+        self._latest_tokens: deque[dict[int, int]] = deque(maxlen=max(1, steps_ahead))
+        self._launched = Batch(())
 
     @property
     def block_storage(self) -> BlockStorage:
@@ -69,17 +76,21 @@ class TorchExecutor:
         return self.model.kv_storage
 
     @torch.inference_mode()
-    def launch(self, batch: Batch) -> FinishedStep:
+    def launch(self, batch: Batch | Continuation) -> FinishedStep:
         """Make the batch's copies, run its tokens, score and pool prompts, choose a token for each row."""
+        if isinstance(batch, Continuation):
+            batch = expand(self._launched, batch)
+        self._launched = batch
         for copy in batch.block_copies:
             self.model.kv_storage.copy_block(copy.source, copy.target)
-        if self.steps_ahead:
+        keeps_tokens = self.continues or self.steps_ahead > 0
+        if keeps_tokens:
             batch = self._with_pending_tokens(batch)
         model_input = build_model_input(
             batch, block_size=self._block_size, device=self._device, buffers=self._buffers
         )
         output = run_in_torch(self.model, self._sampler, batch, model_input)
-        if self.steps_ahead:
+        if keeps_tokens:
             self._keep_tokens(batch, output)
         return FinishedStep(output)
 

@@ -60,8 +60,18 @@ class Batch(NamedTuple):
         return sum([len(chunk.token_ids) for chunk in self.chunks])
 
     @property
+    def num_requests(self) -> int:
+        """Requests that take part."""
+        return len(self.chunks)
+
+    @property
+    def num_drafted(self) -> int:
+        """Those of them that have drafts."""
+        return sum([chunk.num_drafts > 0 for chunk in self.chunks])
+
+    @property
     def num_draft_tokens(self) -> int:
-        """Drafts among them."""
+        """Drafts among the tokens."""
         return sum([chunk.num_drafts for chunk in self.chunks])
 
     @property
@@ -75,11 +85,43 @@ class Batch(NamedTuple):
         return [row for chunk in self.chunks for row in chunk.rows]
 
 
+class Continuation(NamedTuple):
+    """The step after a launch whose chunks were single tokens with a row each: the same requests go on.
+
+    Row i is chunk i of that launch, one token further: it computes the token which that launch chooses and
+    chooses the next one, with the same parameters, seed and choice, at the next position. There is nothing
+    to copy, and no history, draft, score or pooled sum among the rows; the executor knows all the rest.
+    """
+
+    num_rows: int
+    new_blocks: tuple[tuple[int, int], ...] = ()  # (row, block id) appended to that request's table
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that run in the step."""
+        return self.num_rows
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that take part."""
+        return self.num_rows
+
+    @property
+    def num_drafted(self) -> int:
+        """None of them has drafts."""
+        return 0
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """There are none."""
+        return 0
+
+
 class SamplerOutput(NamedTuple):
     """What a step chose, for each sampled row in batch order."""
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs | None, ...]
+    logprobs: tuple[TokenLogprobs | None, ...]  # may be empty where the step is a continuation
     faults: frozenset[int] = frozenset()  # tokens of the step whose keys, values or logits are not finite
     prompt_logprobs: tuple[
         tuple[TokenLogprobs, ...], ...

@@ -161,6 +161,15 @@ class KVCacheManager:
         self._append(request, self._allocate(num_missing))
         return True
 
+    def append_block(self, request: CachedSequence) -> int:
+        """Extend the block table by one block and return its id. Precondition: one is free."""
+        block = self.pool.allocate()
+        if self._listener is not None:
+            self._listener.blocks_reused((block.block_id,))
+        request.block_table.append(block)
+        request.block_ids += (block.block_id,)
+        return block.block_id
+
     def cache_computed_blocks(self, request: CachedSequence) -> None:
         """Make every full, computed block of the request findable. Call after num_committed_tokens moved."""
         num_full = request.num_committed_tokens // self.block_size

@@ -12,7 +12,7 @@ from engine.core.rows import RowCursor
 from engine.core.schedule import Claim
 from engine.core.speculation_counters import SpeculationCounters
 from engine.core.step_output import StepOutput
-from engine.interface.batch import Batch
+from engine.interface.batch import Batch, Continuation
 from engine.interface.speculation import (
     MAX_DRAFT_TOKENS,
     DraftSource,
@@ -167,7 +167,7 @@ class Speculator:
 
     def record(
         self,
-        batch: Batch,
+        batch: Batch | Continuation,
         outputs: Sequence[StepOutput],
         *,
         drafting: float,
@@ -179,7 +179,7 @@ class Speculator:
         `drafting` and `target` are the seconds that proposing and all the rest took, `between` those since
         the step before, 0 if there was nothing to do.
         """
-        num_drafts = sum([chunk.num_drafts > 0 for chunk in batch.chunks])
+        num_drafts = batch.num_drafted
         self._observe_costs(batch, num_drafts, drafting, target)
         plain = target
         if num_drafts:
@@ -201,11 +201,13 @@ class Speculator:
             expected = len(outputs) + self._expected_tokens
             self.controller.record(expected_tokens=expected, num_tokens=num_new, num_decodes=len(outputs))
 
-    def _observe_costs(self, batch: Batch, num_drafts: int, drafting: float, target: float) -> None:
+    def _observe_costs(
+        self, batch: Batch | Continuation, num_drafts: int, drafting: float, target: float
+    ) -> None:
         """Learn what this step took; a lone try of the draft model runs cold and says nothing of a second."""
         if self._num_looked and not num_drafts and not self._num_model_drafts:
             self._overhead.record(
-                drafting, target, num_looked=self._num_looked, num_requests=len(batch.chunks)
+                drafting, target, num_looked=self._num_looked, num_requests=batch.num_requests
             )
         is_lone_try = self._num_model_drafts > 0 and not self._drafted_with_model
         self._drafted_with_model = self._num_model_drafts > 0

@@ -506,6 +506,12 @@ def test_the_manifest_names_the_requests_of_the_step_that_runs(tmp_path):
     assert len(reader.read()) == 4096
     writer.end()
     assert reader.read() == ()
+    numbers = [3, 4]
+    for named in (numbers, numbers, [8], numbers):
+        writer.begin(named)
+        assert reader.read() == tuple(named)
+        writer.end()
+        assert reader.read() == ()
 
 
 class Odd(int):

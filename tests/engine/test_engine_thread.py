@@ -101,6 +101,40 @@ def test_messages_are_plain_data_both_ways():
     assert pickle.loads(pickle.dumps(thread.stats)) == thread.stats == engine.stats()
 
 
+@pytest.mark.parametrize("steps_ahead", [0, 2])
+def test_tokens_of_continuations_go_where_their_requests_came_from(steps_ahead):
+    passed, is_aborted = threading.Event(), threading.Event()
+
+    def next_token(tokens):
+        if len(tokens) == 20:
+            passed.set()
+            assert is_aborted.wait(20)
+        return (tokens[-1] + 1) % 100
+
+    engine = scripted_engine(next_token, steps_ahead=steps_ahead, max_model_len=64)
+    thread, outboxes = EngineThread(engine), [Recorder(), Recorder()]
+    numbers = [thread.connect(outbox) for outbox in outboxes]
+    for first, to in ((10, 0), (20, 1), (30, 0)):
+        requests = tuple(generation([first + i], max_tokens=40) for i in range(2))
+        thread.send(AddRequests(first, requests, numbers[to]))
+    assert passed.wait(20)
+    thread.send(AbortRequests((20,)))
+    is_aborted.set()
+    for number, to in ((10, 0), (11, 0), (21, 1), (30, 0), (31, 0)):
+        while not any(n == number and o.finish_reason for m in outboxes[to].messages for n, o in m.outputs):
+            assert outboxes[to].arrived.wait(10)
+    thread.close()
+    assert engine.executor.num_continuations > 20
+    for number, to in ((10, 0), (11, 0), (21, 1), (30, 0), (31, 0)):
+        assert outboxes[to].tokens_of(number) == [(number + 1 + i) % 100 for i in range(40)]
+        assert outboxes[1 - to].tokens_of(number) == []
+    assert 15 < len(outboxes[1].tokens_of(20)) < 40
+    for outbox in outboxes:
+        steps = [message.step for message in outbox.messages]
+        assert steps == sorted(set(steps)), "one message a step, in order"
+    assert thread._routes == {}
+
+
 @pytest.fixture
 def grammars():
     return Grammars()

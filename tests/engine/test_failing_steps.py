@@ -4,7 +4,9 @@ import random
 
 import pytest
 
+from engine.core.continuation import expand
 from engine.core.executor import FinishedStep
+from engine.interface.batch import Batch, Continuation
 from engine.interface.outputs import FinishReason
 from engine.interface.pooling import Pooling
 from tests.engine.test_same_tokens import mixed_requests
@@ -20,10 +22,15 @@ class Poisoned:
     def __init__(self, executor, token=POISON):
         self._executor, self._token = executor, token
         self.steps_ahead, self.max_draft_positions = executor.steps_ahead, executor.max_draft_positions
+        self.continues = executor.continues
+        self._launched = Batch(())
         self.num_failed = 0
         self.fails_late = False  # when the result is asked for, as on a GPU
 
     def launch(self, batch):
+        if isinstance(batch, Continuation):
+            batch = expand(self._launched, batch)
+        self._launched = batch
         if any(self._token in chunk.token_ids for chunk in batch.chunks):
             self.num_failed += 1
             if self.fails_late:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.core.draft_slots import drop_drafts
 from engine.core.request import RequestStatus
 from engine.interface.config import EngineConfig
 from engine.interface.errors import ConfigError, RequestError
@@ -142,9 +143,9 @@ def test_slots_ahead_are_given_back_when_others_need_them():
     engine.speculator.propose(engine.scheduler.running)
     assert engine.kv_cache_manager.allocate_slots(ahead, 9)
     assert len(ahead.draft_token_ids) == 8
-    assert engine.scheduler._drop_drafts()
+    assert drop_drafts(engine.scheduler.running, engine.kv_cache_manager)
     assert (ahead.draft_token_ids, len(ahead.block_table)) == ((), 1)
-    assert not engine.scheduler._drop_drafts(), "there is nothing more to give"
+    assert not drop_drafts(engine.scheduler.running, engine.kv_cache_manager), "there is nothing more to give"
     run_to_end(engine)
     assert ahead.token_ids[-1] == 22
 
