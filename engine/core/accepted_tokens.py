@@ -1,10 +1,30 @@
 """What a step chose for a request: which of it stays, and what is told of it."""
 
+from collections.abc import Iterator
+
 from engine.core.answer_end import append_run, finish_reason_after
 from engine.core.request import Request
 from engine.core.step_output import StepOutput
 from engine.interface.batch import SamplerOutput, ScheduledChunk
-from engine.interface.outputs import FinishReason
+from engine.interface.outputs import FinishReason, TokenLogprobs
+
+
+def take_prompt_results(
+    request: Request,
+    chunk: ScheduledChunk,
+    scores: Iterator[tuple[TokenLogprobs, ...]],
+    sums: Iterator[bytes],
+    *,
+    counts: bool,
+) -> None:
+    """Take what a chunk brought beside a token, the next of `scores` and `sums`; add it if it counts."""
+    prompt_logprobs = next(scores) if chunk.scored is not None else ()
+    pooled = next(sums) if chunk.pooled_from is not None else None
+    if request.finish_reason is not None or not counts:
+        return
+    request.prompt_logprobs.extend(prompt_logprobs)
+    if pooled is not None and request.pooled_sum is not None:
+        request.pooled_sum.add(pooled, end=chunk.first_position + len(chunk.token_ids))
 
 
 def append_chosen(

@@ -5,13 +5,16 @@ from engine.core.request import Request
 from engine.core.rows import rows_of
 from engine.core.schedule import Claim
 from engine.interface.batch import PENDING_TOKEN, ScheduledChunk, ScoredTokens
+from engine.interface.sampled_row import SampledRow
 
 
 def chunk_of(claim: Claim) -> ScheduledChunk:
     """Write down what the step computes for a request: nobody asks the request again."""
     request, drafts = claim.request, claim.draft_token_ids
     first, end = request.num_computed_tokens, request.num_computed_tokens + claim.num_tokens
-    num_tokens = request.num_tokens
+    num_tokens = len(request.token_ids) + request.num_in_flight
+    if request.decodes_plainly and request.num_prompt_tokens <= first == num_tokens - 1:
+        return _decoded_chunk(request, first)
     token_ids = tuple(request.token_ids[first:end])
     if len(token_ids) < end - first:  # the last one is in flight
         token_ids = (*token_ids, PENDING_TOKEN)
@@ -29,6 +32,18 @@ def chunk_of(claim: Claim) -> ScheduledChunk:
         scored,
         None if request.pooled_sum is None else _pooled_from(request.pooled_sum, first, end),
         reaches_end and not wants_token,
+    )
+
+
+def _decoded_chunk(request: Request, position: int) -> ScheduledChunk:
+    """Write down, in half the time, what most chunks are: the token chosen last, and the next to choose."""
+    token_ids = request.token_ids
+    return ScheduledChunk(
+        request.request_id,
+        position,
+        (token_ids[position] if position < len(token_ids) else PENDING_TOKEN,),
+        request.block_ids,
+        (SampledRow(request.params, request.seed, request.choice, position + 1),),
     )
 
 

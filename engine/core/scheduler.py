@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from engine.core.accepted_tokens import append_chosen
+from engine.core.accepted_tokens import append_chosen, take_prompt_results
 from engine.core.chunks import chunk_of, faults_of
 from engine.core.draft_slots import drop_drafts, schedule_drafts
 from engine.core.fair_queue import FairQueue
@@ -43,7 +43,7 @@ class Scheduler:
         self.impatient: dict[int, Request] = {}  # that must start by some time and have not yet
         self._suspects: deque[Request] = deque()  # of a step that failed: they run one at a time
         self._num_needing_tokens = self._num_not_plain = 0  # running requests
-        self._steady_path = SteadyPath(kv_cache_manager, max_num_batched_tokens=max_num_batched_tokens)
+        self._steady_path = SteadyPath(kv_cache_manager)
         self.num_preemptions = 0
         self.prefix_cache_queries = 0
         self.prefix_cache_hits = 0
@@ -176,8 +176,9 @@ class Scheduler:
         if self.kv_cache_manager.persistence is None or self._suspects:
             return
         request = self.waiting.peek()
-        has_place = len(self.running) < self.max_num_seqs
-        if request is not None and has_place and self.kv_cache_manager.is_restorable(request):
+        if request is None or len(self.running) >= self.max_num_seqs:
+            return
+        if self.kv_cache_manager.is_restorable(request):
             self.kv_cache_manager.restore_prefix(request, _RESTORED_IN_A_STEP)
 
     def _must_wait_for_place(self, request: Request) -> bool:
@@ -221,48 +222,36 @@ class Scheduler:
             if isinstance(taken_in, StepTokens):
                 return taken_in
             batch = taken_in
-        outputs: list[StepOutput] = []
+        outputs, read = list[StepOutput](), list[StepOutput]()
         scores, sums = iter(output.prompt_logprobs), iter(output.pooled)
         first_row = first_token = 0
         for chunk in batch.chunks:
             request = self._requests[chunk.request_id]
             request.num_steps_in_flight -= 1
-            prompt_logprobs = next(scores) if chunk.scored is not None else ()
-            pooled = next(sums) if chunk.pooled_from is not None else None
+            num_tokens, num_rows = len(chunk.token_ids), len(chunk.rows)
             faults = output.faults and faults_of(chunk, first_token, output.faults)
+            is_faulty = bool(faults) and min(faults) < num_tokens - chunk.num_drafts
+            if chunk.scored is not None or chunk.pooled_from is not None:
+                take_prompt_results(request, chunk, scores, sums, counts=not is_faulty)
             if request.status is RequestStatus.FINISHED:
                 self._release(request)
-            elif faults and min(faults) < len(chunk.token_ids) - chunk.num_drafts:
-                outputs.append(self._fail(request))
+            elif num_tokens == num_rows == 1 and request.decodes_plainly and not (faults or self._suspects):
+                outputs.append(self._advance_plainly(request, chunk, output.token_ids[first_row]))
+            elif is_faulty:  # nothing of the step is cached
+                self.finish(request, FinishReason.ERROR)
+                outputs.append(StepOutput(request, is_first=request.num_output_tokens == 0))
+            elif num_rows:
+                step, reason = append_chosen(request, chunk, output, first_row, faults)
+                self._advance(request, chunk, len(step.token_ids), reason)
+                outputs.append(step)
             else:
-                if prompt_logprobs:
-                    request.prompt_logprobs.extend(prompt_logprobs)
-                if pooled is not None and request.pooled_sum is not None:
-                    request.pooled_sum.add(pooled, end=chunk.first_position + len(chunk.token_ids))
-                if chunk.rows:
-                    step, reason = append_chosen(request, chunk, output, first_row, faults)
-                    self._advance(request, chunk, len(step.token_ids), reason)
-                    outputs.append(step)
-                else:
-                    self._settle(request, chunk.first_position + len(chunk.token_ids))
-            first_row += len(chunk.rows)
-            first_token += len(chunk.token_ids)
-        return outputs + self._finish_read(batch)
-
-    def _finish_read(self, batch: Batch) -> list[StepOutput]:
-        """End the requests whose prompts are read to the end and that want nothing else."""
-        outputs = []
-        for request_id in [chunk.request_id for chunk in batch.chunks if chunk.ends_request]:
-            request = self._requests.get(request_id)
-            if request is not None and request.status is RequestStatus.RUNNING:
-                self.finish(request, FinishReason.LENGTH)
-                outputs.append(StepOutput(request, is_first=True))
-        return outputs
-
-    def _fail(self, request: Request) -> StepOutput:
-        """End a request whose values are not finite; nothing of the step is cached."""
-        self.finish(request, FinishReason.ERROR)
-        return StepOutput(request, is_first=request.num_output_tokens == 0)
+                self._settle(request, chunk.first_position + num_tokens)
+                if chunk.ends_request:
+                    self.finish(request, FinishReason.LENGTH)
+                    read.append(StepOutput(request, is_first=True))
+            first_row += num_rows
+            first_token += num_tokens
+        return outputs + read
 
     def _advance(
         self, request: Request, chunk: ScheduledChunk, num_new: int, reason: FinishReason | None
@@ -270,12 +259,22 @@ class Scheduler:
         """Count the tokens that were just appended; end the request where it ends with them."""
         request.num_in_flight -= 1
         request.num_computed_tokens += num_new - 1  # the accepted drafts
-        num_known = len(chunk.token_ids) - chunk.num_drafts
-        self._settle(request, chunk.first_position + num_known + num_new - 1)
+        self._settle(request, chunk.first_position + len(chunk.token_ids) - chunk.num_drafts + num_new - 1)
         if reason is not None:
             self.finish(request, reason)
         if self._suspects and request is self._suspects[0]:
             self._clear_suspect(request)
+
+    def _advance_plainly(self, request: Request, chunk: ScheduledChunk, token_id: int) -> StepOutput:
+        """Do, in half the time, what append_chosen() and _advance() do: for one token and no more."""
+        request.num_in_flight -= 1
+        request.token_ids.append(token_id)
+        num_tokens = chunk.first_position + 1
+        self._settle(request, num_tokens)
+        if token_id in request.stop_token_ids or len(request.token_ids) >= request.max_total_tokens:
+            is_stop = token_id in request.stop_token_ids
+            self.finish(request, FinishReason.STOP if is_stop else FinishReason.LENGTH)
+        return StepOutput(request, (token_id,), num_tokens == request.num_prompt_tokens)
 
     def _settle(self, request: Request, num_tokens: int) -> None:
         """Count tokens whose KV is there and final."""
@@ -314,9 +313,11 @@ class Scheduler:
                 break
             if request.status is not RequestStatus.RUNNING:
                 continue  # preempted just now
-            num_tokens = min(request.num_tokens - request.num_computed_tokens, budget)
-            if num_tokens == 0 or (request.num_in_flight and not request.wants_token):
+            num_in_flight, num_computed = request.num_in_flight, request.num_computed_tokens
+            end = len(request.token_ids) + num_in_flight
+            if end == num_computed or (num_in_flight and end >= request.max_total_tokens):
                 continue  # its prompt is being read to the end, or its last token chosen
+            num_tokens = min(end - num_computed, budget)
             while not self.kv_cache_manager.allocate_slots(request, num_tokens):
                 if drop_drafts(self.running, self.kv_cache_manager):
                     continue

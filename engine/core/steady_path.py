@@ -18,16 +18,15 @@ class SteadyPath:
     Whoever changes which requests run, or reads their counters, calls leave() or settle() first.
     """
 
-    def __init__(self, kv_cache_manager: KVCacheManager, *, max_num_batched_tokens: int) -> None:
+    def __init__(self, kv_cache_manager: KVCacheManager) -> None:
         self._kv_cache_manager = kv_cache_manager
-        self._max_num_batched_tokens = max_num_batched_tokens
         self._decoded: list[Request] = []  # by the latest step, in order, if that could be continued
         self._steady: SteadyDecoding | None = None  # since then
         self._under_way: deque[SteadyDecoding] = deque()
 
     def note(self, claims: Sequence[Claim], chunks: Sequence[ScheduledChunk], num_running: int) -> None:
         """Remember a batch of plainly decoding requests if all that run computed one token and chose one."""
-        has_all = 0 < len(claims) == num_running <= self._max_num_batched_tokens
+        has_all = 0 < len(claims) == num_running
         # Longer chunks come last.
         if has_all and claims[-1].num_tokens == 1 and all(chunk.rows for chunk in chunks):
             self._decoded = [claim.request for claim in claims]
