@@ -8,10 +8,11 @@ def expand(launched: Batch, continuation: Continuation) -> Batch:
 
     Every token in it is PENDING_TOKEN, whether the step that chooses it is over or not.
     """
-    assert len(launched.chunks) == continuation.num_rows
-    new_blocks = dict(continuation.new_blocks)
+    ended, new_blocks = frozenset(continuation.ended), dict(continuation.new_blocks)
+    chunks = [chunk for row, chunk in enumerate(launched.chunks) if row not in ended]
+    assert len(chunks) == continuation.num_rows == len(launched.chunks) - len(continuation.ended)
     assert len(new_blocks) == len(continuation.new_blocks)
-    return Batch(tuple([_go_on(chunk, new_blocks.get(row)) for row, chunk in enumerate(launched.chunks)]))
+    return Batch(tuple([_go_on(chunk, new_blocks.get(row)) for row, chunk in enumerate(chunks)]))
 
 
 def _go_on(chunk: ScheduledChunk, new_block: int | None) -> ScheduledChunk:
@@ -19,7 +20,7 @@ def _go_on(chunk: ScheduledChunk, new_block: int | None) -> ScheduledChunk:
     [row] = chunk.rows
     return ScheduledChunk(
         chunk.request_id,
-        chunk.first_position + 1,
+        chunk.first_position + chunk.num_tokens,
         (PENDING_TOKEN,),
         chunk.block_ids if new_block is None else (*chunk.block_ids, new_block),
         (row._replace(position=row.position + 1),),

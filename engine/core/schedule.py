@@ -33,7 +33,8 @@ class Schedule:
     claims: list[Claim] = field(default_factory=list)
     block_copies: list[BlockCopy] = field(default_factory=list)
     continued: SteadyDecoding | None = None
-    new_blocks: tuple[tuple[int, int], ...] = ()  # of a continuation
+    new_blocks: tuple[tuple[int, int], ...] = ()  # of a continuation, as what follows
+    ended: tuple[int, ...] = ()
 
     @property
     def request_ids(self) -> Sequence[int]:

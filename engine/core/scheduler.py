@@ -142,10 +142,10 @@ class Scheduler:
             return None
         num_running = len(self.running)
         if self.waiting and num_running < self.max_num_seqs:
-            budget = self.max_num_batched_tokens - num_running
+            budget = self.max_num_batched_tokens - len(schedule.request_ids)
             schedule.block_copies = self._schedule_waiting(schedule.claims, budget)
         if schedule.claims:
-            schedule.claims[:0] = [Claim(request, 1) for request in self.running[:num_running]]
+            schedule.claims[:0] = [Claim(one, 1) for one in self.running[:num_running] if one.wants_token]
             schedule.claims.sort(key=layout_key)
             schedule.continued = None
         return schedule
@@ -176,9 +176,8 @@ class Scheduler:
         if self.kv_cache_manager.persistence is None or self._suspects:
             return
         request = self.waiting.peek()
-        if request is None or len(self.running) >= self.max_num_seqs:
-            return
-        if self.kv_cache_manager.is_restorable(request):
+        has_place = len(self.running) < self.max_num_seqs
+        if request is not None and has_place and self.kv_cache_manager.is_restorable(request):
             self.kv_cache_manager.restore_prefix(request, _RESTORED_IN_A_STEP)
 
     def _must_wait_for_place(self, request: Request) -> bool:
@@ -207,7 +206,7 @@ class Scheduler:
                 self.waiting.charge(request, claim.num_tokens + len(chunk.rows))
             chunks.append(chunk)
         if not self._num_not_plain:
-            self._steady_path.note(schedule.claims, chunks, len(self.running))
+            self._steady_path.note(schedule.claims, chunks, self.running)
         return Batch(tuple(chunks), tuple(schedule.block_copies))
 
     def commit(self, batch: Batch | Continuation, output: SamplerOutput) -> Sequence[StepOutput]:
@@ -288,6 +287,7 @@ class Scheduler:
         if request.status is RequestStatus.FINISHED:
             return
         if request.status is RequestStatus.RUNNING:
+            self._steady_path.part()
             self._stop(request)
         else:
             self.waiting.remove(request)
@@ -385,6 +385,7 @@ class Scheduler:
             self.prefix_cache_hits += request.num_cached_tokens
 
     def _preempt(self, request: Request) -> None:
+        self._steady_path.leave()
         self._stop(request)
         self.kv_cache_manager.free(request)
         request.forget_drafts()
@@ -393,7 +394,6 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _stop(self, request: Request) -> None:
-        self._steady_path.leave()
         self.running.remove(request)
         self.waiting.stopped(request)
         self._num_needing_tokens -= request.needs_its_tokens

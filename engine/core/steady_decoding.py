@@ -17,7 +17,7 @@ _CHARGE = 2  # tokens: the one computed, the one chosen
 
 
 class SteadyDecoding:
-    """The requests of a batch of single tokens that all chose one, in its order, from then on.
+    """Requests of a step in which each chose a token, in its order, from then on.
 
     Their tokens, blocks and cached blocks are kept up to date; their counters stand still until settle().
     Launches and commits are counted from the beginning: launch i computes the token at
@@ -45,16 +45,20 @@ class SteadyDecoding:
         self._starting: list[list[int]] = [[] for _ in range(size)]
         rows = {request.request_id: row for row, request in enumerate(requests)}
         for request in running:
-            self._starting[-request.num_computed_tokens % size].append(rows[request.request_id])
+            if request.request_id in rows:
+                self._starting[-request.num_computed_tokens % size].append(rows[request.request_id])
         self._completed = [sorted(starting) for starting in self._starting]
+
+    @property
+    def may_go_on(self) -> bool:
+        """False once the last token of some request is under way."""
+        return self.num_launched < self._max_launches
 
     def take_blocks(self) -> tuple[tuple[int, int], ...] | None:
         """Return (row, block id) of each block that the next launch needs, which its request has then.
 
-        None, changing nothing, if there are too few or a request has all of its tokens under way.
+        None, changing nothing, if there are too few. Precondition: may_go_on.
         """
-        if self.num_launched >= self._max_launches:
-            return None
         starting = self._starting[self.num_launched % len(self._starting)]
         if not starting:
             return ()

@@ -86,15 +86,17 @@ class Batch(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """The step after a launch whose chunks were single tokens with a row each: the same requests go on.
+    """The step after a launch whose chunks, or rows, chose a token each: the same requests go on.
 
-    Row i is chunk i of that launch, one token further: it computes the token which that launch chooses and
-    chooses the next one, with the same parameters, seed and choice, at the next position. There is nothing
-    to copy, and no history, draft, score or pooled sum among the rows; the executor knows all the rest.
+    A row computes the token which that launch chooses for its request and chooses the next one, with the same
+    parameters, seed and choice, at the next position. The rows are those of that launch in its order, without
+    the ones that `ended`. There is nothing to copy, and no history, draft, score or pooled sum among them;
+    the executor knows all the rest.
     """
 
     num_rows: int
     new_blocks: tuple[tuple[int, int], ...] = ()  # (row, block id) appended to that request's table
+    ended: tuple[int, ...] = ()  # rows of the launch before that do not go on, ascending
 
     @property
     def num_tokens(self) -> int:

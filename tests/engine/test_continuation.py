@@ -285,14 +285,14 @@ def test_steps_that_only_go_on_are_continuations(steps_ahead):
     brought = []
     while engine.has_work:
         brought.append(engine.step())
-    assert engine.executor.num_continuations == 18, "all but the prompts' step and the one after it"
+    assert engine.executor.num_continuations == 19, "all but the prompts' step"
     together = [isinstance(outputs, StepTokens) for outputs in brought]
-    assert sum(together) >= 16, "all but those that bring an end or are under way when nobody may go on"
+    assert sum(together) == 18 - max(0, steps_ahead - 1), "all but the last, or those then under way"
     for i, request in enumerate(requests):
         assert request.token_ids[2:] == list(range(41 + i, 61 + i))
 
 
-def test_a_continuation_names_the_blocks_that_begin_with_it():
+def test_a_continuation_names_the_blocks_that_begin_with_it_and_the_rows_that_ended():
     engine = scripted_engine()
     launched = []
     launch = engine.executor.launch
@@ -300,8 +300,11 @@ def test_a_continuation_names_the_blocks_that_begin_with_it():
     engine.add_request(generation([1, 2], max_tokens=9))
     engine.add_request(generation([3, 4, 5], max_tokens=8))
     run_to_end(engine)
-    blocks = [one.new_blocks for one in launched if isinstance(one, Continuation)]
-    assert [[row for row, _ in new] for new in blocks] == [[0], [1], [], [], [0], [1]]
+    continuations = [one for one in launched if isinstance(one, Continuation)]
+    blocks = [[row for row, _ in one.new_blocks] for one in continuations]
+    assert blocks == [[0], [1], [], [], [0], [1], []]
+    assert [one.ended for one in continuations] == [()] * 6 + [(0,)]
+    assert [one.num_rows for one in continuations] == [2] * 6 + [1]
 
 
 def test_expanding_moves_every_row_on():
@@ -312,6 +315,22 @@ def test_expanding_moves_every_row_on():
     twice = expand(once, Continuation(2, ((1, 77),)))
     assert [chunk.block_ids for chunk in twice.chunks] == [(8, 9), (8, 10, 77)]
     assert [chunk.first_position for chunk in twice.chunks] == [7, 7]
+    [left] = expand(twice, Continuation(1, ((0, 78),), (0,))).chunks
+    assert (left.request_id, left.first_position, left.block_ids) == (1, 8, (8, 10, 77, 78))
+    prompt = Batch((ScheduledChunk(0, 2, (5, 6, 7, 8), (8, 9), (row,)),))
+    assert expand(prompt, Continuation(1)).chunks[0].first_position == 6
+
+
+def test_who_ends_leaves_the_others_going_on():
+    engine = scripted_engine(steps_ahead=1)
+    requests = [engine.add_request(generation([i, 40 + i], max_tokens=6 + 3 * i)) for i in range(4)]
+    engine.step()
+    engine.step()
+    engine.abort(requests[2])
+    run_to_end(engine)
+    assert len(engine.executor.batches) - engine.executor.num_continuations == 1, "the prompts' step"
+    for i in (0, 1, 3):
+        assert requests[i].token_ids[2:] == [(41 + i + k) % 100 for k in range(6 + 3 * i)]
 
 
 def continuing(loaded):

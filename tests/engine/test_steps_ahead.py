@@ -78,6 +78,36 @@ def test_who_needs_the_tokens_on_the_host_is_waited_for():
         assert penalised.num_in_flight == 0
 
 
+@pytest.mark.parametrize("leaves", ["ends", "is aborted", "is preempted"])
+def test_others_run_ahead_again_when_who_needs_the_tokens_is_gone(leaves):
+    engine = scripted_engine(steps_ahead=2)
+    other = engine.add_request(generation([10], max_tokens=40))
+    penalised = engine.add_request(generation([40], max_tokens=3, frequency_penalty=0.1))
+    engine.step()
+    if leaves == "is preempted":
+        engine.scheduler._preempt(penalised)
+        assert engine.scheduler.can_run_ahead
+    elif leaves == "is aborted":
+        engine.abort(penalised)
+    else:
+        while penalised.finish_reason is None:
+            engine.step()
+    if leaves != "is preempted":
+        engine.step()
+        engine.check_invariants()  # brings the counters up to date
+        assert other.num_in_flight == 2
+    run_to_end(engine)
+    assert other.token_ids == list(range(10, 51))
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_a_prompt_of_one_token_chooses_one_where_one_is_wanted(max_tokens):
+    engine = scripted_engine()
+    engine.add_request(generation([10], max_tokens=max_tokens))
+    [chunk] = engine.scheduler.dispatch(engine.scheduler.schedule()).chunks
+    assert (len(chunk.rows), chunk.ends_request) == (max_tokens, max_tokens == 0)
+
+
 @DEPTHS
 def test_no_token_is_computed_behind_the_longest_answer(steps_ahead):
     engine = scripted_engine(steps_ahead=steps_ahead, max_model_len=16, num_blocks=4)
