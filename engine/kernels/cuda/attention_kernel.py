@@ -8,7 +8,7 @@ that a compiler might round once or twice is written as fma().
 import triton
 import triton.language as tl
 
-# Below every score; finite, for inf - inf is NaN; a power of two, for fma() must find no rest after scaling it.
+# Below every score. Finite, as inf - inf is NaN; a power of two, so that scaled it leaves fma() no remainder.
 _UNSEEN = tl.constexpr(-(2.0**100))
 _ONES = tl.constexpr(16)  # columns of ones that the weights are multiplied by: all hold their sum
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-# Keys are summed apart in splits of SPLIT positions, and in these in blocks of key_block(): both order sums, so
-# that they depend on the model and never on the batch or the card.
+# Keys are summed apart in splits of SPLIT positions, and in these in blocks of key_block(): both order sums,
+# so that they depend on the model and never on the batch or the card.
 SPLIT = 512
 _KEY_BLOCK_BYTES = 16384  # of a block's keys; two blocks, with values, and 128 rows fit into 99 KB
 _MAX_KEY_BLOCK = 128

@@ -148,7 +148,8 @@ def _write_kv(
     request = tl.load(token_requests + token)
     position = tl.load(positions + token)
     is_stored = (head < NUM_HEADS + 2 * NUM_KV_HEADS) & (dim < HEAD_DIM)
-    is_loaded = is_stored & (request != null_request)
+    num_loaded = tl.where(request == null_request, 0, NUM_HEADS + 2 * NUM_KV_HEADS)
+    is_loaded = is_stored & (head < num_loaded)
     source = qkv + (token * (NUM_HEADS + 2 * NUM_KV_HEADS) + head) * HEAD_DIM
     x = tl.load(source + dim, mask=is_loaded, other=0.0)
     turned = x

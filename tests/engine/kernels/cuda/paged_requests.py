@@ -1,4 +1,4 @@
-"""Requests whose keys and values lie in shuffled blocks, as a step's buffers describe them, and what they are."""
+"""Requests whose keys and values lie in shuffled blocks, as a step's buffers describe them."""
 
 import torch
 
@@ -69,8 +69,8 @@ class PagedRequests:
     def _describe_step(self, tile_tokens, padding):
         tokens, tiles = [], []
         for request, (start, count) in zip(self.requests, self.pieces, strict=True):
-            for begin in range(0, count, tile_tokens):
-                tiles.append((len(tokens) + begin, min(tile_tokens, count - begin)))
+            begins = range(0, count, tile_tokens)
+            tiles += [(len(tokens) + begin, min(tile_tokens, count - begin)) for begin in begins]
             tokens += [(start + number, request) for number in range(count)]
         for _ in range(padding):
             tiles.append((len(tokens), 1))
