@@ -87,6 +87,6 @@ def variants(
         plan = plan_attention(
             heads, tiling, block_size=block_size, has_window=has_window, is_parallel=is_parallel
         )
-        options = launch_options(tiling)._asdict()
+        options = launch_options(heads, tiling)._asdict()
         constants = {"plan": plan, "PDL": False}
         yield Variant(attend_tiles, signature, constants, options, frozenset(pointers))

@@ -125,11 +125,12 @@ def plan_attention(
     )
 
 
-def launch_options(tiling: Tiling) -> LaunchOptions:
+def launch_options(heads: Heads, tiling: Tiling) -> LaunchOptions:
     """Return the options for programs of a tiling; shared memory stays within 99 KB, which every card has."""
     if tiling.rows < _MANY_ROWS:
         return _FEW_ROWS_OPTIONS
-    return _MANY_ROWS_OPTIONS if tiling.rows == _MANY_ROWS else _MOST_ROWS_OPTIONS
+    is_large = tiling.rows > _MANY_ROWS or heads.head_block > 128
+    return _MOST_ROWS_OPTIONS if is_large else _MANY_ROWS_OPTIONS
 
 
 def num_split_programs(

@@ -73,7 +73,7 @@ class AttentionWorkspace:
 
     def launch_options(self, shape: StepShape) -> LaunchOptions:
         """Return the compiler's options for a step's kernel on this card."""
-        return launch_options(self.tiling(shape))
+        return launch_options(self.heads, self.tiling(shape))
 
     def num_split_programs(self, shape: StepShape) -> int:
         """Return how many programs share the splits of a tile; no bit depends on it."""

@@ -167,14 +167,19 @@ def _write_kv(
     tl.store(query, turned, mask=is_stored & (head < NUM_HEADS))
     kv_head = head - NUM_HEADS
     new = tl.where(kv_head < NUM_KV_HEADS, turned, x)
-    is_finite = tl.abs(new.to(tl.float32)) < float("inf")
     is_kv = is_stored & (kv_head >= 0)
+    is_finite = tl.abs(new.to(tl.float32)) < float("inf")
     tl.store(faults + token + 0 * (head + dim), 1, mask=is_kv & (is_finite == 0))
     new = tl.where(is_finite, new, 0.0).to(keys.dtype.element_ty)
     block = tl.load(block_tables + request.to(tl.int64) * table_width + position // BLOCK_SIZE).to(tl.int64)
     place = (block * NUM_KV_HEADS + kv_head % NUM_KV_HEADS) * BLOCK_SIZE + position % BLOCK_SIZE
-    tl.store(keys + place * HEAD_DIM + dim, new, mask=is_kv & (kv_head < NUM_KV_HEADS))
-    tl.store(values + place * HEAD_DIM + dim, new, mask=is_kv & (kv_head >= NUM_KV_HEADS))
+    _store_either(kv_head < NUM_KV_HEADS, keys, values, place * HEAD_DIM + dim, new, is_kv)
+
+
+@triton.jit
+def _store_either(is_key, keys, values, place, new, mask):
+    tl.store(keys + place, new, mask=mask & is_key)
+    tl.store(values + place, new, mask=mask & (is_key == 0))
 
 
 @triton.jit

@@ -28,7 +28,7 @@ def write_kv(
     positions = buffers.positions[:num_tokens].long()
     heads = qkv[:num_tokens].view(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
     heads = heads.masked_fill((requests == state.null_request)[:, None, None], 0.0)
-    query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    query, key, value = heads[:, :num_heads], heads[:, num_heads:-num_kv_heads], heads[:, -num_kv_heads:]
     if head_norms is not None:
         query = _normalise(query, head_norms.query_weight, head_norms.eps)
         key = _normalise(key, head_norms.key_weight, head_norms.eps)
