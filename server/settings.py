@@ -108,15 +108,15 @@ class ModelSettings(BaseSettings):
     )
     kernels: Kernels = Field(
         _DEFAULT.kernels,
-        description="on a CPU: fused C++ kernels, or plain torch; auto takes the fused where they can",
+        description="fused (C++ on a CPU, Triton on a GPU), or plain torch; auto: fused where they can",
     )
     kv_cache_dtype: KVCacheDType = Field(
         _DEFAULT.kv_cache_dtype,
-        description="of keys and values in the fused kernels; int8 halves their memory",
+        description="of keys and values in the fused kernels of a CPU; int8 halves their memory",
     )
     quantization: Quantization | None = Field(
         _DEFAULT.quantization,
-        description="re-encode the weights in 8 or 4 bits when loading; fused kernels only",
+        description="re-encode the weights in 8 or 4 bits when loading; fused kernels of a CPU only",
     )
     max_model_len: PositiveInt | None = Field(
         _DEFAULT.max_model_len,
@@ -131,6 +131,13 @@ class ModelSettings(BaseSettings):
         le=1,
         description="share of a GPU's memory for this server: weights, buffers, keys and values; 0.9 if not "
         "given",
+    )
+    enforce_eager: bool = Field(
+        _DEFAULT.enforce_eager, description="on a GPU: launch every kernel by itself, without CUDA graphs"
+    )
+    debug_kernels: bool = Field(
+        _DEFAULT.debug_kernels,
+        description="on a GPU: wait for every kernel and say which one failed, in which step; slow",
     )
     block_size: PositiveInt = Field(_DEFAULT.block_size, description="tokens in a block of the KV cache")
     speculation: SpeculationChoice = Field(

@@ -8,7 +8,7 @@ from engine.interface.speculation import MAX_DRAFT_TOKENS
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Kernels = Literal["auto", "fused", "torch"]  # fused: CPU kernels or an error
+Kernels = Literal["auto", "fused", "torch"]  # fused: the device's kernels or an error
 KVCacheDType = Literal["auto", "bfloat16", "float32", "int8"]
 Quantization = Literal["q8_0", "q4_1", "q4_0"]
 SpeculationChoice = Literal["off", "auto", "draft", "ngram"]
@@ -37,7 +37,9 @@ class EngineConfig:
     stream_interval: float = 0.0  # seconds that a stream's outputs are at least apart
     speculation: SpeculationChoice = "off"  # of requests that do not say
     num_draft_tokens: int = 8  # that the controller may choose at most, for one request in one step
-    steps_ahead: int = 0  # steps in torch that are launched before the tokens of the last one are read
+    enforce_eager: bool = False  # on a GPU: launch every kernel by itself, capture no CUDA graphs
+    debug_kernels: bool = False  # on a GPU: wait for every kernel, and say which one failed, in which step
+    steps_ahead: int | None = None  # launched before the last one's tokens are read; 1 on a GPU, else 0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
@@ -53,7 +55,7 @@ class EngineConfig:
             )
         if self.stream_interval < 0.0:
             raise ConfigError(f"stream_interval must be at least 0 seconds, got {self.stream_interval}")
-        if self.steps_ahead < 0:
+        if self.steps_ahead is not None and self.steps_ahead < 0:
             raise ConfigError(f"steps_ahead must be at least 0, got {self.steps_ahead}")
         if self.num_draft_tokens > MAX_DRAFT_TOKENS:
             raise ConfigError(

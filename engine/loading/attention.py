@@ -8,7 +8,8 @@ import torch
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.interface.attention import MAX_ATTENTION_TOKENS, AttentionModel
 from engine.interface.cancellation import Cancellation
-from engine.loading.backend import ModelSource, TorchBackend
+from engine.loading.backend import TorchBackend
+from engine.loading.model_source import ModelSource
 from engine.model.attention_probabilities import attention_probabilities
 from engine.model.decoder import Decoder
 from engine.model.weights import Weights

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,39 +21,17 @@ from engine.kernels.cpu.tiled_kv_storage import TILE_POSITIONS, TiledKVStorage, 
 from engine.kernels.cpu.token_bitmask import apply_token_bitmask
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
 from engine.kv_cache.persistence import BlockStorage
-from engine.loading.machine import choose_dtype, memory_errors
+from engine.loading.machine import choose_dtype
+from engine.loading.model_source import ExecutorShape, ModelSource, Profile, weight_errors
+from engine.loading.numerics import torch_numerics
 from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
 from engine.model.kv_storage import KVStorage, kv_bytes_per_block
-from engine.model.weights import Weights
 from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
 _CPU = torch.device("cpu")
-_WEIGHTS_ADVICE = "free memory, take a smaller model, or set dtype or quantization"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """A model to be loaded: its configuration, its weights, and how many positions it is to know."""
-
-    name: str  # for errors
-    config: ModelConfig
-    weights: Weights
-    max_positions: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutorShape:
-    """What an executor must know beside its models."""
-
-    vocab_size: int  # tokens that may be chosen
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
 
 
 class ModelExecutor(Executor, Protocol):
@@ -67,6 +44,9 @@ class ModelExecutor(Executor, Protocol):
 
 class LoadedModels(Protocol):
     """A model, and a draft model if there is one, that still lack room for keys and values."""
+
+    def profile(self, shape: ExecutorShape) -> Profile:
+        """Return what is promised of the models' bits here, and what steps need; num_blocks may be any."""
 
     def build_executor(self, shape: ExecutorShape) -> ModelExecutor:
         """Make that room, and return what runs batches."""
@@ -109,7 +89,7 @@ class TorchBackend:
         return TorchModels(self, self._load(target), None if draft is None else self._load(draft))
 
     def _load(self, source: ModelSource) -> Decoder:
-        with _weight_errors(source, self.device), torch.inference_mode():
+        with weight_errors(source, self.device), torch.inference_mode():
             decoder = Decoder(source.config, source.weights, max_positions=source.max_positions)
         source.weights.finish()
         return decoder
@@ -122,6 +102,10 @@ class TorchModels:
     backend: TorchBackend
     target: Decoder
     draft: Decoder | None
+
+    def profile(self, shape: ExecutorShape) -> Profile:  # noqa: ARG002 - steps take their memory as they run
+        """Return what is promised of the models' bits here."""
+        return Profile(torch_numerics(self.backend.device))
 
     def build_executor(self, shape: ExecutorShape) -> TorchExecutor:
         """Make room for keys and values, and return what runs batches."""
@@ -199,7 +183,7 @@ class FusedBackend:
         return FusedModels(self, self._load(target), None if draft is None else self._load(draft))
 
     def _load(self, source: ModelSource) -> FusedDecoder:
-        with _weight_errors(source, _CPU):
+        with weight_errors(source, _CPU):
             decoder = FusedDecoder(
                 source.config,
                 source.weights,
@@ -220,6 +204,10 @@ class FusedModels:
     backend: FusedBackend
     target: FusedDecoder
     draft: FusedDecoder | None
+
+    def profile(self, shape: ExecutorShape) -> Profile:  # noqa: ARG002 - steps take their memory as they run
+        """Return what is promised of the models' bits here."""
+        return Profile(torch_numerics(_CPU))
 
     def build_executor(self, shape: ExecutorShape) -> FusedExecutor:
         """Make room for keys and values, and return what runs batches."""
@@ -259,15 +247,16 @@ class FusedModels:
         return FusedModel(decoder, kv_storage)
 
 
-def _weight_errors(source: ModelSource, device: torch.device) -> AbstractContextManager[None]:
-    return memory_errors(f"{source.name}: the weights", _WEIGHTS_ADVICE, device)
-
-
 def choose_backend(
     config: EngineConfig, models: Sequence[ModelConfig], *, device: torch.device, num_threads: int
 ) -> Backend:
-    """Return the fused kernels where they can run all models, unless told otherwise; raises ConfigError."""
-    reason = _why_not_fused(config, models, device)
+    """Return the device's kernels where they can run all models, unless told otherwise.
+
+    Raises ConfigError.
+    """
+    reason = _why_no_kernels(config, models, device)
+    if reason is None and device.type == "cuda":
+        return _cuda_backend(config, device)
     if reason is None:
         if config.steps_ahead:
             raise ConfigError(f"steps_ahead {config.steps_ahead} needs kernels 'torch'")
@@ -279,20 +268,44 @@ def choose_backend(
         )
     if config.kernels == "fused":
         raise ConfigError(f"kernels 'fused' cannot run this model here: {reason}")
+    _refuse_what_needs_kernels(config, reason)
+    if config.kernels == "auto":
+        logger.warning("the kernels are not used, plain torch is several times slower: %s", reason)
+    dtype = choose_dtype(config.dtype, device)
+    return TorchBackend(device, dtype, steps_ahead=config.steps_ahead or 0)
+
+
+def _cuda_backend(config: EngineConfig, device: torch.device) -> Backend:
+    from engine.execution.cuda.device import CudaDevice
+    from engine.kernels.cuda.triton_kernels import triton_kernels  # needs Triton
+    from engine.loading.cuda_backend import DEFAULT_STEPS_AHEAD, CudaBackend
+
+    _refuse_what_needs_kernels(config, "the device is cuda")
+    steps_ahead = DEFAULT_STEPS_AHEAD if config.steps_ahead is None else config.steps_ahead
+    return CudaBackend(
+        CudaDevice(device),
+        choose_dtype(config.dtype, device),
+        triton_kernels(),
+        steps_ahead=steps_ahead,
+        is_captured=not config.enforce_eager,
+        is_checked=config.debug_kernels,
+    )
+
+
+def _refuse_what_needs_kernels(config: EngineConfig, reason: str) -> None:
+    """Refuse what only the CPU kernels do."""
     for name, default in (("kv_cache_dtype", "auto"), ("quantization", None)):
         if getattr(config, name) != default:
             raise ConfigError(f"{name} {getattr(config, name)!r} needs the CPU kernels: {reason}")
-    if config.kernels == "auto" and device.type == "cpu":
-        logger.warning("the CPU kernels are not used, plain torch is several times slower: %s", reason)
-    dtype = choose_dtype(config.dtype, device)
-    return TorchBackend(device, dtype, steps_ahead=config.steps_ahead)
 
 
-def _why_not_fused(config: EngineConfig, models: Sequence[ModelConfig], device: torch.device) -> str | None:
+def _why_no_kernels(config: EngineConfig, models: Sequence[ModelConfig], device: torch.device) -> str | None:
     if config.kernels == "torch":
         return "kernels 'torch' was asked for"
-    if device.type != "cpu":
-        return f"the device is {device.type}"
+    if device.type == "cuda":
+        from engine.loading.cuda_backend import why_not_triton
+
+        return why_not_triton(config, models, device)
     if load_library() is None:
         return "they were not built; install a C++ compiler and then draftline again"
     if config.dtype == "float16":

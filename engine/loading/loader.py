@@ -21,9 +21,8 @@ from engine.interface.errors import ConfigError
 from engine.interface.info import EngineInfo
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
-from engine.loading.backend import Backend, ExecutorShape, ModelExecutor, ModelSource, choose_backend
+from engine.loading.backend import Backend, ModelExecutor, choose_backend
 from engine.loading.kv_memory import (
-    GPU_MARGIN_BYTES,
     GPUMemory,
     available_memory,
     check_kv_cache_fits,
@@ -40,7 +39,7 @@ from engine.loading.machine import (
     keep_freed_memory,
 )
 from engine.loading.memory_errors import LoadStage, memory_errors, stage_errors
-from engine.loading.numerics import torch_numerics
+from engine.loading.model_source import ExecutorShape, ModelSource
 from engine.loading.persistence import open_persistent_cache
 from engine.loading.speculation import build_speculator, check_draft
 from engine.model.attention_tiles import KV_SPLIT
@@ -79,9 +78,16 @@ def load_engine_process(model: str, config: EngineConfig, draft_model: str | Non
 
 
 def build_engine(
-    checkpoint: Checkpoint, config: EngineConfig, draft_checkpoint: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    draft_checkpoint: Checkpoint | None = None,
+    *,
+    backend: Backend | None = None,
 ) -> LoadedEngine:
-    """Load the model, and a draft model if there is one, and build the synchronous engine around them."""
+    """Load the model, and a draft model if there is one, and build the synchronous engine around them.
+
+    `backend`: instead of the one that suits the configuration and the device.
+    """
     device = choose_device(config.device)
     num_threads = choose_num_threads()
     keep_freed_memory()
@@ -90,7 +96,7 @@ def build_engine(
         raise ConfigError(f"block_size must divide {KV_SPLIT}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)
     sources = [checkpoint] if draft_checkpoint is None else [checkpoint, draft_checkpoint]
-    backend = choose_backend(
+    backend = backend or choose_backend(
         config, [source.config for source in sources], device=device, num_threads=num_threads
     )
     check_draft(checkpoint, config, draft_checkpoint)
@@ -99,9 +105,12 @@ def build_engine(
     target, draft = (_source(one, config, max_model_len, device) for one in (checkpoint, draft_checkpoint))
     assert target is not None
     loaded = backend.load(target, draft)
-    num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, at_start)
+    # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
+    vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
+    with stage_errors(LoadStage.FIRST_STEPS, device):
+        profile = loaded.profile(_shape(config, 1, max_model_len, vocab_size))
+    num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, at_start, profile.step_bytes)
     max_model_len = _fit_max_model_len(config, max_model_len, num_blocks)
-    numerics = torch_numerics(device)  # the CPU kernels promise what torch does there
     info = EngineInfo(
         device=device_name(device),
         dtype=backend.dtype_name,
@@ -115,14 +124,12 @@ def build_engine(
         weight_bytes=target.weights.num_bytes,
         speculation=config.speculation,
         draft_model=None if draft_checkpoint is None else draft_checkpoint.name,
-        numerics=numerics.level,
-        numerics_reason=numerics.reason,
+        numerics=profile.numerics.level,
+        numerics_reason=profile.numerics.reason,
     )
-    # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
-    vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
     num_bytes = num_blocks * _bytes_per_block(config, sources, backend)
     with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
-        executor = loaded.build_executor(_shape(config, info, vocab_size))
+        executor = loaded.build_executor(_shape(config, num_blocks, max_model_len, vocab_size))
     with stage_errors(LoadStage.FIRST_STEPS, device):
         engine = _assemble(checkpoint, config, executor, info, vocab_size)
     return LoadedEngine(engine=engine, info=info, backend=backend)
@@ -138,14 +145,14 @@ def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int
     return config.max_model_len or limit
 
 
-def _shape(config: EngineConfig, info: EngineInfo, vocab_size: int) -> ExecutorShape:
+def _shape(config: EngineConfig, num_blocks: int, max_model_len: int, vocab_size: int) -> ExecutorShape:
     return ExecutorShape(
         vocab_size=vocab_size,
-        num_blocks=info.num_kv_blocks,
+        num_blocks=num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=info.max_model_len,
+        max_model_len=max_model_len,
     )
 
 
@@ -213,6 +220,9 @@ def _look_at_device(config: EngineConfig, device: torch.device) -> GPUMemory | N
         reason = "the device is cpu" if device.type == "cpu" else "kv_cache_memory is set"
         logger.warning("gpu_memory_utilization %g has no effect: %s", utilization, reason)
     if device.type == "cpu":
+        for name in ("enforce_eager", "debug_kernels"):
+            if getattr(config, name):
+                logger.warning("%s has no effect: the device is cpu", name)
         return None
     with stage_errors(LoadStage.CONTEXT, device):
         return measure_gpu_memory(device)
@@ -224,6 +234,7 @@ def _choose_num_blocks(
     backend: Backend,
     max_model_len: int,
     at_start: GPUMemory | None,
+    step_bytes: int,
 ) -> int:
     """Return how many blocks fit, of the target and of the draft model: both have the same."""
     bytes_per_block = _bytes_per_block(config, sources, backend)
@@ -231,7 +242,11 @@ def _choose_num_blocks(
     memory = config.kv_cache_memory
     if memory is None:
         needed = bytes_per_block * (1 if config.max_model_len is None else blocks_per_request)
-        memory = default_kv_cache_memory() if at_start is None else _left_on_gpu(config, at_start, needed)
+        memory = (
+            default_kv_cache_memory()
+            if at_start is None
+            else _left_on_gpu(config, at_start, needed, step_bytes)
+        )
     num_blocks = choose_num_blocks(
         bytes_per_block=bytes_per_block,
         max_useful_blocks=config.max_num_seqs * blocks_per_request,
@@ -239,7 +254,7 @@ def _choose_num_blocks(
     )
     num_bytes = num_blocks * bytes_per_block
     if at_start is not None:
-        check_kv_cache_fits(num_bytes, free=measure_gpu_memory(torch.device("cuda")).free)
+        check_kv_cache_fits(num_bytes, free=measure_gpu_memory(torch.device("cuda")).free - step_bytes)
     elif num_bytes > available_memory():
         logger.warning(
             "kv_cache_memory: %d bytes of keys and values, of which %d are free; the system may end this "
@@ -250,16 +265,16 @@ def _choose_num_blocks(
     return num_blocks
 
 
-def _left_on_gpu(config: EngineConfig, at_start: GPUMemory, needed: int) -> int:
-    """Return the bytes for keys and values beside weights that are loaded and steps in plain torch."""
+def _left_on_gpu(config: EngineConfig, at_start: GPUMemory, needed: int, step_bytes: int) -> int:
+    """Return the bytes for keys and values beside weights that are loaded and what steps will take."""
     now = measure_gpu_memory(torch.device("cuda"))
+    temporaries = step_bytes or int(now.total * _UNMEASURED_SHARE)
     return kv_cache_bytes_on_gpu(
         total=now.total,
-        free=now.free,
-        used_by_this_process=now.used_by_this_process(at_start),
+        free=now.free - temporaries,
+        used_by_this_process=now.used_by_this_process(at_start) + temporaries,
         utilization=config.gpu_memory_utilization,
         needed=needed,
-        margin=max(GPU_MARGIN_BYTES, int(now.total * _UNMEASURED_SHARE)),
     )
 
 

@@ -21,7 +21,8 @@ from engine.speculative.ngram_pool import NgramPool
 from engine.speculative.speculator import Speculator
 from engine.speculative.step_costs import SIZES, StepCosts
 
-_MEASURED_SIZES = tuple(size for size in SIZES if size <= 16)
+MAX_MEASURED_SIZE = 16  # rows, or requests
+_MEASURED_SIZES = tuple(size for size in SIZES if size <= MAX_MEASURED_SIZE)
 _MEASURED_STEPS = 4
 _NUM_ROUNDS = 3
 
@@ -114,7 +115,7 @@ def _measure_draft_model(
     num_steps = min(_MEASURED_STEPS, max(sizes), executor.max_draft_positions)
 
     def run(size: int) -> None:
-        cursors = [RowCursor(_measured_request(params)) for _ in range(size)]
+        cursors = [RowCursor(_measured_request(params, number)) for number in range(size)]
         executor.draft([DraftJob((0,), 0, block_ids, num_steps, cursor) for cursor in cursors])
 
     return {size: seconds / num_steps for size, seconds in _fastest(run, sizes).items()}
@@ -132,9 +133,9 @@ def _fastest(run: Callable[[int], object], sizes: Sequence[int]) -> dict[int, fl
     return seconds
 
 
-def _measured_request(params: SamplingParams) -> Request:
+def _measured_request(params: SamplingParams, number: int) -> Request:
     return Request(
-        request_id=-1,
+        request_id=-1 - number,
         prompt_token_ids=(0,),
         params=params,
         seed=0,

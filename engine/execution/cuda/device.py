@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Numbers = npt.NDArray[np.int32]
 
 Work = Callable[[], None]
 """Launches that read and write tensors that stay where they are."""
@@ -27,6 +31,9 @@ class Device(Protocol):
 
     def send(self, source: Tensor, target: Tensor) -> None:
         """Copy from host memory, which must stay as it is until the copy is over."""
+
+    def upload(self, numbers: Numbers) -> Tensor:
+        """Return a copy on the device."""
 
     def receive(self, source: Tensor, target: Tensor) -> None:
         """Copy to host memory, which is filled once a later event is over."""
@@ -52,6 +59,10 @@ class CudaDevice:
     def send(self, source: Tensor, target: Tensor) -> None:
         """Copy from host memory, which must stay as it is until the copy is over."""
         target.copy_(source, non_blocking=True)
+
+    def upload(self, numbers: Numbers) -> Tensor:
+        """Return a copy on the device."""
+        return torch.from_numpy(numbers).pin_memory().to(self.device, non_blocking=True)
 
     def receive(self, source: Tensor, target: Tensor) -> None:
         """Copy to host memory, which is filled once a later event is over."""

@@ -51,9 +51,32 @@ def pack(spans: Sequence[Span], table: RequestTable, rules: ShapeRules) -> Packe
             table.set_parameters(index, span.rows[0])
         if is_decode and span.token_ids[0] != PENDING_TOKEN:
             table.set_last_token(index, span.token_ids[0], span.first_position)
-    step = _pack_decode(indices, table, rules) if is_decode else _pack_mixed(spans, indices, table, rules)
+    step = (
+        decode_step(indices, table.null_request, rules)
+        if is_decode
+        else _pack_mixed(spans, indices, table, rules)
+    )
     _note_rows(spans, indices, table)
     return step
+
+
+def decode_step(indices: list[int], null_request: int, rules: ShapeRules) -> PackedStep:
+    """Return the step in which each of these requests runs the token that the device knows as its next."""
+    shape = rules.decode(len(indices))
+    requests = np.full(shape.num_rows, null_request, dtype=np.int32)
+    requests[: len(indices)] = indices
+    return PackedStep(shape, True, indices, requests)
+
+
+def null_step(shape: StepShape, null_request: int) -> PackedStep:
+    """Return a step of nothing but padding."""
+    if shape.tile_tokens == 1:
+        return PackedStep(shape, True, [], np.full(shape.num_rows, null_request, dtype=np.int32))
+    zeros, nulls = (np.full(shape.num_tokens, value, dtype=np.int32) for value in (0, null_request))
+    tiles = (zeros[:1].repeat(shape.num_tiles), np.ones(shape.num_tiles, dtype=np.int32))
+    row_zeros = zeros[:1].repeat(shape.num_rows)
+    rows = (row_zeros, nulls[:1].repeat(shape.num_rows), row_zeros)
+    return PackedStep(shape, False, [], np.concatenate([zeros, zeros, nulls, *tiles, *rows]))
 
 
 def fill_inbox(inbox: Numbers, step: PackedStep | None, updates: Updates) -> int:
@@ -68,13 +91,6 @@ def fill_inbox(inbox: Numbers, step: PackedStep | None, updates: Updates) -> int
     inbox[start : start + count] = updates.offsets
     inbox[start + count : start + 2 * count] = updates.values
     return start + 2 * count
-
-
-def _pack_decode(indices: list[int], table: RequestTable, rules: ShapeRules) -> PackedStep:
-    shape = rules.decode(len(indices))
-    requests = np.full(shape.num_rows, table.null_request, dtype=np.int32)
-    requests[: len(indices)] = indices
-    return PackedStep(shape, True, indices, requests)
 
 
 def _pack_mixed(
@@ -131,6 +147,6 @@ def _note_rows(spans: Sequence[Span], indices: Sequence[int], table: RequestTabl
     """Note which tokens the device knows after the step: that of a request's only row."""
     for index, span in zip(indices, spans, strict=True):
         if len(span.rows) == 1:
-            table.advance([index], [span.rows[0].position])
+            table.advance(index, span.rows[0].position)
         else:
             table.forget_last_token(index)

@@ -35,6 +35,9 @@ class Updates(NamedTuple):
     values: Numbers
 
 
+NO_UPDATES = Updates(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
+
+
 class RequestTable:
     """Which row of the table a request has, and what stands in it on the device.
 
@@ -57,7 +60,7 @@ class RequestTable:
         self._values: list[int] = []
 
     def place(self, request_ids: Sequence[int]) -> list[int]:
-        """Return the index of each request, all of which take part in one step."""
+        """Return the index of each request; they are different ones, no more than the table has rows."""
         known = self._index_of
         places = [known.pop(request_id, -1) for request_id in request_ids]  # pop: they are used last now
         for number, place in enumerate(places):
@@ -110,15 +113,11 @@ class RequestTable:
         self._write([first + LAST_TOKEN, first + NEXT_POSITION], [token_id, position])
         self._positions[index] = position
 
-    def has_last_token(self, index: int, position: int) -> bool:
-        """Tell whether the device knows the request's token at this position."""
-        return bool(self._positions[index] == position)
+    def advance(self, index: int, position: int) -> None:
+        """Note that a step chooses the request's token at this position."""
+        self._positions[index] = position
 
-    def advance(self, indices: "Sequence[int] | Numbers", positions: "Sequence[int] | Numbers") -> None:
-        """Note that a step chooses the tokens at these positions."""
-        self._positions[indices] = positions
-
-    def advance_by_one(self, indices: Numbers) -> None:
+    def advance_by_one(self, indices: npt.NDArray[np.int64]) -> None:
         """Note that a step chooses the next token of each request."""
         self._positions[indices] += 1
 

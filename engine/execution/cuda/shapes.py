@@ -13,8 +13,9 @@ class ShapeRules(NamedTuple):
     """The largest step, and how wide a query tile may be."""
 
     max_tokens: int
-    max_rows: int  # and as many requests
-    max_tile_tokens: int  # at least 2
+    max_requests: int
+    max_rows: int  # a row for each request, and one for each draft
+    max_tile_tokens: int = _TILE_TOKENS[-1]
 
     def decode(self, num_rows: int) -> StepShape:
         """Return the shape of a step in which each of so many requests runs one token."""
@@ -37,13 +38,29 @@ class ShapeRules(NamedTuple):
     @property
     def decode_shapes(self) -> list[StepShape]:
         """The shapes of all decode steps, the largest first."""
-        sizes = {pad(num_rows) for num_rows in range(1, self.max_rows + 1)}
+        sizes = {pad(count) for count in range(1, self.max_requests + 1)}
         return [self.decode(size) for size in sorted(sizes, reverse=True)]
+
+    @property
+    def short_shapes(self) -> list[StepShape]:
+        """Shapes of few tiles, each of which attention cuts up: verified drafts, short prompts."""
+        widths = {self.tile_tokens(width) for width in _TILE_TOKENS}
+        return [
+            self.of(min(count * width, self.max_tokens), width, count, min(count, self.max_rows))
+            for width in sorted(widths)
+            for count in _SMALL
+        ]
+
+    @property
+    def largest(self) -> StepShape:
+        """The shape of the largest step."""
+        longest = self.tile_tokens(self.max_tokens)
+        return self.of(self.max_tokens, longest, self.max_tokens, self.max_rows)
 
     @property
     def max_padded_rows(self) -> int:
         """Rows of the largest step, padding included."""
-        return pad(self.max_rows)
+        return pad(max(self.max_rows, self.max_requests))
 
     @property
     def max_padded_tokens(self) -> int:

@@ -79,7 +79,7 @@ def accept_drafts(
         buffers.tile_starts, buffers.tile_lengths, buffers.token_requests, buffers.token_ids,
         buffers.row_tokens, buffers.row_requests, buffers.row_positions, buffers.results, buffers.faults,
         state.table, state.width, state.null_request, num_accepted, shape.num_rows,
-        MAX_ROWS=triton.next_power_of_2(shape.num_rows), PDL=dependent, launch_pdl=dependent, **OPTIONS,
+        MAX_ROWS=triton.next_power_of_2(buffers.max_rows), PDL=dependent, launch_pdl=dependent, **OPTIONS,
     )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def adjust(
     [max_counted, vocab_size] of engine/kernels/cuda/token_counts.py, whose penalties come first: an entry of
     a request with a count row lists no tokens for penalties.
     """
-    num_chunks, max_rows = -(-vocab_size // CHUNK), triton.next_power_of_2(num_rows)
+    num_chunks, max_rows = -(-vocab_size // CHUNK), triton.next_power_of_2(workspace.max_rows)
     table = packed if counts is None else counts
     _adjust_chunks[(num_rows, num_chunks)](
         logits, logits.stride(0), adjusted, adjusted.stride(0), packed, workspace.is_adjusted,

@@ -85,12 +85,12 @@ def _attend(tokens, pool, span, splits, num_sharing, scratch, score_scale, plan:
         split_maximum, split_total, split_acc = _attend_split(
             q, pool, position, span, split, score_scale, plan
         )
-        if plan.is_parallel:  # noqa: SIM102 - a branch of the compiler's around one of the program's
+        if plan.is_parallel:
             if num_sharing > 1:
                 _store_partial(scratch, split, is_row, split_maximum, split_total, split_acc, plan)
         maximum, total, acc = _merge(maximum, total, acc, split_maximum, split_total, split_acc)
     num_stored = end - first
-    if plan.is_parallel:  # noqa: SIM102
+    if plan.is_parallel:
         if num_sharing > 1:
             is_last = _is_last(scratch, num_sharing)
             num_stored = tl.where(is_last, num_stored, 0)

@@ -96,7 +96,7 @@ def _apply_updates(inbox, table, BLOCK: tl.constexpr):
         tl.store(table + offset, value, mask=is_one)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "width"])
 def _begin_decode(
     inbox,
     decode_requests,
@@ -138,7 +138,7 @@ def _take(source, target, number, count):
     tl.store(target + number, tl.load(source + number, mask=is_one, other=0), mask=is_one)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_tiles", "num_rows", "width"])
 def _begin_step(
     inbox,
     table,
@@ -175,7 +175,7 @@ def _begin_step(
     _take(source + 2 * num_rows, row_positions, number, num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_rows", "null_request", "width"])
 def _end_step(
     inbox,
     table,

@@ -97,7 +97,8 @@ def count_tokens(
     _count_tokens[(shape.num_tiles,)](
         buffers.tile_starts, buffers.tile_lengths, buffers.token_requests, buffers.row_tokens,
         buffers.row_requests, buffers.results, num_accepted, state.table, state.width,
-        counts, counts.stride(0), shape.num_rows, MAX_ROWS=triton.next_power_of_2(shape.num_rows), **OPTIONS,
+        counts, counts.stride(0), shape.num_rows, MAX_ROWS=triton.next_power_of_2(buffers.max_rows),
+        **OPTIONS,
     )  # fmt: skip
 
 

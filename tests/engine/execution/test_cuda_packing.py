@@ -47,7 +47,7 @@ def decode_span(request_id, position, token=PENDING_TOKEN, blocks=(5, 6)):
     return Span(request_id, position, [token], blocks, [row(position + 1)])
 
 
-RULES = ShapeRules(max_tokens=64, max_rows=4, max_tile_tokens=16)
+RULES = ShapeRules(max_tokens=64, max_requests=4, max_rows=4, max_tile_tokens=16)
 
 
 def test_a_request_is_sent_once_and_then_known():
@@ -136,7 +136,7 @@ def test_every_token_is_in_one_tile_and_every_row_points_to_its_token(sizes, max
     for number, (count, first, rows) in enumerate(sizes):
         positions = range(first + count - min(rows, count) + 1, first + count + 1)
         spans.append(Span(number, first, range(100, 100 + count), (1,), [row(p) for p in positions]))
-    mirror, rules = new_mirror(), ShapeRules(200, 16, max_tile_tokens)
+    mirror, rules = new_mirror(), ShapeRules(200, 16, 16, max_tile_tokens)
     step = pack(spans, mirror.table, rules)
     if step.is_decode:
         assert step.arrays[: len(spans)].tolist() == step.indices
@@ -196,17 +196,17 @@ def test_padding_is_small_and_never_less(count):
     assert pad(pad(count)) == pad(count)
 
 
-@pytest.mark.parametrize("max_rows", [1, 3, 20, 256])
-def test_every_decode_step_has_one_of_the_shapes_captured_at_the_start(max_rows):
-    rules = ShapeRules(512, max_rows, 16)
+@pytest.mark.parametrize("max_requests", [1, 3, 20, 256])
+def test_every_decode_step_has_one_of_the_shapes_captured_at_the_start(max_requests):
+    rules = ShapeRules(512, max_requests, 4 * max_requests)
     shapes = rules.decode_shapes
     assert shapes == sorted(shapes, reverse=True)
-    assert {rules.decode(count) for count in range(1, max_rows + 1)} == set(shapes)
+    assert {rules.decode(count) for count in range(1, max_requests + 1)} == set(shapes)
     assert all(shape.num_rows <= rules.max_padded_rows for shape in shapes)
 
 
 def test_a_step_with_longer_tiles_is_no_decode_step():
-    rules = ShapeRules(512, 32, 64)
+    rules = ShapeRules(512, 32, 32)
     widths = {1: 2, 2: 2, 3: 4, 9: 16, 16: 16, 17: 64, 65: 64, 500: 64}
     assert {count: rules.tile_tokens(count) for count in widths} == widths
-    assert ShapeRules(512, 32, 16).tile_tokens(500) == 16
+    assert ShapeRules(512, 32, 32, 16).tile_tokens(500) == 16

@@ -39,7 +39,11 @@ def attend(
     for tile in range(shape.num_tiles):
         start = int(buffers.tile_starts[tile])
         first = int(buffers.positions[start])
-        blocks = state.block_tables[int(buffers.token_requests[start])].long()
+        request = int(buffers.token_requests[start])
+        if request == state.null_request:  # nobody reads what padding computes
+            out[start] = 0.0
+            continue
+        blocks = state.block_tables[request].long()
         for number in range(int(buffers.tile_lengths[tile])):
             position = first + number
             begin = 0 if window is None else max(position - window + 1, 0)
