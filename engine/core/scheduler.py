@@ -45,13 +45,13 @@ class Scheduler:
         self._num_needing_tokens = self._num_not_plain = 0  # running requests
         self._steady_path = SteadyPath(kv_cache_manager)
         self.num_preemptions = 0
-        self.prefix_cache_queries = 0
-        self.prefix_cache_hits = 0
+        self.prefix_cache_queries = self.prefix_cache_hits = 0
 
     def add(self, request: Request) -> None:
         """Put a new request at the end of the queue."""
         self._requests[request.request_id] = request
         self.waiting.add(request)
+        self._steady_path.expects_start |= len(self.running) < self.max_num_seqs
         if request.starts_before is not None:
             self.impatient[request.request_id] = request
 

@@ -24,6 +24,7 @@ class SteadyPath:
         self._launched: Sequence[Request] = []  # by the latest step, in order, if that can be continued
         self._steady: SteadyDecoding | None = None  # those of them that go on
         self._ended: tuple[int, ...] = ()  # the others
+        self.expects_start = False  # of a request that came just now: entering would be for one step at most
         self._under_way: deque[SteadyDecoding] = deque()
 
     def note(
@@ -41,7 +42,7 @@ class SteadyPath:
         """Let the requests of the latest step go on, with the blocks they need; None where they cannot."""
         if self._steady is not None and not self._steady.may_go_on:
             self.part()
-        if self._steady is None and self._launched:
+        if self._steady is None and self._launched and not self.expects_start:
             self._enter(running)
         new_blocks = None if self._steady is None else self._steady.take_blocks()
         if new_blocks is None:
@@ -67,7 +68,7 @@ class SteadyPath:
     def leave(self) -> None:
         """Let nobody go on so: the next step is decided request by request."""
         self.part()
-        self._launched = []
+        self._launched, self.expects_start = [], False
 
     def settle(self) -> None:
         """Bring the counters of the requests up to date."""

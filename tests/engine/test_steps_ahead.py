@@ -103,7 +103,7 @@ def test_others_run_ahead_again_when_who_needs_the_tokens_is_gone(leaves):
 @pytest.mark.parametrize("max_tokens", [0, 1])
 def test_a_prompt_of_one_token_chooses_one_where_one_is_wanted(max_tokens):
     engine = scripted_engine()
-    engine.add_request(generation([10], max_tokens=max_tokens))
+    engine.add_request(generation([10], max_tokens=max_tokens, prompt_logprobs=0))
     [chunk] = engine.scheduler.dispatch(engine.scheduler.schedule()).chunks
     assert (len(chunk.rows), chunk.ends_request) == (max_tokens, max_tokens == 0)
 
