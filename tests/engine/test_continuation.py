@@ -360,3 +360,28 @@ def test_a_model_gives_the_same_tokens(config, steps_ahead):
     assert generate(engine, *requests) == expected, "cold"
     assert generate(engine, *requests) == expected, "warm"
     assert num_continuations > 5
+
+
+@DEPTHS
+@pytest.mark.parametrize("late", [False, True])
+def test_continuations_that_fail_are_forgotten(clock, steps_ahead, late):
+    requests = [generation([i, 50 - i, 7], max_tokens=60, seed=i) for i in range(5)]
+    expected = generate(scripted_engine(next_token), *requests)
+    engine = scripted_engine(next_token, steps_ahead=steps_ahead)
+    launch, failed = engine.executor.launch, []
+
+    class Failing:
+        def result(self):
+            clock.now += 31.0  # else so many failures would be nobody's fault
+            raise MemoryError("scripted")
+
+    def fails_at_times(batch):
+        step = launch(batch)
+        if isinstance(batch, Continuation) and engine.executor.num_continuations % 17 == 16:
+            failed.append(batch)
+            return Failing() if late else Failing().result()
+        return step
+
+    engine.executor.launch = fails_at_times
+    assert generate(engine, *requests) == expected
+    assert len(failed) > 2

@@ -23,20 +23,25 @@ class Poisoned:
         self._executor, self._token = executor, token
         self.steps_ahead, self.max_draft_positions = executor.steps_ahead, executor.max_draft_positions
         self.continues = executor.continues
-        self._launched = Batch(())
+        self._launched, self._latest = Batch(()), {}
         self.num_failed = 0
         self.fails_late = False  # when the result is asked for, as on a GPU
 
     def launch(self, batch):
         if isinstance(batch, Continuation):
             batch = expand(self._launched, batch)
+            chunks = [chunk._replace(token_ids=(self._latest[chunk.request_id],)) for chunk in batch.chunks]
+            batch = Batch(tuple(chunks))
         self._launched = batch
         if any(self._token in chunk.token_ids for chunk in batch.chunks):
             self.num_failed += 1
             if self.fails_late:
                 return self
             self.result()
-        return self._executor.launch(batch)
+        step = self._executor.launch(batch)
+        sampled = [chunk.request_id for chunk in batch.chunks for _ in chunk.rows]
+        self._latest.update(zip(sampled, step.output.token_ids, strict=True))
+        return step
 
     def result(self):
         raise RuntimeError("scripted")
@@ -151,7 +156,7 @@ def test_a_fault_of_many_together_ends_nobody_and_many_faults_end_the_engine():
     launch, failures = engine.executor.launch, []
 
     def fails_with_two(batch):
-        if len(batch.chunks) > 1 and len(failures) < limit:
+        if batch.num_requests > 1 and len(failures) < limit:
             failures.append(1)
             raise MemoryError("scripted")
         return launch(batch)

@@ -48,7 +48,7 @@ def seconds(monkeypatch, mode, *, rate, free, num_streams, num_tokens=150, chang
     launch = engine.executor.launch
 
     def timed(batch):
-        num_drafts = sum(bool(chunk.draft_token_ids) for chunk in batch.chunks)
+        num_drafts = batch.num_drafted
         clock.now += price(batch.num_tokens, free) * rng.uniform(0.9, 1.1) + fee * num_drafts
         return launch(batch)
 
