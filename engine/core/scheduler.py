@@ -287,7 +287,7 @@ class Scheduler:
         if request.status is RequestStatus.FINISHED:
             return
         if request.status is RequestStatus.RUNNING:
-            self._steady_path.part()
+            self._steady_path.part(is_last=len(self.running) == 1)
             self._stop(request)
         else:
             self.waiting.remove(request)

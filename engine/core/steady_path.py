@@ -60,10 +60,12 @@ class SteadyPath:
             self._ended = tuple([row for row, stays in enumerate(goes_on) if not stays])
             self._steady = SteadyDecoding(requests, running, self._kv_cache_manager)
 
-    def part(self) -> None:
+    def part(self, *, is_last: bool = False) -> None:
         """Let some request go its own way: those of the latest step that are left may go on without it."""
         self.settle()
         self._steady, self._ended = None, ()
+        if is_last:  # nothing is kept of requests that are over
+            self._launched = []
 
     def leave(self) -> None:
         """Let nobody go on so: the next step is decided request by request."""

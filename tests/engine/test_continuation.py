@@ -329,6 +329,8 @@ def test_who_ends_leaves_the_others_going_on():
     engine.abort(requests[2])
     run_to_end(engine)
     assert len(engine.executor.batches) - engine.executor.num_continuations == 1, "the prompts' step"
+    path = engine.scheduler._steady_path
+    assert (list(path._launched), path._steady, list(path._under_way)) == ([], None, []), "nothing is kept"
     for i in (0, 1, 3):
         assert requests[i].token_ids[2:] == [(41 + i + k) % 100 for k in range(6 + 3 * i)]
 
