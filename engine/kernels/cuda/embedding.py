@@ -11,7 +11,7 @@ from engine.kernels.cuda.dtype_names import TRITON_NAMES
 from engine.kernels.cuda.variants import Variant
 
 _MAX_COLUMNS = 1024  # that a program copies
-_NUM_WARPS = 4
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the same rounding from every compiler
 
 
 def embed(
@@ -42,7 +42,7 @@ def embed(
         HAS_POSITIONS=position_embedding is not None,
         BLOCK=columns,
         PDL=dependent,
-        num_warps=_NUM_WARPS,
+        **_OPTIONS,
         **({"launch_pdl": True} if dependent else {}),
     )
 
@@ -60,7 +60,7 @@ def variants(hidden: int, dtype: torch.dtype, *, has_positions: bool) -> Iterato
     }
     divisible = frozenset(name for name in signature if name != "hidden" or hidden % 16 == 0)
     constants = {"HAS_POSITIONS": has_positions, "BLOCK": _columns(hidden), "PDL": False}
-    yield Variant(_embed, signature, constants, {"num_warps": _NUM_WARPS}, divisible)
+    yield Variant(_embed, signature, constants, _OPTIONS, divisible)
 
 
 def _columns(hidden: int) -> int:

@@ -1,6 +1,7 @@
 """What lies between a layer's first product and its attention, in one launch."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -14,7 +15,21 @@ from engine.kernels.cuda.step_buffers import StepBuffers
 from engine.kernels.cuda.variants import Variant
 
 _PROGRAM_NUMBERS = 1024  # of a program's heads together; by head_dim alone, since it orders the norms' sums
-_NUM_WARPS = 4
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the same rounding from every compiler
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The constants that the kernel is compiled for."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    head_block: int  # head_dim with its padding
+    head_rows: int  # heads of a program
+    block_size: int
+    has_rotary: bool
+    has_norms: bool
 
 
 def write_kv(
@@ -39,8 +54,9 @@ def write_kv(
     store zeros, whatever qkv has for them. `dependent`: as in embed().
     """
     num_kv_heads, block_size, head_dim = keys.shape[1:]
-    head_block, head_rows = _block(head_dim)
-    _write_kv[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, head_rows))](
+    heads = Heads(num_heads, num_kv_heads, head_dim, keys.dtype)
+    plan = _plan(heads, block_size, rotary is not None, head_norms is not None)
+    _write_kv[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, plan.head_rows))](
         qkv,
         rotary.cos if rotary else qkv,
         rotary.signed_sin if rotary else qkv,
@@ -56,16 +72,9 @@ def write_kv(
         head_norms.eps if head_norms else 0.0,
         state.null_request,
         state.width,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        HEAD_BLOCK=head_block,
-        HEAD_ROWS=head_rows,
-        BLOCK_SIZE=block_size,
-        HAS_ROTARY=rotary is not None,
-        HAS_NORMS=head_norms is not None,
+        plan=plan,
         PDL=dependent,
-        num_warps=_NUM_WARPS,
+        **_OPTIONS,
         **({"launch_pdl": True} if dependent else {}),
     )
 
@@ -90,26 +99,22 @@ def variants(heads: Heads, *, block_size: int, has_rotary: bool, has_norms: bool
         "null_request": "i32",
         "table_width": "i32",
     }
-    head_block, head_rows = _block(heads.head_dim)
-    constants = {
-        "NUM_HEADS": heads.num_heads,
-        "NUM_KV_HEADS": heads.num_kv_heads,
-        "HEAD_DIM": heads.head_dim,
-        "HEAD_BLOCK": head_block,
-        "HEAD_ROWS": head_rows,
-        "BLOCK_SIZE": block_size,
-        "HAS_ROTARY": has_rotary,
-        "HAS_NORMS": has_norms,
-        "PDL": False,
-    }
+    constants = {"plan": _plan(heads, block_size, has_rotary, has_norms), "PDL": False}
     divisible = frozenset(name for name, kind in signature.items() if kind.startswith("*"))
-    yield Variant(_write_kv, signature, constants, {"num_warps": _NUM_WARPS}, divisible)
+    yield Variant(_write_kv, signature, constants, _OPTIONS, divisible)
 
 
-def _block(head_dim: int) -> tuple[int, int]:
-    """Return how many numbers of a head, padding included, and how many heads a program has."""
-    head_block = int(triton.next_power_of_2(head_dim))
-    return head_block, max(_PROGRAM_NUMBERS // head_block, 1)
+def _plan(heads: Heads, block_size: int, has_rotary: bool, has_norms: bool) -> _Plan:
+    return _Plan(
+        num_heads=heads.num_heads,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
+        head_block=heads.head_block,
+        head_rows=max(_PROGRAM_NUMBERS // heads.head_block, 1),
+        block_size=block_size,
+        has_rotary=has_rotary,
+        has_norms=has_norms,
+    )
 
 
 @triton.jit(do_not_specialize=["null_request", "table_width"])
@@ -129,57 +134,53 @@ def _write_kv(
     eps,
     null_request,
     table_width,
-    NUM_HEADS: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr,
-    HEAD_ROWS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    HAS_ROTARY: tl.constexpr,
-    HAS_NORMS: tl.constexpr,
+    plan: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEAD_ROWS + tl.arange(0, HEAD_ROWS)[:, None]
-    dim = tl.arange(0, HEAD_BLOCK)[None, :]
+    head = tl.program_id(1) * plan.head_rows + tl.arange(0, plan.head_rows)[:, None]
+    dim = tl.arange(0, plan.head_block)[None, :]
     request = tl.load(token_requests + token)
     position = tl.load(positions + token)
-    is_stored = (head < NUM_HEADS + 2 * NUM_KV_HEADS) & (dim < HEAD_DIM)
-    num_loaded = tl.where(request == null_request, 0, NUM_HEADS + 2 * NUM_KV_HEADS)
+    is_stored = (head < plan.num_heads + 2 * plan.num_kv_heads) & (dim < plan.head_dim)
+    num_loaded = tl.where(request == null_request, 0, plan.num_heads + 2 * plan.num_kv_heads)
     is_loaded = is_stored & (head < num_loaded)
-    source = qkv + (token * (NUM_HEADS + 2 * NUM_KV_HEADS) + head) * HEAD_DIM
+    source = qkv + (token * (plan.num_heads + 2 * plan.num_kv_heads) + head) * plan.head_dim
     x = tl.load(source + dim, mask=is_loaded, other=0.0)
     turned = x
-    if HAS_NORMS:
-        scale = _inverse_rms(x, eps, HEAD_DIM)
-        turned = _weigh(x, scale, query_weight, key_weight, head < NUM_HEADS, dim, is_stored)
-    if HAS_ROTARY:
-        pair = (dim + HEAD_DIM // 2) % HEAD_DIM  # the dimension that this one is rotated with
+    if plan.has_norms:
+        scale = _inverse_rms(x, eps, plan.head_dim)
+        turned = _weigh(x, scale, query_weight, key_weight, head < plan.num_heads, dim, is_stored)
+    if plan.has_rotary:
+        pair = (dim + plan.head_dim // 2) % plan.head_dim  # the dimension that this one is rotated with
         y = tl.load(source + pair, mask=is_loaded, other=0.0)
-        if HAS_NORMS:
-            y = _weigh(y, scale, query_weight, key_weight, head < NUM_HEADS, pair, is_stored)
-        angle = position.to(tl.int64) * HEAD_DIM + dim
-        turned = _rotate(turned, y, cos + angle, signed_sin + angle, dim < HEAD_DIM)
-    query = query_out + (token * NUM_HEADS + head) * HEAD_DIM + dim
-    tl.store(query, turned, mask=is_stored & (head < NUM_HEADS))
-    kv_head = head - NUM_HEADS
-    new = tl.where(kv_head < NUM_KV_HEADS, turned, x)
-    is_kv = is_stored & (kv_head >= 0)
-    is_finite = tl.abs(new.to(tl.float32)) < float("inf")
-    tl.store(faults + token + 0 * (head + dim), 1, mask=is_kv & (is_finite == 0))
-    new = tl.where(is_finite, new, 0.0).to(keys.dtype.element_ty)
-    block = tl.load(block_tables + request.to(tl.int64) * table_width + position // BLOCK_SIZE).to(tl.int64)
-    place = (block * NUM_KV_HEADS + kv_head % NUM_KV_HEADS) * BLOCK_SIZE + position % BLOCK_SIZE
-    _store_either(kv_head < NUM_KV_HEADS, keys, values, place * HEAD_DIM + dim, new, is_kv)
+        if plan.has_norms:
+            y = _weigh(y, scale, query_weight, key_weight, head < plan.num_heads, pair, is_stored)
+        angle = position.to(tl.int64) * plan.head_dim + dim
+        turned = _rotate(turned, y, cos + angle, signed_sin + angle, dim < plan.head_dim)
+    query = query_out + (token * plan.num_heads + head) * plan.head_dim + dim
+    tl.store(query, turned, mask=is_stored & (head < plan.num_heads))
+    block = tl.load(block_tables + request.to(tl.int64) * table_width + position // plan.block_size)
+    _store_kv(keys, values, faults + token, x, turned, block, position, head, dim, is_stored, plan)
 
 
 @triton.jit
-def _store_either(is_key, keys, values, place, new, mask):
-    tl.store(keys + place, new, mask=mask & is_key)
-    tl.store(values + place, new, mask=mask & (is_key == 0))
+def _store_kv(keys, values, fault, x, turned, block, position, head, dim, is_stored, plan: tl.constexpr):
+    """Store the heads that are keys or values, 0 where they are not finite."""
+    kv_head = head - plan.num_heads
+    is_key = kv_head < plan.num_kv_heads
+    is_kv = is_stored & (kv_head >= 0)
+    new = tl.where(is_key, turned, x)
+    is_finite = tl.abs(new.to(tl.float32)) < float("inf")
+    tl.store(fault + 0 * (head + dim), 1, mask=is_kv & (is_finite == 0))
+    new = tl.where(is_finite, new, 0.0).to(keys.dtype.element_ty)
+    row = block.to(tl.int64) * plan.num_kv_heads + kv_head % plan.num_kv_heads  # the pool may pass 2**31
+    place = (row * plan.block_size + position % plan.block_size) * plan.head_dim + dim
+    tl.store(keys + place, new, mask=is_kv & is_key)
+    tl.store(values + place, new, mask=is_kv & (is_key == 0))
 
 
 @triton.jit
