@@ -11,72 +11,90 @@ from dataclasses import replace
 
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.model_config import ModelConfig
-from engine.interface.errors import ConfigError
+from engine.interface.config import EngineConfig
 from engine.loading.loader import LoadedEngine, build_engine
 from tests.gpu import wiring
-from tests.gpu.ceilings import Ceilings, Work, decode_work, load_ceilings, prefill_work
+from tests.gpu.ceilings import load_ceilings
 from tests.gpu.checkpoints import random_checkpoint
 from tests.gpu.environment import measure_ceilings
-from tests.gpu.measure import median_decode, mixed_load, prefill_seconds, run_load
 from tests.gpu.quantised import quantised_checkpoint
 from tests.gpu.report import Report
 from tests.gpu.setting import Setting, run_part
 from tests.gpu.shapes import LARGE, shrunk
-from tests.gpu.speculation_speed import draft_model_speed, scripted_speed
+from tests.gpu.speed_sections import SECTIONS, Measurement
 
-NAMES = (*LARGE, "pair", "8b-q4")
 _KV_MEMORY = {"135m": 12 * 2**30, "0.6b": 40 * 2**30, "8b": 30 * 2**30}
-_Q4_BYTES = 18 / 32  # of a weight in Q4_0
+_Q4_BYTES, _BF16_BYTES = 18 / 32, 2.0  # of a weight
 
 
 def speed(setting: Setting, report: Report) -> None:
     """Measure one model, or all of them one after the other."""
-    for name in [setting.only] if setting.only else NAMES:
+    for name in [setting.only] if setting.only else SECTIONS:
         with report.section(name):
-            loaded, config = _load(setting, report, name)
-            if loaded is None:
+            if name == "8b-q4" and wiring.kernel_module(wiring.QUANTISED) is None:
+                report.waiting(name, f"there is no engine/kernels/cuda/{wiring.QUANTISED}.py")
                 continue
-            ceilings = load_ceilings(setting.folder) or measure_ceilings(setting)
-            counter = wiring.count_compiles()
-            with counter:
-                _measure(Measurement(setting, report, loaded, config, ceilings), name)
-            report.check("nothing was compiled after ready", counter.count == 0, counter.detail)
-            loaded.engine.close()
+            _measure(setting, report, name)
 
 
-def _load(setting: Setting, report: Report, name: str) -> tuple[LoadedEngine | None, ModelConfig]:
-    shape = "8b" if name.startswith(("8b", "pair")) else name
-    config = shrunk(LARGE[shape]) if setting.rehearse else LARGE[shape]
-    draft = None
-    if name == "pair":
-        small = shrunk(LARGE["135m"]) if setting.rehearse else LARGE["135m"]
-        small = replace(small, vocab_size=config.vocab_size)
-        draft = random_checkpoint(small, device=setting.device)
-    checkpoint = random_checkpoint(config, device=setting.device)
+def _measure(setting: Setting, report: Report, name: str) -> None:
+    """Load a model, then run its sections; whatever is compiled meanwhile should have been before."""
+    config = _config(setting, name)
+    loaded = _load(setting, report, name, config)
+    measurement = Measurement(
+        setting=setting,
+        report=report,
+        engine=loaded.engine,
+        config=config,
+        ceilings=load_ceilings(setting.folder) or measure_ceilings(setting),
+        weight_bytes=_Q4_BYTES if name == "8b-q4" else _BF16_BYTES,
+    )
+    with wiring.count_compiles() as compiled:
+        for section in SECTIONS[name]:
+            title = section.__name__.strip("_")
+            if setting.is_late:
+                report.late(f"{name}: {title}")
+                continue
+            with report.section(f"{name}: {title}"):
+                section(measurement)
+    report.check(f"{name}: nothing compiled after ready (G7)", compiled.count == 0, compiled.detail)
+    loaded.engine.close()
+
+
+def _config(setting: Setting, name: str) -> ModelConfig:
+    config = LARGE["8b" if name in ("pair", "8b-q4") else name]
+    return shrunk(config) if setting.rehearse else config
+
+
+def _load(setting: Setting, report: Report, name: str, config: ModelConfig) -> LoadedEngine:
+    started = time.monotonic()
     if name == "8b-q4":
         checkpoint = quantised_checkpoint(config)
-    started = time.monotonic()
-    try:
-        loaded = build_engine(checkpoint, _engine_config(setting, shape, name), draft)
-    except ConfigError as error:
-        if name != "8b-q4":
-            raise
-        report.waiting("4-bit weights", str(error))
-        return None, config
+    else:
+        checkpoint = random_checkpoint(config, device=setting.device)
+    loaded = build_engine(checkpoint, _engine_config(setting, name), _draft(setting, name, config))
     seconds = time.monotonic() - started
-    report.figure("loading, compiling, capturing", seconds, "s", detail=f"kernels {loaded.info.kernels}")
-    return loaded, config
+    detail = f"kernels {loaded.info.kernels}, {loaded.info.weight_bytes / 1e9:.2f} GB of weights"
+    report.figure(f"{name}: from nothing to ready", seconds, "s", detail=detail)
+    return loaded
 
 
-def _engine_config(setting: Setting, shape: str, name: str) -> object:
-    settings: dict[str, object] = {
-        "dtype": "auto" if name == "8b-q4" else "bfloat16",
-        "max_num_seqs": setting.number(16, 256, 256),
-        "max_model_len": setting.number(256, 4096, 4096),
-        "max_num_batched_tokens": setting.number(256, 8192, 8192),
-        "kv_cache_memory": setting.number(2**24, _KV_MEMORY[shape], _KV_MEMORY[shape]),
-    }
-    return setting.engine_config(**settings)
+def _draft(setting: Setting, name: str, config: ModelConfig) -> Checkpoint | None:
+    if name != "pair":
+        return None
+    small = replace(_config(setting, "135m"), vocab_size=config.vocab_size)
+    return random_checkpoint(small, device=setting.device, name="draft")
+
+
+def _engine_config(setting: Setting, name: str) -> EngineConfig:
+    memory = _KV_MEMORY["8b" if name in ("pair", "8b-q4") else name]
+    return setting.engine_config(
+        dtype=setting.pick("float32", "bfloat16", "bfloat16") if name != "8b-q4" else "auto",
+        max_num_seqs=setting.number(16, 256, 256),
+        max_model_len=setting.number(256, 4096, 4096),
+        max_num_batched_tokens=setting.number(256, 8192, 8192),
+        kv_cache_memory=setting.number(2**24, memory, memory),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Wiring: every name that these checks expect of the CUDA path, in one place.
+
+What is not there is reported as `waiting`, so the checks run before, while and after it is written.
+"""
+
+import importlib
+import importlib.util
+from collections import Counter
+from types import ModuleType, TracebackType
+
+GRAPHS_OFF: dict[str, object] = {"cuda_graphs": False}
+"""EngineConfig's field that runs every step without a captured graph."""
+
+DEBUG: dict[str, object] = {"debug_kernels": True}
+"""EngineConfig's field that waits for each launch, checks it, and names the step's requests in its error."""
+
+GRAPH_TIMER = "graph_seconds"
+"""Method of the executor: graph_seconds(num_rows) -> float, the captured decode step of so many rows alone."""
+
+QUANTISED = "quantised"
+"""Module of engine/kernels/cuda that multiplies weights in GGUF blocks."""
+
+
+def kernel_module(name: str) -> ModuleType | None:
+    """Import engine/kernels/cuda/<name>.py, which may not exist yet; `twins.<name>` is its twin in torch."""
+    full_name = f"engine.kernels.cuda.{name}"
+    if importlib.util.find_spec(full_name) is None:
+        return None
+    return importlib.import_module(full_name)
+
+
+class CompileCounter:
+    """Counts the kernels that Triton compiles, or loads from its cache, while the block runs."""
+
+    def __init__(self) -> None:
+        self._names: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return self._names.total()
+
+    @property
+    def detail(self) -> str:
+        """Which, and how often."""
+        return ", ".join(f"{name} x{number}" for name, number in self._names.most_common(8))
+
+    def __enter__(self) -> "CompileCounter":
+        """Hook into Triton, if it is there."""
+        self._runtime = None
+        if importlib.util.find_spec("triton") is not None:
+            self._runtime = importlib.import_module("triton").knobs.runtime
+            self._before = self._runtime.jit_post_compile_hook
+            self._runtime.jit_post_compile_hook = self._note
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._runtime is not None:
+            self._runtime.jit_post_compile_hook = self._before
+
+    def _note(self, **fields: object) -> bool:
+        self._names[getattr(fields.get("fn"), "name", "?")] += 1
+        return False
+
+
+def count_compiles() -> CompileCounter:
+    """Return a counter for a `with` block."""
+    return CompileCounter()
