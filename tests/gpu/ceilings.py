@@ -43,7 +43,9 @@ def matrix_parameters(config: ModelConfig) -> int:
     """Return the weights of all layers' matrices, without the head."""
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     attention = config.hidden_size * (heads + config.num_heads * config.head_dim)
-    return config.num_layers * (attention + (3 if config.is_gated else 2) * config.hidden_size * config.intermediate_size)
+    return config.num_layers * (
+        attention + (3 if config.is_gated else 2) * config.hidden_size * config.intermediate_size
+    )
 
 
 def decode_work(config: ModelConfig, *, batch: int, context: float, weight_bytes: float = 2.0) -> Work:

@@ -9,20 +9,37 @@ nothing but pip.
 import email.parser
 import re
 import sys
-import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import tomllib
 from pip._vendor.packaging.requirements import Requirement
 from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
 
 _THERE = frozenset(
-    "torch triton transformers numpy safetensors tokenizers huggingface-hub jinja2 markupsafe regex tqdm requests "
-    "pyyaml httpx httpcore h11 anyio idna certifi sniffio click rich markdown-it-py mdurl pygments tiktoken "
-    "prometheus-client packaging".split()
+    (
+        *(
+            "torch",
+            "triton",
+            "transformers",
+            "numpy",
+            "safetensors",
+            "tokenizers",
+            "huggingface-hub",
+            "jinja2",
+        ),
+        *("markupsafe", "regex", "tqdm", "requests", "pyyaml", "httpx", "httpcore", "h11", "anyio", "idna"),
+        *("certifi", "sniffio", "click", "rich", "markdown-it-py", "mdurl", "pygments", "tiktoken"),
+        *("prometheus-client", "packaging"),
+    )
 )
-_ENVIRONMENT = {"python_version": "3.12", "python_full_version": "3.12.3", "sys_platform": "linux", "extra": ""}
+_ENVIRONMENT = {
+    "python_version": "3.12",
+    "python_full_version": "3.12.3",
+    "sys_platform": "linux",
+    "extra": "",
+}
 _PLATFORM = {"platform_machine": "x86_64", "platform_system": "Linux", "os_name": "posix"}
 _PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -33,7 +50,9 @@ def requirements(wheels: list[Path]) -> Iterator[tuple[str, Requirement]]:
         yield "pyproject.toml", Requirement(line)
     for path in wheels:
         with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+            name = next(
+                name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)
+            )
             metadata = email.parser.BytesParser().parsebytes(archive.read(name), headersonly=True)
         for line in metadata.get_all("Requires-Dist", []):
             yield path.name, Requirement(line)

@@ -1,6 +1,6 @@
 """The card, its software, and the two ceilings that all speeds are set against.
 
-    python -m tests.gpu.environment [--rehearse] [--folder FOLDER]
+python -m tests.gpu.environment [--rehearse] [--folder FOLDER]
 """
 
 import importlib.util
@@ -34,9 +34,7 @@ def measure_ceilings(setting: Setting) -> Ceilings:
     source = torch.ones(size, dtype=torch.bfloat16, device=setting.device)
     target = torch.empty_like(source)
     copying = median_seconds(lambda: target.copy_(source), setting.device)
-    left, right = (
-        torch.randn(side, side, device=setting.device).to(torch.bfloat16) for _ in range(2)
-    )
+    left, right = (torch.randn(side, side, device=setting.device).to(torch.bfloat16) for _ in range(2))
     multiplying = median_seconds(lambda: left @ right, setting.device)
     return Ceilings(
         bytes_per_second=2 * source.numel() * source.element_size() / copying,
@@ -46,7 +44,11 @@ def measure_ceilings(setting: Setting) -> Ceilings:
 
 def _describe_card(report: Report) -> None:
     properties = torch.cuda.get_device_properties(0)
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.total,clocks.sm",
+        "--format=csv,noheader",
+    ]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     print(asked.stdout.strip() or asked.stderr.strip(), flush=True)
     capability = torch.cuda.get_device_capability()

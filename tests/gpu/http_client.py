@@ -39,9 +39,7 @@ def main(arguments: list[str]) -> None:
     rates, timings = [], list[StreamTiming]()
     for number in range(rounds + 1):
         length = answer_tokens if number else min(8, answer_tokens)
-        load = one_round(
-            url, streams=streams, prompt_tokens=prompt_tokens, answer_tokens=length, seed=number
-        )
+        load = one_round(url, streams=streams, prompt_tokens=prompt_tokens, answer_tokens=length, seed=number)
         started = time.perf_counter()
         found = asyncio.run(load)
         elapsed = time.perf_counter() - started

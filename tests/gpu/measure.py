@@ -97,7 +97,7 @@ def prefill_seconds(engine: Engine, *, count: int, length: int, repeats: int) ->
 
 
 def mixed_load(vocab_size: int, *, count: int, low: int, high: int) -> list[GenerationRequest]:
-    """Return nano-vllm's benchmark: prompts and answers of `low` to `high` tokens, temperature 0.6, seed 0."""
+    """Return nano-vllm's benchmark: prompts and answers of `low` to `high` tokens, temperature 0.6."""
     rng = random.Random(0)
     top = min(10_000, vocab_size - 1)
     prompts = [[rng.randint(0, top) for _ in range(rng.randint(low, high))] for _ in range(count)]
@@ -113,7 +113,7 @@ def mixed_load(vocab_size: int, *, count: int, low: int, high: int) -> list[Gene
 
 
 def run_load(engine: Engine, generations: Sequence[GenerationRequest], is_late: Callable[[], bool]) -> float:
-    """Run requests that are there together, and return the answers' tokens a second; stops when it is late."""
+    """Run requests together, and return the answers' tokens a second; stops when it is late."""
     requests = [engine.add_request(generation) for generation in generations]
     started = time.perf_counter()
     while engine.has_work and not is_late():

@@ -1,4 +1,4 @@
-"""Report: what a part found, printed as it comes and kept as JSON after each line: a killed part has said it."""
+"""Report: what a part found, printed as it comes and saved as JSON with each line, should it be killed."""
 
 import json
 import time
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+
+from tests.gpu.wiring import NotThereError
 
 Kind = Literal["check", "figure", "waiting", "late", "error"]
 
@@ -60,6 +62,8 @@ class Report:
         started = time.monotonic()
         try:
             yield
+        except NotThereError as error:
+            self.waiting(name, str(error))
         except Exception as error:  # noqa: BLE001 - it is the part's result
             self.error(name, error)
         print(f"# {name}: {time.monotonic() - started:.1f} s", flush=True)

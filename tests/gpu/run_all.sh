@@ -36,7 +36,7 @@ fi
 
 started=$SECONDS total=480
 [ -n "$quick" ] && total=175
-[ -n "$rehearse" ] && total=120
+[ -n "$rehearse" ] && total=280
 
 # part NAME LIMIT COMMAND...: run a part under its limit, or what is left of the whole; never fails.
 part() {
@@ -61,14 +61,15 @@ maybe environment 60 tests.gpu.environment
 
 # Correctness: bound by compiling and by the host, so side by side. `compile` fills Triton's cache for the speeds.
 if [ -n "$rehearse" ]; then
-  maybe kernels 90 tests.gpu.kernels &
-  maybe tokens 90 tests.gpu.tokens &
+  maybe kernels 200 tests.gpu.kernels &
+  maybe tokens 200 tests.gpu.tokens &
   wait
-  maybe bits 90 tests.gpu.bits &
-  maybe traps 90 tests.gpu.traps &
+  maybe bits 200 tests.gpu.bits &
+  maybe traps 200 tests.gpu.traps &
   wait
-  maybe speed 60 tests.gpu.speed &
-  maybe http 60 tests.gpu.http_speed &
+  maybe compile 200 tests.gpu.compile &
+  maybe speed 200 tests.gpu.speed &
+  maybe http 200 tests.gpu.http_speed &
   wait
 else
   correctness=170

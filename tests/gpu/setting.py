@@ -1,4 +1,4 @@
-"""Setting: how a part of the GPU checks runs: on a card or rehearsed on a CPU, whole or quick, and until when."""
+"""Setting: how a part of the GPU checks runs: on a card or rehearsed on a CPU, whole or quick, how long."""
 
 import argparse
 import logging
@@ -41,10 +41,6 @@ class Setting:
         """True once nothing long should be begun."""
         return time.monotonic() > self.last_start
 
-    def pick(self, rehearsed: object, quick: object, whole: object) -> object:
-        """Return the value for this run."""
-        return rehearsed if self.rehearse else quick if self.quick else whole
-
     def number(self, rehearsed: int, quick: int, whole: int) -> int:
         """Return the number for this run."""
         return rehearsed if self.rehearse else quick if self.quick else whole
@@ -78,6 +74,8 @@ def run_part(name: str, part: Callable[[Setting, Report], None]) -> int:
         folder=arguments.folder,
         last_start=time.monotonic() + _SPARE * arguments.seconds,
     )
+    if arguments.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
     full_name = name if arguments.only is None else f"{name}-{arguments.only}"
     report = Report(full_name, arguments.folder)
     logging.getLogger("engine").addHandler(_FailedSteps(report))

@@ -59,7 +59,7 @@ SMALL: Mapping[str, ModelConfig] = {
         tie_word_embeddings=False,
     ),
 }
-"""Every family: gated and plain MLPs, RMSNorm and LayerNorm, rotary and learned positions, biases, q/k norms."""
+"""Gated and plain MLPs, RMSNorm and LayerNorm, rotary and learned positions, biases, q/k norms."""
 
 LARGE: Mapping[str, ModelConfig] = {
     "135m": replace(_LLAMA, num_layers=30, vocab_size=49_152),

@@ -1,4 +1,4 @@
-"""What is measured of each model, in order of importance: what comes last is left out when time runs short."""
+"""What is measured of each model, in order of importance: the last is left out when time runs short."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

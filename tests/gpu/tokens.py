@@ -125,9 +125,7 @@ def _asked(request: GenerationRequest, way: Way, number: int) -> GenerationReque
     return speculating(request, way.mode, None if way.k is None else 1 + number % way.k)
 
 
-def _among_others(
-    made: Sequence[GenerationRequest], way: Way, bench: Bench
-) -> list[GenerationRequest]:
+def _among_others(made: Sequence[GenerationRequest], way: Way, bench: Bench) -> list[GenerationRequest]:
     """Return the requests, and behind them others that differ."""
     vocab_size = bench.checkpoint.config.vocab_size
     longest = max(request.params.max_tokens for request in made)
@@ -139,7 +137,9 @@ def _explain(wrong: Sequence[int], answers: Sequence[Answer], bench: Bench) -> s
         return ""
     first = wrong[0]
     where = first_difference(answers[first], bench.expected[first])
-    return f"{len(wrong)} of {len(answers)} differ: request {first}: {where}; {bench.requests[first].params}"[:400]
+    return f"{len(wrong)} of {len(answers)} differ: request {first}: {where}; {bench.requests[first].params}"[
+        :400
+    ]
 
 
 def _check_it_happened(report: Report, engine: Engine, way: Way) -> None:

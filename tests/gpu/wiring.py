@@ -6,7 +6,10 @@ What is not there is reported as `waiting`, so the checks run before, while and 
 import importlib
 import importlib.util
 from collections import Counter
+from dataclasses import replace
 from types import ModuleType, TracebackType
+
+from torch import Tensor
 
 GRAPHS_OFF: dict[str, object] = {"cuda_graphs": False}
 """EngineConfig's field that runs every step without a captured graph."""
@@ -15,9 +18,20 @@ DEBUG: dict[str, object] = {"debug_kernels": True}
 """EngineConfig's field that waits for each launch, checks it, and names the step's requests in its error."""
 
 GRAPH_TIMER = "graph_seconds"
-"""Method of the executor: graph_seconds(num_rows) -> float, the captured decode step of so many rows alone."""
+"""Method of the executor: graph_seconds(num_rows) -> float, the captured step of so many decodes alone."""
 
-QUANTISED = "quantised"
+SAMPLING = (
+    ("filters", "find_thresholds"),
+    ("token_choice", "choose_tokens"),
+    ("logprobs", "compute_logprobs"),
+)
+"""Modules and functions that choose tokens, in their order, all of one signature: (logits, buffers, state,
+vocab_size, num_rows, workspace)."""
+
+SCRATCH = frozenset({"candidates"})
+"""Tensors of the sampling workspace that say nothing behind their kernel."""
+
+QUANTISED = "quantized"
 """Module of engine/kernels/cuda that multiplies weights in GGUF blocks."""
 
 
@@ -27,6 +41,32 @@ def kernel_module(name: str) -> ModuleType | None:
     if importlib.util.find_spec(full_name) is None:
         return None
     return importlib.import_module(full_name)
+
+
+class NotThereError(Exception):
+    """A module or a setting that these checks expect, and that does not exist yet."""
+
+
+def need(name: str) -> ModuleType:
+    """Import a module of engine/kernels/cuda; raises NotThereError."""
+    module = kernel_module(name)
+    if module is None:
+        raise NotThereError(f"there is no engine/kernels/cuda/{name.replace('.', '/')}.py")
+    return module
+
+
+def uncut_product(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Multiply x [M, K] by weight [N, K] transposed with the kernel for many rows, K in one piece."""
+    layer, rooms, many_rows = need("projection_layer"), need("projection_workspace"), need("many_rows")
+    names = ("bias", "norm", "activation")
+    projection = layer.Projection(weight=weight, is_gated=False, out_dtype=out.dtype, **dict.fromkeys(names))
+    workspace = rooms.ProjectionWorkspace(len(x), [projection], x.device)
+    launch = many_rows.many_rows_launch(projection, x, out, workspace, None)
+    arguments = {
+        **launch.arguments,
+        "piece_size": -(-x.shape[1] // layer.PIECE_MULTIPLE) * layer.PIECE_MULTIPLE,
+    }
+    replace(launch, arguments=arguments, constants={**launch.constants, "PIECES": 1}).run()
 
 
 class CompileCounter:

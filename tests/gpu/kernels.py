@@ -1,0 +1,61 @@
+"""Each kernel against its twin in plain torch, on this device.
+
+    python -m tests.gpu.kernels [--rehearse]
+
+A case gives pairs of tensors and how far they may be apart, as a share of the larger values expected.
+Integers must be equal. A rehearsal runs the kernels in Triton's interpreter.
+"""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from tests.gpu import model_cases, quantised_cases, sampling_cases
+from tests.gpu.cases import Case
+from tests.gpu.report import Report
+from tests.gpu.setting import Setting, run_part
+
+_GROUPS = {
+    "projection": model_cases.projection_cases,
+    "embedding": model_cases.embedding_cases,
+    "write_kv": model_cases.write_kv_cases,
+    "attention": model_cases.attention_cases,
+    "sampling": sampling_cases.sampling_cases,
+    "quantised": quantised_cases.quantised_cases,
+}
+
+
+def kernels(setting: Setting, report: Report) -> None:
+    """Run every case of every group."""
+    for group, cases in _GROUPS.items():
+        with report.section(group):
+            for case in cases(setting):
+                if setting.is_late:
+                    report.late(f"{group}: {case.name}")
+                    return
+                with report.section(f"{group}: {case.name}"):
+                    run_case(report, group, case)
+
+
+def run_case(report: Report, group: str, case: Case) -> None:
+    """Compare all pairs of a case; the worst is told."""
+    apart = [distance(found, expected) for found, expected in case.pairs()]
+    is_right = bool(apart) and all(one <= case.tolerance for one in apart)
+    report.check(f"{group}: {case.name}", is_right, f"{max(apart, default=0.0):.2e} of {case.tolerance:.0e}")
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference over the largest value expected; infinite where one is not finite."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    if not found.is_floating_point():
+        return float((found != expected).sum())
+    apart = (found.double() - expected.double()).abs()
+    scale = expected.double().abs().max().clamp_min(1e-30)
+    return float((apart / scale).nan_to_num(nan=float("inf")).max()) if len(apart) else 0.0
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        sys.exit(run_part("kernels", kernels))
