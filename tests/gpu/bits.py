@@ -80,6 +80,21 @@ def library_equals_triton(setting: Setting, report: Report) -> None:
             pairs = [_by_library_and_by_us(blas, layer.projection.weight, layer.input(n)) for n in rows]
             found, expected = (torch.cat(side) for side in zip(*pairs, strict=True))
             _note(setting, report, f"2: {model} {layer.name}, library", found, expected)
+        _engine_s_own_check(setting, report, model)
+
+
+def _engine_s_own_check(setting: Setting, report: Report, model: str) -> None:
+    """What the engine finds out when it starts, and so promises."""
+    numerics = wiring.need("numerics")
+    projections = [layer.projection for layer in layers_of(setting, model, with_head=not setting.rehearse)]
+    max_rows = setting.number(34, 2048, 4096)
+    workspace = wiring.need("projection_workspace").ProjectionWorkspace(max_rows, projections, setting.device)
+    counts = (1, 34) if setting.rehearse else numerics.ROW_COUNTS
+    found = numerics.check_numerics(projections, workspace, counts)
+    by_library = sum(found.exact_library.values())
+    detail = f"{by_library} of {len(projections)} layers by the library; {'; '.join(found.reasons)}"
+    is_right = setting.rehearse or found.level == "bitwise"
+    report.check(f"2: {model}, numerics are bitwise", is_right, detail)
 
 
 def _by_library_and_by_us(blas: object, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

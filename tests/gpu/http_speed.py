@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from loadtest.server_process import running_draftline
+from loadtest.server_process import end_servers_on_signals, running_draftline
 from tests.gpu.checkpoints import random_checkpoint, save_llama
 from tests.gpu.report import Report
 from tests.gpu.setting import Setting, run_part
@@ -64,4 +64,5 @@ def _check_metrics(report: Report, url: str) -> None:
 
 
 if __name__ == "__main__":
+    end_servers_on_signals()  # the part's time limit comes as SIGTERM
     sys.exit(run_part("http", http))

@@ -121,18 +121,22 @@ def _write_padding(report: Report, scene: Scene, name: str) -> None:
     """Padding writes zeros to the null block and nowhere else, and no fault of a real token."""
     num_kv_heads, head_dim = scene.keys.shape[1], scene.keys.shape[3]
     num_tokens, num_heads = scene.shape.num_tokens, scene.query.shape[1]
-    before = scene.keys[:-1].clone()
-    qkv = scene.query.new_full((num_tokens, (num_heads + 2 * num_kv_heads) * head_dim), float("nan"))
-    qkv[:3] = 1.0
-    real = (scene.buffers.token_requests[:3].long(), scene.buffers.positions[:3].long())
-    tensors = (scene.buffers, scene.state, scene.keys, scene.values, torch.zeros_like(scene.query))
-    need("write_kv").write_kv(qkv, None, None, *tensors, num_tokens, num_heads)
-    block = scene.state.block_tables[real[0], real[1] // BLOCK_SIZE].long()
-    before[block, :, real[1] % BLOCK_SIZE] = 1.0
-    _same(report, f"G2 blocks beside padding, {name}", scene.keys[:-1], before)
-    slot = scene.keys[-1][:, 0]
-    report.check(f"G2 the null block is rewritten with zeros, {name}", bool((slot == 0).all()))
-    report.check(f"G2 no fault of a real token, {name}", not scene.buffers.faults[:3].any().item())
+    place, request = (
+        numbers[:3].long() for numbers in (scene.buffers.positions, scene.buffers.token_requests)
+    )
+    block = scene.state.block_tables[request, place // BLOCK_SIZE].long()
+    expected = scene.keys[:-1].clone()
+    expected[block, :, place % BLOCK_SIZE] = 1.0
+    for garbage in (float("nan"), 5.0):
+        qkv = scene.query.new_full((num_tokens, (num_heads + 2 * num_kv_heads) * head_dim), garbage)
+        qkv[:3] = 1.0
+        tensors = (scene.buffers, scene.state, scene.keys, scene.values, torch.zeros_like(scene.query))
+        need("write_kv").write_kv(qkv, None, None, *tensors, num_tokens, num_heads)
+        full_name = f"padding of {garbage}, {name}"
+        _same(report, f"G2 blocks beside {full_name}", scene.keys[:-1], expected)
+        slots = torch.stack([scene.keys[-1][:, 0], scene.values[-1][:, 0]])
+        report.check(f"G2 the null block is rewritten with zeros, {full_name}", bool((slots == 0).all()))
+        report.check(f"G2 no fault of a real token, {full_name}", not scene.buffers.faults[:3].any().item())
 
 
 def unwritten_slots_reach_nobody(setting: Setting, report: Report) -> None:

@@ -22,6 +22,9 @@ _GROUPS = {
     "write_kv": model_cases.write_kv_cases,
     "attention": model_cases.attention_cases,
     "sampling": sampling_cases.sampling_cases,
+    "adjustments": sampling_cases.adjustment_cases,
+    "logprobs": sampling_cases.logprob_cases,
+    "acceptance": sampling_cases.acceptance_cases,
     "quantised": quantised_cases.quantised_cases,
 }
 
@@ -51,9 +54,11 @@ def distance(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     if not found.is_floating_point():
         return float((found != expected).sum())
+    if not found.numel():
+        return 0.0
     apart = (found.double() - expected.double()).abs()
     scale = expected.double().abs().max().clamp_min(1e-30)
-    return float((apart / scale).nan_to_num(nan=float("inf")).max()) if len(apart) else 0.0
+    return float((apart / scale).nan_to_num(nan=float("inf")).max())
 
 
 if __name__ == "__main__":

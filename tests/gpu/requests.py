@@ -57,6 +57,8 @@ def requests(count: int, *, vocab_size: int, max_tokens: int, seed: int = 5) -> 
         own = [rng.randrange(vocab_size) for _ in range(length)]
         prompt = (shared if number % 3 == 0 else []) + own * (2 if number % 4 == 1 else 1)
         kind = kinds[number % len(kinds)]
+        if number // len(kinds) % 2:  # logprobs tell of an error that turns no token
+            kind = {"logprobs": 1, **kind}
         made.append(generation(prompt, seed=1000 * seed + number, max_tokens=max_tokens, **kind))
     return made
 

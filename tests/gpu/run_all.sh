@@ -45,7 +45,7 @@ part() {
   echo "$name" >>"$work/plan"
   [ "$left" -lt "$limit" ] && limit=$left
   [ "$limit" -lt 5 ] && return
-  timeout --kill-after=5 "$limit" "$PYTHON" -m "$@" --seconds "$limit" --folder "$work" $quick $rehearse \
+  timeout --kill-after=15 "$limit" "$PYTHON" -m "$@" --seconds "$limit" --folder "$work" $quick $rehearse \
     >"$work/$name.log" 2>&1
   echo $? >"$work/$name.code"
   echo "$name ended with code $(cat "$work/$name.code"), $((SECONDS - started)) s after the start"

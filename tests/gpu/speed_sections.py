@@ -11,6 +11,7 @@ from tests.gpu.measure import median_decode, mixed_load, prefill_seconds, run_lo
 from tests.gpu.report import Report
 from tests.gpu.setting import Setting
 from tests.gpu.speculation_speed import draft_model_speed, scripted_speed
+from tests.gpu.timing import median_seconds
 
 _PROMPT = 128
 
@@ -32,7 +33,7 @@ class Measurement:
 
 
 def _decode(measurement: Measurement) -> None:
-    """Measure 128 tokens in and 256 out, by the number of streams; then the captured step alone."""
+    """Measure 128 tokens in and 256 out, by the number of streams."""
     setting, batches = measurement.setting, (1, 4) if measurement.setting.rehearse else (1, 8, 64, 256)
     for batch in batches:
         found = median_decode(
@@ -53,18 +54,17 @@ def _decode(measurement: Measurement) -> None:
             share=measurement.share(work, 1 / found.steps_per_second),
             detail=f"{found.step_ms:.3f} ms a step",
         )
-        _graph_alone(measurement, batch, work)
 
 
-def _graph_alone(measurement: Measurement, batch: int, work: Work) -> None:
-    timer = getattr(measurement.engine.executor, wiring.GRAPH_TIMER, None)
-    if timer is None:
-        if batch == 1:
-            measurement.report.waiting("the captured step alone", f"executor.{wiring.GRAPH_TIMER}(num_rows)")
-        return
-    seconds = timer(batch)
-    share = measurement.share(work, seconds)
-    measurement.report.figure(f"captured step, batch {batch}", 1e3 * seconds, "ms", share=share)
+def _captured_step(measurement: Measurement) -> None:
+    """Measure the captured step alone, from the second on without the host: all rows at position 0."""
+    executor = measurement.engine.executor
+    for batch in (1, 4) if measurement.setting.rehearse else (1, 8, 64, 256):
+        launch = wiring.captured_step(executor, batch)
+        seconds = median_seconds(launch, measurement.setting.device, repeats=50)
+        work = decode_work(measurement.config, batch=batch, context=1, weight_bytes=measurement.weight_bytes)
+        name = f"captured step alone, batch {batch}"
+        measurement.report.figure(name, 1e3 * seconds, "ms", share=measurement.share(work, seconds))
 
 
 def _one_stream(measurement: Measurement) -> None:
@@ -122,9 +122,9 @@ def _draft_model(measurement: Measurement) -> None:
 
 
 SECTIONS: Mapping[str, Sequence[Callable[[Measurement], None]]] = {
-    "135m": (_decode, _prefill, _scripted_speculation),
-    "0.6b": (_decode, _prefill, _mixed_load),
-    "8b": (_decode, _prefill),
+    "135m": (_decode, _prefill, _scripted_speculation, _captured_step),
+    "0.6b": (_decode, _prefill, _mixed_load, _captured_step),
+    "8b": (_decode, _prefill, _captured_step),
     "pair": (_scripted_speculation, _draft_model),
     "8b-q4": (_one_stream,),
 }

@@ -6,8 +6,10 @@ What is not there is reported as `waiting`, so the checks run before, while and 
 import importlib
 import importlib.util
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType, TracebackType
+from typing import Any
 
 from torch import Tensor
 
@@ -17,19 +19,12 @@ GRAPHS_OFF: dict[str, object] = {"cuda_graphs": False}
 DEBUG: dict[str, object] = {"debug_kernels": True}
 """EngineConfig's field that waits for each launch, checks it, and names the step's requests in its error."""
 
-GRAPH_TIMER = "graph_seconds"
-"""Method of the executor: graph_seconds(num_rows) -> float, the captured step of so many decodes alone."""
-
 SAMPLING = (
-    ("filters", "find_thresholds"),
-    ("token_choice", "choose_tokens"),
-    ("logprobs", "compute_logprobs"),
+    ("filters", "find_thresholds", ("thresholds",)),
+    ("choose", "choose", ("results", "faults")),
 )
-"""Modules and functions that choose tokens, in their order, all of one signature: (logits, buffers, state,
+"""Modules, functions and what they write, of the sampling chain's common signature: (logits, buffers, state,
 vocab_size, num_rows, workspace)."""
-
-SCRATCH = frozenset({"candidates"})
-"""Tensors of the sampling workspace that say nothing behind their kernel."""
 
 QUANTISED = "quantized"
 """Module of engine/kernels/cuda that multiplies weights in GGUF blocks."""
@@ -67,6 +62,25 @@ def uncut_product(x: Tensor, weight: Tensor, out: Tensor) -> None:
         "piece_size": -(-x.shape[1] // layer.PIECE_MULTIPLE) * layer.PIECE_MULTIPLE,
     }
     replace(launch, arguments=arguments, constants={**launch.constants, "PIECES": 1}).run()
+
+
+def captured_step(executor: Any, num_rows: int) -> Callable[[], None]:
+    """Return what launches the captured decode step of so many rows, all of the null request.
+
+    Afterwards the device knows no decode step to go on from: `executor` must begin the next one anew. Raises
+    NotThereError for an executor that captures nothing.
+    """
+    runner = getattr(executor, "runner", None)
+    if runner is None:
+        raise NotThereError(f"{type(executor).__name__} captures no steps")
+    shape = runner.rules.decode(num_rows)
+    runner.buffers.decode_requests.fill_(runner.state.null_request)
+
+    def launch() -> None:
+        runner.run_model(shape)
+        runner.choose(shape)
+
+    return launch
 
 
 class CompileCounter:
