@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint
+from engine.interface.outputs import TokenLogprobs
 from engine.model.weights import Weights
 from tests.gpu import summary
 from tests.gpu.ceilings import Ceilings, decode_work, matrix_parameters, prefill_work
@@ -34,7 +35,7 @@ def run_all(folder, *flags):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(500)
 def test_the_whole_run_rehearsed(tmp_path):
     done = run_all(tmp_path)
     logs = "".join(path.read_text()[-1500:] for path in tmp_path.glob("parts/*.log"))
@@ -177,7 +178,12 @@ def test_answers_are_compared_whole():
     assert differing([answer, other], [answer, answer]) == [1]
     assert first_difference(other, answer) == "token 1 is 9, alone 2"
     assert "token_ids" in first_difference(answer._replace(token_ids=(1,)), answer)
-    assert "logprobs" in first_difference(answer._replace(logprobs=(5,)), answer)
+    scored = answer._replace(logprobs=(TokenLogprobs(1, -1.0, ((4, -0.5),)),))
+    tied = answer._replace(logprobs=(TokenLogprobs(1, -1.0, ((7, -0.5),)),))
+    apart = answer._replace(logprobs=(TokenLogprobs(1, -1.25, ((4, -0.5),)),))
+    assert first_difference(tied, scored).startswith("logprobs 0: a tie, -1.0 ((7, -0.5),), alone")
+    assert first_difference(apart, scored).startswith("logprobs 0: -1.25")
+    assert first_difference(scored, answer) == "the number of logprobs"
 
 
 def test_what_is_not_finite_is_far_from_everything():

@@ -1,6 +1,6 @@
 """The five facts on which a row's bits do not depend on the batch, each a check of its own.
 
-    python -m tests.gpu.bits [--rehearse]
+    python -m tests.gpu.bits [--only 135m|0.6b|8b] [--rehearse]
 
 Should one break on another card or library, the engine must say so and fall back (numerics: tolerance). A
 rehearsal adds in NumPy's order, which depends on the shape: it runs the same code and compares values only.
@@ -121,7 +121,7 @@ def pieces_apart_equal_pieces_in_a_row(setting: Setting, report: Report) -> None
 def decode_equals_prompt(setting: Setting, report: Report) -> None:
     """Fact 4: a token's attention has the same bits alone, in a prompt's tiles, and among other requests."""
     edges = _TINY_EDGES if setting.rehearse else _EDGES
-    for heads in head_shapes(setting):
+    for heads in _heads(setting):
         length = edges[-1] + 1
         whole = _attend(setting, heads, [(0, length)], tile_tokens=16 if setting.rehearse else 64)
         decodes = _attend(setting, heads, [(edge, 1) for edge in edges], tile_tokens=1)
@@ -169,7 +169,17 @@ def _sampled(setting: Setting, batch: int) -> list[GenerationRequest]:
     ]
 
 
+def _heads(setting: Setting) -> Sequence[HeadShape]:
+    """Return all heads that are tried, or those of the one model."""
+    if setting.rehearse or not setting.only:
+        return head_shapes(setting)
+    config = LARGE[setting.only]
+    return [HeadShape(num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim)]
+
+
 def _models(setting: Setting) -> list[str]:
+    if setting.only:
+        return [setting.only]
     return ["135m"] if setting.rehearse else list(LARGE)
 
 

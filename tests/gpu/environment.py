@@ -4,6 +4,7 @@ python -m tests.gpu.environment [--rehearse] [--folder FOLDER]
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 
@@ -49,8 +50,9 @@ def _describe_card(report: Report) -> None:
         "--query-gpu=name,driver_version,memory.total,clocks.sm",
         "--format=csv,noheader",
     ]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    print(asked.stdout.strip() or asked.stderr.strip(), flush=True)
+    if shutil.which(command[0]):
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(asked.stdout.strip() or asked.stderr.strip(), flush=True)
     capability = torch.cuda.get_device_capability()
     detail = f"{properties.name}, {properties.multi_processor_count} SMs, CUDA {torch.version.cuda}"
     report.check("compute capability", capability >= (8, 0), f"{capability}, {detail}")

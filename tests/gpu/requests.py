@@ -102,4 +102,17 @@ def first_difference(answer: Answer, expected: Answer) -> str:
     for name in ("token_ids", "finish_reason"):
         if getattr(answer, name) != getattr(expected, name):
             return f"{name}: {getattr(answer, name)}, alone {getattr(expected, name)}"
-    return f"logprobs: {answer.logprobs[:2]}, alone {expected.logprobs[:2]}"
+    for name in ("logprobs", "prompt_logprobs"):
+        scores = zip(getattr(answer, name) or (), getattr(expected, name) or (), strict=False)
+        for number, (one, other) in enumerate(scores):
+            if one != other:
+                return f"{name} {number}: {_score(one, other)}"
+    return "the number of logprobs"
+
+
+def _score(one: TokenLogprobs, other: TokenLogprobs) -> str:
+    """Say how two scores differ; a tie is an order that nobody promised among equal numbers."""
+    is_tie = one.logprob == other.logprob and [value for _, value in one.top] == [
+        value for _, value in other.top
+    ]
+    return f"{'a tie, ' if is_tie else ''}{one.logprob} {one.top}, alone {other.logprob} {other.top}"

@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
-PYTHON=${PYTHON:-python3} quick='' rehearse='' folder=${OUT:-/tmp/draftline-gpu} wanted=''
+PYTHON=${PYTHON:-python3} quick='' rehearse='' folder=/tmp/draftline-gpu wanted=''
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) quick=--quick ;;
@@ -31,12 +31,13 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 HF_HUB_OFFL
 if [ -n "$rehearse" ]; then
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} CUDA_VISIBLE_DEVICES=''
 else
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
   export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/draftline-triton-cache}  # shared: what one part compiled is there for all
 fi
 
 started=$SECONDS total=480
 [ -n "$quick" ] && total=175
-[ -n "$rehearse" ] && total=280
+[ -n "$rehearse" ] && total=380
 
 # part NAME LIMIT COMMAND...: run a part under its limit, or what is left of the whole; never fails.
 part() {
@@ -50,9 +51,9 @@ part() {
   echo $? >"$work/$name.code"
   echo "$name ended with code $(cat "$work/$name.code"), $((SECONDS - started)) s after the start"
 }
-# The same, if it is among --parts (all are without).
+# The same, if it or its group (bits for bits-8b) is among --parts, or there are none.
 maybe() {
-  [ -z "$wanted" ] || [[ $wanted == *" $1 "* ]] || return 0
+  [ -z "$wanted" ] || [[ $wanted == *" $1 "* || $wanted == *" ${1%%-*} "* ]] || return 0
   part "$@"
 }
 
@@ -61,21 +62,23 @@ maybe environment 60 tests.gpu.environment
 
 # Correctness: bound by compiling and by the host, so side by side. `compile` fills Triton's cache for the speeds.
 if [ -n "$rehearse" ]; then
-  maybe kernels 200 tests.gpu.kernels &
-  maybe tokens 200 tests.gpu.tokens &
+  maybe kernels 300 tests.gpu.kernels &
+  maybe tokens 300 tests.gpu.tokens &
   wait
-  maybe bits 200 tests.gpu.bits &
-  maybe traps 200 tests.gpu.traps &
+  maybe bits 300 tests.gpu.bits &
+  maybe traps 300 tests.gpu.traps &
   wait
-  maybe compile 200 tests.gpu.compile &
-  maybe speed 200 tests.gpu.speed &
-  maybe http 200 tests.gpu.http_speed &
+  maybe compile 300 tests.gpu.compile &
+  maybe speed 300 tests.gpu.speed &
+  maybe http 300 tests.gpu.http_speed &
   wait
 else
   correctness=170
   [ -n "$quick" ] && correctness=80
-  maybe kernels $correctness tests.gpu.kernels &
-  maybe bits $correctness tests.gpu.bits &
+  for group in products attention choosing quantised; do
+    maybe "kernels-$group" $correctness tests.gpu.kernels --only $group &
+  done
+  for model in 135m 0.6b 8b; do maybe "bits-$model" $correctness tests.gpu.bits --only $model & done
   maybe traps $correctness tests.gpu.traps &
   for model in 135m 0.6b 8b; do maybe "compile-$model" $correctness tests.gpu.compile --only $model & done
   for model in llama gpt2 qwen3 qwen2 float32 float16; do
@@ -87,10 +90,15 @@ else
   maybe speed-0.6b 75 tests.gpu.speed --only 0.6b
   if [ -z "$quick" ]; then
     maybe speed-8b 70 tests.gpu.speed --only 8b
-    maybe http 60 tests.gpu.http_speed
+    maybe http 75 tests.gpu.http_speed
     maybe speed-pair 60 tests.gpu.speed --only pair
     maybe speed-8b-q4 50 tests.gpu.speed --only 8b-q4
   fi
 fi
 
-"$PYTHON" -m tests.gpu.summary "$work" $rehearse
+"$PYTHON" -m tests.gpu.summary "$work" $rehearse | tee "$folder/table.txt"
+status=${PIPESTATUS[0]}
+if [ -n "${OUT:-}" ]; then  # a folder from which few files come back
+  cp "$folder/table.txt" "$work/all.json" "$OUT" && tar -czf "$OUT/parts.tgz" -C "$work" .
+fi
+exit "$status"

@@ -20,7 +20,7 @@ from tests.gpu.report import Report
 from tests.gpu.requests import Answer, differing, first_difference, requests, run, speculating
 from tests.gpu.setting import Setting, has_settings, run_part
 from tests.gpu.shapes import SMALL, shrunk
-from tests.gpu.ways import TIGHT_BLOCKS, Way, all_ways, short_ways
+from tests.gpu.ways import Way, all_ways, short_ways
 
 _CASES = {
     "llama": ("llama", "bfloat16"),
@@ -60,7 +60,7 @@ def tokens(setting: Setting, report: Report) -> None:
 def _prepare(setting: Setting, report: Report, config: ModelConfig, dtype: str) -> Bench:
     config = shrunk(config) if setting.rehearse else config
     checkpoint = random_checkpoint(config, device=setting.device)
-    count, max_tokens = setting.number(14, 28, 42), setting.number(5, 24, 24)
+    count, max_tokens = setting.number(14, 28, 42), setting.number(9, 24, 24)
     made = requests(count, vocab_size=config.vocab_size, max_tokens=max_tokens)
     settings = {"dtype": dtype, "kv_cache_memory": _memory(setting), "max_num_seqs": 1}
     engine_config = setting.engine_config(**settings, enable_prefix_caching=False)
@@ -108,7 +108,9 @@ def _compare(setting: Setting, report: Report, bench: Bench, way: Way) -> tuple[
 def _build(setting: Setting, bench: Bench, way: Way) -> Engine:
     settings = {"dtype": bench.dtype, "kv_cache_memory": _memory(setting), **way.settings}
     if way.is_tight:
-        settings["kv_cache_memory"] = TIGHT_BLOCKS * _block_bytes(bench)
+        longest = max(len(one.prompt_token_ids) + one.params.max_tokens for one in bench.requests)
+        settings["max_model_len"] = longest
+        settings["kv_cache_memory"] = (1 + -(-longest // 16)) * _block_bytes(bench)
     draft = draft_of(bench.checkpoint, _DRAFT_NOISE) if way.has_draft else None
     return build_engine(bench.checkpoint, setting.engine_config(**settings), draft).engine
 

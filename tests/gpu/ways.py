@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 
 from tests.gpu.setting import Setting
 
-TIGHT_BLOCKS = 20
-"""Of the small pool: less than ten requests need at once, more than the longest does."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
@@ -18,7 +15,7 @@ class Way:
     mode: str | None = None  # of speculation, beside the engine's default
     k: int | None = None
     has_draft: bool = False
-    is_tight: bool = False  # a pool so small that requests are preempted
+    is_tight: bool = False  # a pool with room for hardly more than the longest request
     runs: tuple[str, ...] = ("cold",)  # one after the other on the same engine
     num_others: int = 0  # requests beside those that are compared
 
@@ -68,7 +65,7 @@ def _speculation() -> list[Way]:
 
 
 def _tight() -> Way:
-    return Way(name="preempted", settings={"max_model_len": 300}, is_tight=True)
+    return Way(name="preempted", is_tight=True)
 
 
 def _switches() -> list[Way]:
