@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from engine.interface.outputs import GenerationRequest
-from engine.loading.loader import build_engine
 from tests.gpu import wiring
 from tests.gpu.checkpoints import random_checkpoint
 from tests.gpu.kernels import distance
@@ -151,7 +150,7 @@ def whole_step(setting: Setting, report: Report) -> None:
             kv_cache_memory=kv_memory,
             enable_prefix_caching=False,
         )
-        engine = build_engine(checkpoint, engine_config).engine
+        engine = setting.build_engine(checkpoint, engine_config).engine
         answers = [run(engine, _sampled(setting, batch))[0].token_ids for batch in batches]
         engine.close()
         for batch, answer in zip(batches[1:], answers[1:], strict=True):

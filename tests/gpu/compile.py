@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 
-from engine.loading.loader import build_engine
 from engine.loading.offline import random_requests, run_requests
 from tests.gpu import wiring
 from tests.gpu.checkpoints import random_checkpoint
@@ -26,7 +25,9 @@ def compile_all(setting: Setting, report: Report) -> None:
         started = time.monotonic()
         with wiring.count_compiles() as compiled:
             checkpoint = random_checkpoint(config, device=setting.device)
-            engine = build_engine(checkpoint, speed_config(setting, name, kv_cache_memory=2**30)).engine
+            engine = setting.build_engine(
+                checkpoint, speed_config(setting, name, kv_cache_memory=2**30)
+            ).engine
         seconds = time.monotonic() - started
         report.figure(f"{name}: one layer, from nothing to ready", seconds, "s", detail=compiled.detail)
         with wiring.count_compiles() as late:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from engine.core.engine import Engine
 from engine.core.request import Request
 from engine.interface.outputs import FinishReason, GenerationRequest
-from engine.loading.loader import build_engine
 from tests.gpu import wiring
 from tests.gpu.checkpoints import random_checkpoint
 from tests.gpu.report import Report
@@ -23,7 +22,7 @@ def _engine(setting: Setting, **settings: object) -> Engine:
     config = shrunk(SMALL["llama"]) if setting.rehearse else SMALL["llama"]
     memory = {"kv_cache_memory": setting.number(2**23, 2**28, 2**28), "dtype": _DTYPE}
     checkpoint = random_checkpoint(config, device=setting.device)
-    return build_engine(checkpoint, setting.engine_config(**{**memory, **settings})).engine
+    return setting.build_engine(checkpoint, setting.engine_config(**{**memory, **settings})).engine
 
 
 def _requests(setting: Setting, count: int) -> list[GenerationRequest]:

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint.checkpoint import Checkpoint
 from engine.interface.config import EngineConfig
+from engine.kernels.cuda.twins.torch_kernels import torch_kernels
+from engine.loading.cuda_backend import DEFAULT_STEPS_AHEAD, CudaBackend
+from engine.loading.loader import LoadedEngine, build_engine
+from engine.loading.machine import choose_dtype
+from tests.cuda_stand_in import HostDevice
 from tests.gpu.report import Report
 
 _SPARE = 0.85  # of a part's time limit may pass before a section is begun
@@ -46,11 +52,29 @@ class Setting:
         return rehearsed if self.rehearse else quick if self.quick else whole
 
     def engine_config(self, **settings: object) -> EngineConfig:
-        """Return a configuration for this device; a rehearsal runs plain torch on the CPU."""
+        """Return a configuration for this device."""
         place: dict[str, object] = (
             {"device": "cpu", "kernels": "torch", "dtype": "float32"} if self.rehearse else {"device": "cuda"}
         )
         return EngineConfig(**{**place, **settings})  # type: ignore[arg-type]
+
+    def build_engine(
+        self, checkpoint: Checkpoint, config: EngineConfig, draft: Checkpoint | None = None
+    ) -> LoadedEngine:
+        """Build an engine; a rehearsal's runs the CUDA executor over the kernels' twins in torch."""
+        backend = self._stand_in(config) if self.rehearse else None
+        return build_engine(checkpoint, config, draft, backend=backend)
+
+    def _stand_in(self, config: EngineConfig) -> CudaBackend:
+        device = HostDevice()
+        return CudaBackend(
+            device,
+            choose_dtype(config.dtype, device.device),
+            device.wrap(torch_kernels()),
+            steps_ahead=DEFAULT_STEPS_AHEAD if config.steps_ahead is None else config.steps_ahead,
+            is_captured=not config.enforce_eager,
+            is_checked=config.debug_kernels,
+        )
 
 
 def has_settings(settings: object) -> bool:

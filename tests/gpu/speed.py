@@ -12,7 +12,7 @@ from dataclasses import replace
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.model_config import ModelConfig
 from engine.interface.config import EngineConfig
-from engine.loading.loader import LoadedEngine, build_engine
+from engine.loading.loader import LoadedEngine
 from tests.gpu import wiring
 from tests.gpu.ceilings import load_ceilings, matrix_parameters
 from tests.gpu.checkpoints import random_checkpoint
@@ -75,7 +75,7 @@ def _load(setting: Setting, report: Report, name: str, config: ModelConfig) -> L
         checkpoint = quantised_checkpoint(config)
     else:
         checkpoint = random_checkpoint(config, device=setting.device)
-    loaded = build_engine(checkpoint, speed_config(setting, name), _draft(setting, name, config))
+    loaded = setting.build_engine(checkpoint, speed_config(setting, name), _draft(setting, name, config))
     seconds = time.monotonic() - started
     detail = f"kernels {loaded.info.kernels}, {loaded.info.weight_bytes / 1e9:.2f} GB of weights"
     report.figure(f"{name}: from nothing to ready", seconds, "s", detail=detail)

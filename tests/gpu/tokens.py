@@ -14,7 +14,6 @@ from engine.checkpoint.checkpoint import Checkpoint
 from engine.checkpoint.model_config import ModelConfig
 from engine.core.engine import Engine
 from engine.interface.outputs import GenerationRequest
-from engine.loading.loader import build_engine
 from tests.gpu.checkpoints import draft_of, random_checkpoint
 from tests.gpu.report import Report
 from tests.gpu.requests import Answer, differing, first_difference, requests, run, speculating
@@ -64,7 +63,7 @@ def _prepare(setting: Setting, report: Report, config: ModelConfig, dtype: str) 
     made = requests(count, vocab_size=config.vocab_size, max_tokens=max_tokens)
     settings = {"dtype": dtype, "kv_cache_memory": _memory(setting), "max_num_seqs": 1}
     engine_config = setting.engine_config(**settings, enable_prefix_caching=False)
-    engine = build_engine(checkpoint, engine_config).engine
+    engine = setting.build_engine(checkpoint, engine_config).engine
     expected = run(engine, made)
     engine.close()
     different = len({answer.token_ids for answer in expected})
@@ -112,7 +111,7 @@ def _build(setting: Setting, bench: Bench, way: Way) -> Engine:
         settings["max_model_len"] = longest
         settings["kv_cache_memory"] = (1 + -(-longest // 16)) * _block_bytes(bench)
     draft = draft_of(bench.checkpoint, _DRAFT_NOISE) if way.has_draft else None
-    return build_engine(bench.checkpoint, setting.engine_config(**settings), draft).engine
+    return setting.build_engine(bench.checkpoint, setting.engine_config(**settings), draft).engine
 
 
 def _block_bytes(bench: Bench) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-GRAPHS_OFF: dict[str, object] = {"cuda_graphs": False}
+GRAPHS_OFF: dict[str, object] = {"enforce_eager": True}
 """EngineConfig's field that runs every step without a captured graph."""
 
 DEBUG: dict[str, object] = {"debug_kernels": True}

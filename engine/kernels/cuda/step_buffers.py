@@ -35,7 +35,13 @@ class StepBuffers:
     """
 
     def __init__(
-        self, *, max_tokens: int, max_tiles: int, max_rows: int, max_updates: int, device: torch.device
+        self,
+        *,
+        max_tokens: int,
+        max_tiles: int,
+        max_rows: int,
+        device: torch.device,
+        max_updates: int = 0,
     ) -> None:
         self.max_tokens, self.max_tiles, self.max_rows = max_tokens, max_tiles, max_rows
         self.device = device
