@@ -64,7 +64,7 @@ for one in heads:
     variants += attention.variants(one, block_size=16, tile_tokens=tile_tokens, windows=windows)
 for variant in variants:
     report = compile_variant(variant, capability)
-    plan = variant.constants.get("plan")
+    plan = variant.constants["plan"] if variant.kernel is attention.attend_tiles else None
     spills = spills_in_loops(code_of(variant)) if plan else 0
     rows = getattr(plan, "rows", 0)
     print("RESULT", rows, report.shared_bytes, report.spill_bytes, spills,
