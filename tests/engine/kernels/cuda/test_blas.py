@@ -71,12 +71,13 @@ def test_a_library_that_refuses_is_not_trusted():
     assert not check([projection], refuses).may_use_library(projection)
 
 
-def test_a_layer_whose_own_kernels_differ_is_named(monkeypatch):
+@pytest.mark.parametrize("wrong_at", [2, 33])
+def test_a_layer_whose_own_kernels_differ_is_named(wrong_at, monkeypatch):
     """A cut that follows the number of rows, as split-K does."""
 
     def other_cut(projection, x, out, workspace, **options):
         steps = plan(projection, x, out, workspace, **options)
-        if len(x) == 33:
+        if len(x) == wrong_at:
             out.fill_(0)
             return []
         return steps
@@ -84,7 +85,7 @@ def test_a_layer_whose_own_kernels_differ_is_named(monkeypatch):
     monkeypatch.setattr(numerics, "plan", other_cut)
     report = check([random_projection(24, 64)])
     assert report.level == "tolerance"
-    assert report.reasons == ("projection [24, 64] float16: other bits at 33 rows",)
+    assert report.reasons == (f"projection [24, 64] float16: other bits at {wrong_at} rows",)
 
 
 def test_each_kind_of_layer_is_checked_once():
