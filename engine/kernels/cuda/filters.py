@@ -102,11 +102,10 @@ def _find_thresholds(
                 )  # fmt: skip
             if top_p < 1.0:
                 total, _ = _total_share(pointer, vocab_size, temperature, highest, least, BLOCK)
-                nucleus = find_threshold(
+                least = find_threshold(
                     pointer, vocab_size, temperature, highest, least, mean, _needed(top_p, total), place,
                     NUCLEUS, NUM_PIVOTS, NUM_CANDIDATES, BLOCK,
                 )  # fmt: skip
-                least = tl.maximum(least, nucleus)
             if min_p > 0.0:
                 least = tl.maximum(least, highest + logarithm(tl.maximum(min_p, _LEAST_NORMAL)))
             if typical_p < 1.0:

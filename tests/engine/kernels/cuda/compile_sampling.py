@@ -37,7 +37,7 @@ def usage(compiled):
 
 
 def variants(capability):
-    """Yield those of a large vocabulary; with dependent launch for one target: 8.0 lacks the instruction."""
+    """Yield those of a large vocabulary; 8.0 has no dependent launch, and one target is enough for it."""
     dependent = (True,) if capability == 90 else (False,)
     vocab_size = 151_936
     yield from filters.variants(vocab_size, vocab_size, dependent=dependent)

@@ -150,8 +150,14 @@ def test_ties_at_each_threshold_stay_together():
     for params, count in (
         ({"top_k": 2}, 11), ({"top_k": 12}, 31), ({"top_p": 0.2}, 11), ({"top_p": 0.6}, 31),
         ({"min_p": 1.0}, 1), ({"min_p": math.exp(-1.0) * 0.99}, 11), ({"typical_p": 1e-9}, 20),
+        ({"top_k": 2, "typical_p": 0.5}, 10),
     ):  # fmt: skip
         assert kept_sets([sampled_row(**params)], logits, 16).sum() == count, params
+
+
+def test_one_token_less_than_all():
+    logits = torch.arange(97.0).unsqueeze(0)
+    assert kept_sets([sampled_row(top_k=96)], logits, 16)[0].nonzero().flatten().tolist() == [*range(1, 97)]
 
 
 def test_minus_zero_and_zero_are_a_tie():
