@@ -50,11 +50,8 @@ class SteadyPath:
         return Schedule(continued=self._steady, new_blocks=new_blocks, ended=self._ended)
 
     def _enter(self, running: Sequence[Request]) -> None:
-        """Begin anew with those of the latest step that want a token behind it, if it had all that run."""
-        is_running = [request.status is RequestStatus.RUNNING for request in self._launched]
-        if sum(is_running) < len(running):
-            return
-        goes_on = [runs and one.wants_token for runs, one in zip(is_running, self._launched, strict=True)]
+        """Begin anew with those of the latest step that want a token behind it; it had all that run."""
+        goes_on = [one.status is RequestStatus.RUNNING and one.wants_token for one in self._launched]
         requests = list(compress(self._launched, goes_on))
         if requests:
             self._ended = tuple([row for row, stays in enumerate(goes_on) if not stays])
