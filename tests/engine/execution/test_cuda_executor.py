@@ -17,6 +17,7 @@ from engine.interface.pooling import Pooling
 from engine.interface.sampled_row import RowHistory, SampledRow
 from engine.interface.sampling_params import SamplingParams
 from engine.kernels.cuda.request_state import LAST_TOKEN
+from engine.kernels.cuda.twins.torch_kernels import torch_kernels
 from engine.loading.loader import build_engine
 from tests.cuda_engine import cuda_engine
 from tests.cuda_stand_in import no_host_reads
@@ -261,6 +262,22 @@ def test_a_step_that_failed_on_its_way_leaves_nothing_behind():
     run_to_end(engine)
     engine.check_invariants()
     assert [one.token_ids[one.num_prompt_tokens :] for one in added] == answers_in_torch("llama", 4)
+
+
+def test_the_kernel_that_failed_is_named_with_its_step_and_requests(caplog):
+    """G8: without the flag a fault is told by whatever call waits for the device next."""
+    attend, left = torch_kernels().attend, []
+
+    def fails_once(*args, **kwargs):
+        if left and not left.pop() and not left:
+            raise RuntimeError("planted")
+        attend(*args, **kwargs)
+
+    loaded = cuda_engine(SMALL, is_checked=True, kernels=lambda: torch_kernels()._replace(attend=fails_once))
+    left += [False] * 6  # two layers: the second of the third step
+    assert loaded.backend.device.num_captures == 0, "a graph cannot wait between its kernels"
+    assert generate(loaded.engine, *mixed_requests(3)) == answers_in_torch("llama", 3)
+    assert "step 2: kernel attend failed: planted; requests " in caplog.text
 
 
 def test_steady_decoding_sends_nothing_but_new_blocks():
