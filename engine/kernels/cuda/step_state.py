@@ -9,6 +9,7 @@ from engine.kernels.cuda.step_buffers import INBOX_HEADER, StepBuffers, StepShap
 
 _BLOCK = 256  # numbers that a program handles at once
 _UPDATE_PROGRAMS = 16
+_OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 _LAST_TOKEN = tl.constexpr(LAST_TOKEN)
 _NEXT_POSITION = tl.constexpr(NEXT_POSITION)
@@ -21,7 +22,7 @@ def begin_decode(buffers: StepBuffers, state: RequestState, shape: StepShape) ->
 
     The inbox holds the updates and, where its header says so, the requests of the rows.
     """
-    _apply_updates[(_UPDATE_PROGRAMS,)](buffers.inbox, state.table, BLOCK=_BLOCK)
+    _apply_updates[(_UPDATE_PROGRAMS,)](buffers.inbox, state.table, BLOCK=_BLOCK, **_OPTIONS)
     _begin_decode[(triton.cdiv(shape.num_tokens, _BLOCK),)](
         buffers.inbox,
         buffers.decode_requests,
@@ -37,12 +38,13 @@ def begin_decode(buffers: StepBuffers, state: RequestState, shape: StepShape) ->
         shape.num_tokens,
         state.width,
         BLOCK=_BLOCK,
+        **_OPTIONS,
     )
 
 
 def begin_step(buffers: StepBuffers, state: RequestState, shape: StepShape) -> None:
     """Take a step of any kind from the inbox, and put in the tokens that the step before has chosen."""
-    _apply_updates[(_UPDATE_PROGRAMS,)](buffers.inbox, state.table, BLOCK=_BLOCK)
+    _apply_updates[(_UPDATE_PROGRAMS,)](buffers.inbox, state.table, BLOCK=_BLOCK, **_OPTIONS)
     longest = max(shape.num_tokens, shape.num_tiles, shape.num_rows)
     _begin_step[(triton.cdiv(longest, _BLOCK),)](
         buffers.inbox,
@@ -60,6 +62,7 @@ def begin_step(buffers: StepBuffers, state: RequestState, shape: StepShape) -> N
         shape.num_rows,
         state.width,
         BLOCK=_BLOCK,
+        **_OPTIONS,
     )
 
 
@@ -81,6 +84,7 @@ def end_step(buffers: StepBuffers, state: RequestState, shape: StepShape) -> Non
         state.null_request,
         state.width,
         BLOCK=_BLOCK,
+        **_OPTIONS,
     )
 
 
