@@ -20,13 +20,13 @@ from torch import Tensor
 from engine.kernels.cuda.dequantize import dequantize_launch, matrix_arguments
 from engine.kernels.cuda.dependent_launch import wait_for_inputs
 from engine.kernels.cuda.epilogue import finish
-from engine.kernels.cuda.few_rows import _add_pieces
+from engine.kernels.cuda.few_rows import _collect, _publish
 from engine.kernels.cuda.kernel_launch import Argument, KernelLaunch, distinct_variants
-from engine.kernels.cuda.norm import apart, normalise, normalise_launch, row_statistics
+from engine.kernels.cuda.norm import norm_constants, normalise, normalise_launch, row_statistics
 from engine.kernels.cuda.projection_workspace import FEW_ROWS, ProjectionWorkspace
 from engine.kernels.cuda.quantized_formats import ROW_PADDING, ROW_TILE
 from engine.kernels.cuda.quantized_projection import QuantizedProjection
-from engine.kernels.cuda.quantized_tiles import BLOCK, find_rows, load_block, load_high
+from engine.kernels.cuda.quantized_tiles import BLOCK, find_rows, load_block
 from engine.kernels.cuda.variants import Variant
 
 _MIN_ROWS = 16  # of an operand of the matrix units
@@ -61,19 +61,15 @@ def _multiply(
     acc = tl.zeros((row_starts.shape[0], COLUMNS), tl.float32)
     up = acc
     for step in range(begin // (blocks * BLOCK), tl.cdiv(end, blocks * BLOCK)):
-        gate_high = load_high(gate_rows[1], step, FORMAT)
-        up_high = gate_high
-        if IS_GATED:
-            up_high = load_high(up_rows[1], step, FORMAT)
         for b in tl.static_range(blocks):
             k = (step * blocks + b) * BLOCK + tl.arange(0, BLOCK)
             tile = _load_input(
                 x, norm_weight, norm_bias, mean, scale, row_starts, row_mask, k, begin, end, IS_EVEN
             )
-            block = load_block(gate_rows, gate_high, step, b, FORMAT, dtype)
+            block = load_block(gate_rows, step, b, FORMAT, dtype)
             acc = tl.dot(tile, block, acc, input_precision="ieee")
             if IS_GATED:
-                block = load_block(up_rows, up_high, step, b, FORMAT, dtype)
+                block = load_block(up_rows, step, b, FORMAT, dtype)
                 up = tl.dot(tile, block, up, input_precision="ieee")
     return acc, up
 
@@ -84,9 +80,9 @@ def _project_few_rows(
     num_rows, num_columns, depth, piece_size, low_tiles, high_tiles, num_steps, part_rows, eps,
     ACTIVATION: tl.constexpr, IS_GATED: tl.constexpr, PIECES: tl.constexpr, IS_EVEN: tl.constexpr,
     FORMAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NORM_ROWS: tl.constexpr,
-    APART: tl.constexpr, PDL: tl.constexpr,
+    TOGETHER: tl.constexpr, APART: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid: column tiles, pieces. Statistics of a norm are taken of NORM_ROWS rows: of 1, or of all ROWS."""
+    """Grid: column tiles, pieces. NORM_ROWS: 1 where there is one row, else ROWS."""
     rows = tl.arange(0, ROWS)
     row_mask = rows < num_rows
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -96,9 +92,8 @@ def _project_few_rows(
     mean = tl.zeros((NORM_ROWS,), tl.float32)
     scale = mean
     if norm_weight is not None:
-        some = tl.arange(0, NORM_ROWS)
         is_layer: tl.constexpr = norm_bias is not None
-        mean, scale = row_statistics(x, some * depth, some < num_rows, depth, eps, NORM_ROWS, is_layer, APART)
+        mean, scale = row_statistics(x, num_rows, depth, eps, NORM_ROWS, TOGETHER, is_layer, APART)
     begin = tl.program_id(1) * piece_size
     end = tl.minimum(begin + piece_size, depth)
     acc, up = _multiply(
@@ -109,10 +104,11 @@ def _project_few_rows(
     if PIECES > 1:
         places = rows[:, None] * num_columns + columns[None, :]
         counter = counters + tl.program_id(0)
-        is_last, acc, up = _add_pieces(
-            acc, up, partials, counter, places, mask, num_rows * num_columns, PIECES, IS_GATED
-        )
-        mask = mask & is_last
+        size = num_rows * num_columns
+        if not _publish(acc, up, partials, counter, places, mask, size, PIECES, IS_GATED):
+            return
+        tl.store(counter, 0)
+        acc, up = _collect(acc, partials, places, mask, size, PIECES, IS_GATED)
     finish(acc, up, bias, residual, out, rows.to(tl.int64), columns, mask, num_columns, ACTIVATION, IS_GATED)
 
 
@@ -195,7 +191,6 @@ def _few_rows_launch(
     num_rows = x.shape[0]
     rows = max(_MIN_ROWS, triton.next_power_of_2(num_rows))
     columns = 64 if projection.out_rows >= _WIDE else 32
-    norm_rows = 1 if num_rows == 1 or norm is None else rows
     return KernelLaunch(
         kernel=_project_few_rows,
         grid=(triton.cdiv(projection.num_columns, columns), pieces),
@@ -211,8 +206,7 @@ def _few_rows_launch(
             **_constants(projection),
             "ROWS": rows,
             "COLUMNS": columns,
-            "NORM_ROWS": norm_rows,
-            "APART": apart(norm_rows),
+            **norm_constants(1 if norm is None else num_rows, rows),
             "PDL": dependent,
         },
         options={"num_warps": 4, "num_stages": 4, **({"launch_pdl": True} if dependent else {})},
