@@ -7,7 +7,7 @@ from torch import Tensor
 from engine.kernels.cuda.kernel_launch import KernelLaunch
 from engine.kernels.cuda.quantized_formats import ROW_PADDING, ROW_TILE
 from engine.kernels.cuda.quantized_matrix import QuantizedMatrix
-from engine.kernels.cuda.quantized_tiles import BLOCK, find_rows, load_block
+from engine.kernels.cuda.quantized_tiles import find_rows, load_block
 
 _GATHERED_ROWS = 16
 
@@ -26,9 +26,10 @@ def _dequantize(
     rows = find_rows(low, high, scales, stored, low_tiles, high_tiles, num_steps, FORMAT)
     out_rows = out + (tl.program_id(2) * num_rows + targets)[None, :].to(tl.int64) * num_columns
     blocks: tl.constexpr = FORMAT.num_blocks
+    width: tl.constexpr = FORMAT.width
     for b in tl.static_range(blocks):
         tile = load_block(rows, step, b, FORMAT, out.dtype.element_ty)
-        k = (step * blocks + b) * BLOCK + tl.arange(0, BLOCK)
+        k = (step * blocks + b) * width + tl.arange(0, width)
         tl.store(out_rows + k[:, None], tile, mask=(targets < num_rows)[None, :] & (k < num_columns)[:, None])
 
 

@@ -26,7 +26,7 @@ from engine.kernels.cuda.norm import norm_constants, normalise, normalise_launch
 from engine.kernels.cuda.projection_workspace import FEW_ROWS, ProjectionWorkspace
 from engine.kernels.cuda.quantized_formats import ROW_PADDING, ROW_TILE
 from engine.kernels.cuda.quantized_projection import QuantizedProjection
-from engine.kernels.cuda.quantized_tiles import BLOCK, find_rows, load_block
+from engine.kernels.cuda.quantized_tiles import find_rows, load_block
 from engine.kernels.cuda.variants import Variant
 
 _MIN_ROWS = 16  # of an operand of the matrix units
@@ -38,7 +38,7 @@ _WIDE = 16384  # weight rows from which tiles of 64 columns still keep a card bu
 def _load_input(
     x, norm_weight, norm_bias, mean, scale, row_starts, row_mask, k, begin, end, IS_EVEN: tl.constexpr
 ):
-    """Load norm(x) of [rows, 32], 0 outside of [begin, end)."""
+    """Load norm(x) of the columns k, 0 outside of [begin, end)."""
     within = k < end
     mask = row_mask[:, None]
     if not IS_EVEN:
@@ -58,11 +58,12 @@ def _multiply(
     """Return norm(x) times the rows `gate_rows` (and `up_rows`) over input columns [begin, end)."""
     dtype: tl.constexpr = x.dtype.element_ty
     blocks: tl.constexpr = FORMAT.num_blocks
+    width: tl.constexpr = FORMAT.width
     acc = tl.zeros((row_starts.shape[0], COLUMNS), tl.float32)
     up = acc
-    for step in range(begin // (blocks * BLOCK), tl.cdiv(end, blocks * BLOCK)):
+    for step in range(begin // (blocks * width), tl.cdiv(end, blocks * width)):
         for b in tl.static_range(blocks):
-            k = (step * blocks + b) * BLOCK + tl.arange(0, BLOCK)
+            k = (step * blocks + b) * width + tl.arange(0, width)
             tile = _load_input(
                 x, norm_weight, norm_bias, mean, scale, row_starts, row_mask, k, begin, end, IS_EVEN
             )

@@ -1,9 +1,9 @@
 """How each block format of a GGUF file lies on the device, so that a kernel reads it aligned and in order.
 
-A matrix [N, K] is cut into *steps* along K (128 or 256 elements) and these into *blocks* of 32. A 16-bit word
-holds element k of several consecutive blocks in its bit fields: field p of word k of a tile is element k of
-block p. So a tile [rows, 32] of words, loaded once, gives one tile [rows, 32] of weights for each block by a
-shift and a mask: no element changes its lane, K keeps its ascending order, and a tensor core adds the same
+A matrix [N, K] is cut into *steps* along K (128 or 256 elements) and these into *blocks* of 32 or 16. A 16-bit
+word holds element k of several consecutive blocks in its bit fields: field p of word k of a tile is element k
+of block p. So a tile of words [rows, width of a block], loaded once, gives one such tile of weights for each
+block by a mask: no element changes its lane, K keeps its ascending order, and a tensor core adds the same
 groups of 16 elements as it does in a plain product of the dequantised matrix. (Bytes would not do: Triton
 permutes K across groups of 32 for operands that were loaded as 8 bits.)
 
@@ -18,9 +18,6 @@ would need float32: 6 instead of 4.6 bits a weight for Q4_K.
 import enum
 from dataclasses import dataclass
 
-BLOCK = 32
-"""Elements of K that share the bit field of a word: the block of the simple formats, an eighth of a K-quant's."""
-
 ROW_TILE = 16
 """Rows whose words lie together."""
 
@@ -32,13 +29,13 @@ _SUPER_BLOCK = 256
 
 
 class Scales(enum.IntEnum):
-    """What the 32-bit words of a row's step hold; q is the quant less its offset, of block b of the step."""
+    """What the 32-bit words of a row's step hold; q is a quant less its offset."""
 
-    BLOCK = 0  # d, float16, two blocks a word: d * q
-    BLOCK_MIN = 1  # d and m, float16, a word a block: d * q + m
-    SUPER_MIN = 2  # word 0: d, dmin; bytes b of words 1-2 and 3-4: s, m: (d * s) * q - dmin * m
-    SUPER_HALVES = 3  # word 0: d; bytes of words 1-4: signed s of each 16 elements: (d * s) * q
-    SUPER_MIN_HALVES = 4  # as before, a byte being s + 16 m: (d * s) * q - dmin * m
+    BLOCK = 0  # d, float16, of 32 elements, two a word: d * q
+    BLOCK_MIN = 1  # d and m, float16, of 32 elements: d * q + m
+    SUPER_MIN = 2  # word 0: d, dmin; bytes of words 1-2 and 3-4: s, m of 32: (d * s) * q - dmin * m
+    SUPER_16 = 3  # word 0: d; bytes of words 1-4: signed s of 16 elements: (d * s) * q
+    SUPER_MIN_16 = 4  # as before, a byte being s + 16 m: (d * s) * q - dmin * m
 
 
 @dataclass(frozen=True)
@@ -49,29 +46,30 @@ class QuantizedFormat:
     high_bits: int  # in those of the second; 0: there is none
     offset: int  # subtracted from the unsigned quant
     scales: Scales
+    width: int  # elements of a block; 16 where scales are of 16, or words of fifth bits would last for two steps
     step: int  # elements of K that share the scale words
 
     @property
     def num_blocks(self) -> int:
         """Blocks in a step."""
-        return self.step // BLOCK
+        return self.step // self.width
 
     @property
     def low_tile(self) -> int:
         """Elements of K in one tile of low words."""
-        return BLOCK * (_WORD_BITS // self.low_bits)
+        return self.width * (_WORD_BITS // self.low_bits)
 
     @property
     def high_tile(self) -> int:
-        """Elements of K in one tile of high words: one or two steps."""
-        return BLOCK * (_WORD_BITS // self.high_bits)
+        """Elements of K in one tile of high words."""
+        return self.width * (_WORD_BITS // self.high_bits)
 
     @property
     def num_scale_words(self) -> int:
         """32-bit words for each row and step."""
         if self.scales is Scales.BLOCK:
-            return self.num_blocks // 2
-        return self.num_blocks if self.scales is Scales.BLOCK_MIN else 5
+            return self.step // 64
+        return self.step // 32 if self.scales is Scales.BLOCK_MIN else 5
 
     @property
     def bits_per_weight(self) -> float:
@@ -80,15 +78,15 @@ class QuantizedFormat:
 
 
 FORMATS = {
-    "Q4_0": QuantizedFormat(4, 0, 8, Scales.BLOCK, 128),
-    "Q4_1": QuantizedFormat(4, 0, 0, Scales.BLOCK_MIN, 128),
-    "Q5_0": QuantizedFormat(4, 1, 16, Scales.BLOCK, _SUPER_BLOCK),
-    "Q5_1": QuantizedFormat(4, 1, 0, Scales.BLOCK_MIN, _SUPER_BLOCK),
-    "Q8_0": QuantizedFormat(8, 0, 128, Scales.BLOCK, 128),
-    "Q2_K": QuantizedFormat(2, 0, 0, Scales.SUPER_MIN_HALVES, _SUPER_BLOCK),
-    "Q3_K": QuantizedFormat(2, 1, 4, Scales.SUPER_HALVES, _SUPER_BLOCK),
-    "Q4_K": QuantizedFormat(4, 0, 0, Scales.SUPER_MIN, _SUPER_BLOCK),
-    "Q5_K": QuantizedFormat(4, 1, 0, Scales.SUPER_MIN, _SUPER_BLOCK),
-    "Q6_K": QuantizedFormat(4, 2, 32, Scales.SUPER_HALVES, _SUPER_BLOCK),
+    "Q4_0": QuantizedFormat(4, 0, 8, Scales.BLOCK, 32, 128),
+    "Q4_1": QuantizedFormat(4, 0, 0, Scales.BLOCK_MIN, 32, 128),
+    "Q5_0": QuantizedFormat(4, 1, 16, Scales.BLOCK, 16, _SUPER_BLOCK),
+    "Q5_1": QuantizedFormat(4, 1, 0, Scales.BLOCK_MIN, 16, _SUPER_BLOCK),
+    "Q8_0": QuantizedFormat(8, 0, 128, Scales.BLOCK, 32, 128),
+    "Q2_K": QuantizedFormat(2, 0, 0, Scales.SUPER_MIN_16, 16, _SUPER_BLOCK),
+    "Q3_K": QuantizedFormat(2, 1, 4, Scales.SUPER_16, 16, _SUPER_BLOCK),
+    "Q4_K": QuantizedFormat(4, 0, 0, Scales.SUPER_MIN, 32, _SUPER_BLOCK),
+    "Q5_K": QuantizedFormat(4, 1, 0, Scales.SUPER_MIN, 16, _SUPER_BLOCK),
+    "Q6_K": QuantizedFormat(4, 2, 32, Scales.SUPER_16, 16, _SUPER_BLOCK),
 }
 """GGUF formats that the device multiplies as stored; the quants of Q8_0 are stored with their sign bit turned."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from engine.kernels.cuda.quantized_blocks import BLOCK_BYTES, Bytes, take_apart
 from engine.kernels.cuda.quantized_formats import (
-    BLOCK,
     FORMATS,
     ROW_PADDING,
     ROW_TILE,
@@ -30,8 +29,8 @@ class QuantizedMatrix:
     num_rows: int  # of each part
     num_columns: int
     num_parts: int  # 2: gate and up
-    low: Tensor  # int16 [R, low tiles, 16, 32]
-    high: Tensor | None  # int16 [R, high tiles, 16, 32]
+    low: Tensor  # int16 [R, low tiles, 16, width]
+    high: Tensor | None  # int16 [R, high tiles, 16, width]
     scales: Tensor  # int32 [R, S, words, 16]
 
     @property
@@ -105,21 +104,20 @@ def _pack_tiles(
         np.pad(part.reshape(len(rows), -1), ((0, padding), (0, 0)))
         for part in take_apart(blocks, tensor_format)
     )
-    low = _words(quants & np.uint8((1 << layout.low_bits) - 1), layout.low_bits, layout.step)
-    high_bits = layout.high_bits or 1
-    high_tile = layout.high_tile if layout.high_bits else layout.step
-    high = _words(quants >> np.uint8(layout.low_bits), high_bits, high_tile) if layout.high_bits else low[:0]
+    low = _words(quants & np.uint8((1 << layout.low_bits) - 1), layout.low_bits, layout)
+    high = low[:0]
+    if layout.high_bits:
+        high = _words(quants >> np.uint8(layout.low_bits), layout.high_bits, layout)
     num_steps = -(-quants.shape[1] // layout.step)
     return low, high, _scale_words(scales, num_steps, layout.num_scale_words)
 
 
-def _words(quants: Bytes, bits: int, padding: int) -> npt.NDArray[np.uint16]:
-    """Pack [N, K] as words [N / 16, tiles, 16, 32]; field p of a word is its element of block p of the tile."""
-    num_fields = 16 // bits
-    padded = np.pad(quants, ((0, 0), (0, -quants.shape[1] % padding)))
-    fields = padded.reshape(len(quants) // ROW_TILE, ROW_TILE, -1, num_fields, BLOCK).astype(np.uint16)
+def _words(quants: Bytes, bits: int, layout: QuantizedFormat) -> npt.NDArray[np.uint16]:
+    """Pack [N, K] as words [N / 16, tiles, 16, width]; field p of a word is its element of block p of the tile."""
+    padded = np.pad(quants, ((0, 0), (0, -quants.shape[1] % layout.step)))
+    fields = padded.reshape(len(quants) // ROW_TILE, ROW_TILE, -1, 16 // bits, layout.width)
     shifts = np.arange(0, 16, bits, dtype=np.uint16)[:, None]
-    words = np.bitwise_or.reduce(fields << shifts, axis=3)
+    words = np.bitwise_or.reduce(fields.astype(np.uint16) << shifts, axis=3)
     return np.ascontiguousarray(words.swapaxes(1, 2))
 
 

@@ -45,7 +45,7 @@ def dequantize(matrix: QuantizedMatrix, out: Tensor) -> None:
     """Write the matrix to out T [num_parts * N, K]."""
     quants = _quants(matrix).float() - matrix.layout.offset
     scale, minimum = (values.repeat_interleave(16, dim=1) for values in _scales(matrix))
-    values = quants[:, : scale.shape[1]] * scale + minimum
+    values = quants * scale + minimum
     parts = values.view(matrix.num_parts, -1, values.shape[1])
     out.copy_(parts[:, : matrix.num_rows, : matrix.num_columns].reshape(out.shape))
 
@@ -62,12 +62,11 @@ def _quants(matrix: QuantizedMatrix) -> Tensor:
     quants = _fields(matrix.low, matrix.layout.low_bits)
     if matrix.high is None:
         return quants
-    high = _fields(matrix.high, matrix.layout.high_bits)[:, : quants.shape[1]]
-    return quants | high << matrix.layout.low_bits
+    return quants | _fields(matrix.high, matrix.layout.high_bits) << matrix.layout.low_bits
 
 
 def _fields(words: Tensor, bits: int) -> Tensor:
-    """Return the fields of words [row tiles, tiles, 16, 32] as int32 [rows, K]."""
+    """Return the fields of words [row tiles, tiles, 16, width] as int32 [rows, K]."""
     shifts = torch.arange(0, 16, bits, dtype=torch.int32, device=words.device).view(-1, 1, 1)
     fields = words.int()[:, :, None] >> shifts & ((1 << bits) - 1)
     return fields.permute(0, 3, 1, 2, 4).reshape(words.shape[0] * ROW_TILE, -1)
@@ -87,7 +86,7 @@ def _scales(matrix: QuantizedMatrix) -> tuple[Tensor, Tensor]:
         factors = words[..., 1:].contiguous().view(torch.uint8)
         if kind is Scales.SUPER_MIN:
             scale, minimum = d * factors[..., :8], -(dmin * factors[..., 8:])
-        elif kind is Scales.SUPER_HALVES:
+        elif kind is Scales.SUPER_16:
             scale = d * factors.view(torch.int8)
             minimum = torch.zeros_like(scale)
         else:
