@@ -17,8 +17,8 @@ def _dequantize(
     low, high, scales, ids, out, num_rows, num_columns, low_tiles, high_tiles, num_steps,
     FORMAT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: row tiles of a part, steps, parts. Where there are ids, row i of `out` is row ids[i]."""
-    step = tl.program_id(1)
+    """Grid: row tiles of a part, groups of blocks, parts. With ids, row i of `out` is row ids[i]."""
+    group = tl.program_id(1)
     targets = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     stored = tl.program_id(2) * tl.num_programs(0) * ROWS + targets
     if ids is not None:
@@ -28,8 +28,8 @@ def _dequantize(
     blocks: tl.constexpr = FORMAT.num_blocks
     width: tl.constexpr = FORMAT.width
     for b in tl.static_range(blocks):
-        tile = load_block(rows, step, b, FORMAT, out.dtype.element_ty)
-        k = (step * blocks + b) * width + tl.arange(0, width)
+        tile = load_block(rows, group, b, FORMAT, out.dtype.element_ty)
+        k = (group * blocks + b) * width + tl.arange(0, width)
         tl.store(out_rows + k[:, None], tile, mask=(targets < num_rows)[None, :] & (k < num_columns)[:, None])
 
 
@@ -52,7 +52,7 @@ def dequantize_launch(matrix: QuantizedMatrix, ids: Tensor | None, out: Tensor) 
     num_tiles = matrix.part_tiles * ROW_TILE // row_tile if ids is None else triton.cdiv(num_rows, row_tile)
     return KernelLaunch(
         kernel=_dequantize,
-        grid=(num_tiles, matrix.num_steps, matrix.num_parts),
+        grid=(num_tiles, matrix.num_steps * matrix.layout.num_groups, matrix.num_parts),
         arguments={
             **matrix_arguments(matrix),
             "ids": ids,

@@ -1,24 +1,25 @@
 """Products with a matrix that stays as a GGUF file stores it: reading its few bits is what bounds them.
 
-K keeps its ascending order and the cut of the plain projection of the same shape, and the weights are decoded
-to the T that `dequantize` writes; so the bits are those of a plain projection of the dequantised matrix, at any
-number of rows, by whatever kernel. A step that a piece's end divides is decoded for both pieces, with x taken
-as 0 outside of the piece: zeros change no sum.
+K keeps its ascending order and the cut of the plain projection of the same shape, and the weights are
+decoded to the T that `dequantize` writes; so the bits are those of a plain projection of the dequantised
+matrix, at any number of rows, by whatever kernel. A group that a piece's end divides is decoded for both
+pieces, with x taken as 0 outside of the piece: zeros change no sum.
 
-Few rows: one kernel does the whole projection (as `few_rows`). Many rows: the norm has a kernel of its own, and
-a program walks all pieces of a tile of rows. It decodes the weights once for each tile of 64 rows; where memory
-allows, `dequantize` into scratch and a plain product of it are faster from a few hundred rows on.
+Few rows: one kernel does the whole projection (as `few_rows`). Many rows: the norm has a kernel of its own,
+and a program walks all pieces of a tile of rows. It decodes the weights once for each tile of 64 rows;
+`dequantize` into scratch and a plain product decode them once for all rows.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.cuda.dequantize import dequantize_launch, matrix_arguments
 from engine.kernels.cuda.dependent_launch import wait_for_inputs
+from engine.kernels.cuda.dequantize import dequantize_launch, matrix_arguments
 from engine.kernels.cuda.epilogue import finish
 from engine.kernels.cuda.few_rows import _collect, _publish
 from engine.kernels.cuda.kernel_launch import Argument, KernelLaunch, distinct_variants
@@ -61,16 +62,16 @@ def _multiply(
     width: tl.constexpr = FORMAT.width
     acc = tl.zeros((row_starts.shape[0], COLUMNS), tl.float32)
     up = acc
-    for step in range(begin // (blocks * width), tl.cdiv(end, blocks * width)):
+    for group in range(begin // (blocks * width), tl.cdiv(end, blocks * width)):
         for b in tl.static_range(blocks):
-            k = (step * blocks + b) * width + tl.arange(0, width)
+            k = (group * blocks + b) * width + tl.arange(0, width)
             tile = _load_input(
                 x, norm_weight, norm_bias, mean, scale, row_starts, row_mask, k, begin, end, IS_EVEN
             )
-            block = load_block(gate_rows, step, b, FORMAT, dtype)
+            block = load_block(gate_rows, group, b, FORMAT, dtype)
             acc = tl.dot(tile, block, acc, input_precision="ieee")
             if IS_GATED:
-                block = load_block(up_rows, step, b, FORMAT, dtype)
+                block = load_block(up_rows, group, b, FORMAT, dtype)
                 up = tl.dot(tile, block, up, input_precision="ieee")
     return acc, up
 
@@ -169,14 +170,15 @@ def projection_launches(
     dependent: bool,
 ) -> Iterator[KernelLaunch]:
     """Yield the launches of a projection in their order."""
-    if x.shape[0] <= FEW_ROWS:
-        yield _few_rows_launch(projection, x, out, workspace, residual, dependent=dependent)
-        return
-    if projection.norm is not None:
+    is_few = x.shape[0] <= FEW_ROWS
+    if projection.norm is not None and not (is_few and projection.has_fused_norm):
         normalised = workspace.normalised(*x.shape)
         yield normalise_launch(projection.norm, x, normalised)
-        x = normalised
-    yield _many_rows_launch(projection, x, out, residual)
+        x, projection = normalised, replace(projection, norm=None)
+    if is_few:
+        yield _few_rows_launch(projection, x, out, workspace, residual, dependent=dependent)
+    else:
+        yield _many_rows_launch(projection, x, out, residual)
 
 
 def _few_rows_launch(
@@ -247,13 +249,14 @@ def _arguments(
 
 
 def _constants(projection: QuantizedProjection) -> dict[str, object]:
-    step = projection.weight.layout.step
+    layout = projection.weight.layout
+    group = layout.step // layout.num_groups
     return {
         "ACTIVATION": None if projection.activation is None else projection.activation.value,
         "IS_GATED": projection.is_gated,
         "PIECES": projection.cut.num_pieces,
-        "IS_EVEN": projection.depth % step == 0 and projection.cut.piece_size % step == 0,
-        "FORMAT": projection.weight.layout,
+        "IS_EVEN": projection.depth % group == 0 and projection.cut.piece_size % group == 0,
+        "FORMAT": layout,
     }
 
 

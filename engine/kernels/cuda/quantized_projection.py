@@ -9,6 +9,8 @@ from engine.checkpoint.model_config import Activation
 from engine.kernels.cuda.projection_layer import Cut, NormWeights, cut_depth
 from engine.kernels.cuda.quantized_matrix import QuantizedMatrix
 
+_MAX_FUSED_BLOCKS = 8
+
 
 @dataclass(frozen=True)
 class QuantizedProjection:
@@ -40,3 +42,8 @@ class QuantizedProjection:
     def cut(self) -> Cut:
         """How the sum over K is cut: as for the dequantised weight."""
         return cut_depth(self.out_rows, self.depth)
+
+    @property
+    def has_fused_norm(self) -> bool:
+        """Whether a kernel of few rows computes the norm; with 16 blocks in its loop it compiles for a minute."""
+        return self.weight.layout.num_blocks <= _MAX_FUSED_BLOCKS

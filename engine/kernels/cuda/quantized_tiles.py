@@ -41,19 +41,21 @@ def find_rows(low, high, scales, rows, low_tiles, high_tiles, num_steps, FORMAT:
 
 
 @triton.jit
-def _load_words(word_rows, step, B: tl.constexpr, BITS: tl.constexpr, FORMAT: tl.constexpr):
-    """Load the words [width, rows] that hold some bits of block B of a step."""
+def _load_words(word_rows, group, B: tl.constexpr, BITS: tl.constexpr, FORMAT: tl.constexpr):
+    """Load the words [width, rows] that hold some bits of block B of a group."""
     width: tl.constexpr = FORMAT.width
-    tiles: tl.constexpr = FORMAT.num_blocks * BITS // 16  # of a step
-    tile = step * tiles + B * BITS // 16
+    tiles: tl.constexpr = FORMAT.num_blocks * BITS // 16  # of a group
+    tile = group * tiles + B * BITS // 16
     return tl.load(word_rows[None, :] + tile * (width * _ROW_TILE) + tl.arange(0, width)[:, None])
 
 
 @triton.jit
-def _load_scales(scale_rows, step, INDEX: tl.constexpr, FORMAT: tl.constexpr):
-    """Load one scale word of a step: int32 [rows]."""
+def _load_scales(scale_rows, group, INDEX: tl.constexpr, A_GROUP: tl.constexpr, FORMAT: tl.constexpr):
+    """Load a scale word of a step, int32 [rows]: INDEX for its first group, A_GROUP words on for each next."""
     words: tl.constexpr = FORMAT.num_scale_words
-    return tl.load(scale_rows + (step * words + INDEX) * _ROW_TILE)
+    groups: tl.constexpr = FORMAT.num_groups
+    index = group // groups * words + group % groups * A_GROUP + INDEX
+    return tl.load(scale_rows + index * _ROW_TILE)
 
 
 @triton.jit
@@ -68,31 +70,42 @@ def _byte(word, INDEX: tl.constexpr):
 
 
 @triton.jit
-def _scale_and_minimum(scale_rows, step, unit, B: tl.constexpr, FORMAT: tl.constexpr):
+def _scale_and_minimum(scale_rows, group, unit, B: tl.constexpr, FORMAT: tl.constexpr):
     """Return what block B is multiplied by, times `unit`, and what is then added: float32 [rows]."""
     b: tl.constexpr = B * FORMAT.width // 32
     if FORMAT.scales == _BLOCK:
-        scale = _half(_load_scales(scale_rows, step, b // 2, FORMAT), b % 2) * unit
+        scale = _half(_load_scales(scale_rows, group, b // 2, 0, FORMAT), b % 2) * unit
         minimum = tl.zeros_like(scale)
     elif FORMAT.scales == _BLOCK_MIN:
-        word = _load_scales(scale_rows, step, b, FORMAT)
+        word = _load_scales(scale_rows, group, b, 0, FORMAT)
         scale = _half(word, 0) * unit
         minimum = _half(word, 1)
     else:
-        super_scales = _load_scales(scale_rows, step, 0, FORMAT)
-        d = _half(super_scales, 0) * unit
-        if FORMAT.scales == _SUPER_MIN:
-            scale = d * _byte(_load_scales(scale_rows, step, 1 + b // 4, FORMAT), b % 4).to(tl.float32)
-            factor = _byte(_load_scales(scale_rows, step, 3 + b // 4, FORMAT), b % 4)
-            minimum = -(_half(super_scales, 1) * factor.to(tl.float32))
+        scale, minimum = _super_scale_and_minimum(scale_rows, group, unit, B, FORMAT)
+    return scale, minimum
+
+
+@triton.jit
+def _super_scale_and_minimum(scale_rows, group, unit, B: tl.constexpr, FORMAT: tl.constexpr):
+    """Return the same of a K-quant, whose factors are bytes."""
+    blocks: tl.constexpr = FORMAT.num_blocks
+    super_scales = _load_scales(scale_rows, group, 0, 0, FORMAT)
+    d = _half(super_scales, 0) * unit
+    dmin = _half(super_scales, 1)
+    if FORMAT.scales == _SUPER_MIN:
+        b: tl.constexpr = B * FORMAT.width // 32
+        a_group: tl.constexpr = blocks * FORMAT.width // 128
+        scale = d * _byte(_load_scales(scale_rows, group, 1 + b // 4, a_group, FORMAT), b % 4).to(tl.float32)
+        factor = _byte(_load_scales(scale_rows, group, 3 + b // 4, a_group, FORMAT), b % 4)
+        minimum = -(dmin * factor.to(tl.float32))
+    else:
+        factor = _byte(_load_scales(scale_rows, group, 1 + B // 4, blocks // 4, FORMAT), B % 4)
+        if FORMAT.scales == _SUPER_16:
+            scale = d * ((factor ^ 128) - 128).to(tl.float32)  # a signed byte
+            minimum = tl.zeros_like(scale)
         else:
-            factor = _byte(_load_scales(scale_rows, step, 1 + B // 4, FORMAT), B % 4)
-            if FORMAT.scales == _SUPER_16:
-                scale = d * ((factor ^ 128) - 128).to(tl.float32)  # a signed byte
-                minimum = tl.zeros_like(scale)
-            else:
-                scale = d * (factor & 15).to(tl.float32)
-                minimum = -(_half(super_scales, 1) * (factor >> 4).to(tl.float32))
+            scale = d * (factor & 15).to(tl.float32)
+            minimum = -(dmin * (factor >> 4).to(tl.float32))
     return scale, minimum
 
 
@@ -108,23 +121,23 @@ def _move_bits(words, BITS: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr):
 
 
 @triton.jit
-def load_block(rows, step, B: tl.constexpr, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
-    """Load block B of a step as T [width, rows]: `rows` of `find_rows`.
+def load_block(rows, group, B: tl.constexpr, FORMAT: tl.constexpr, DTYPE: tl.constexpr):
+    """Load block B of a group as T [width, rows]: `rows` of `find_rows`.
 
-    The field of low bits stays where it is in the mantissa of 2^23: one `and` with an `or` for each weight, where
-    a shift and a conversion would cost three times that; the scale is divided by the field's unit instead. Only
-    elementwise operations of loads and constants lie between the words and a product: the compiler decodes them
-    in the lanes that multiply them only then, and else moves every tile through shared memory.
+    The field of low bits stays where it is in the mantissa of 2^23, one `and` with an `or` for each weight
+    instead of a shift and a conversion; the scale is divided by the field's unit. Only elementwise operations
+    of loads and constants lie between the words and a product: only then does the compiler decode them in the
+    lanes that multiply them, else it moves every tile through shared memory.
     """
     low_bits: tl.constexpr = FORMAT.low_bits
     high_bits: tl.constexpr = FORMAT.high_bits
     position: tl.constexpr = B * low_bits % 16
-    quants = _move_bits(_load_words(rows[0], step, B, low_bits, FORMAT), low_bits, position, position)
+    quants = _move_bits(_load_words(rows[0], group, B, low_bits, FORMAT), low_bits, position, position)
     if high_bits > 0:
-        high = _load_words(rows[1], step, B, high_bits, FORMAT)
+        high = _load_words(rows[1], group, B, high_bits, FORMAT)
         quants |= _move_bits(high, high_bits, B * high_bits % 16, position + low_bits)
     raised = (quants | _FLOAT_BITS).to(tl.float32, bitcast=True) - (_FLOAT + (FORMAT.offset << position))
-    scale, minimum = _scale_and_minimum(rows[2], step, 1.0 / (1 << position), B, FORMAT)
+    scale, minimum = _scale_and_minimum(rows[2], group, 1.0 / (1 << position), B, FORMAT)
     scale, raised = tl.broadcast(scale[None, :], raised)
     minimum, raised = tl.broadcast(minimum[None, :], raised)
     return tl.fma(raised, scale, minimum).to(DTYPE)

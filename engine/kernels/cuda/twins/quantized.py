@@ -92,4 +92,6 @@ def _scales(matrix: QuantizedMatrix) -> tuple[Tensor, Tensor]:
         else:
             scale, minimum = d * (factors & 15), -(dmin * (factors >> 4))
     repeats = matrix.layout.step // 16 // scale.shape[2]
-    return tuple(values.repeat_interleave(repeats, dim=2).reshape(num_rows, -1) for values in (scale, minimum))  # type: ignore[return-value]
+    return tuple(
+        values.repeat_interleave(repeats, dim=2).reshape(num_rows, -1) for values in (scale, minimum)
+    )  # type: ignore[return-value]

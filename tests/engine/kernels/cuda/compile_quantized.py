@@ -1,6 +1,6 @@
 """Compiles quantised products for cards that are not here and prints what the compiler made of each, as JSON.
 
-    python -m tests.engine.kernels.cuda.compile_quantized Q4_0 90 1
+python -m tests.engine.kernels.cuda.compile_quantized Q4_0 90 1
 """
 
 import json

@@ -1,7 +1,7 @@
 """Products with quantised matrices: the twin's numbers, and the bits of a plain product of the same numbers.
 
-Weights and inputs are small multiples of powers of two, so that float32 sums are exact and any order gives the
-same bits: what differs is a wrong element, not rounding.
+Weights and inputs are small multiples of powers of two, so that float32 sums are exact and any order gives
+the same bits: what differs is a wrong element, not rounding.
 """
 
 import pytest
@@ -60,7 +60,8 @@ def test_every_format(tensor_format: str) -> None:
 def test_pieces_that_end_within_a_step(tensor_format: str, depth: int, num_rows: int) -> None:
     projection = layer(exact_matrix(tensor_format, 33, depth))
     assert projection.cut.num_pieces > 1
-    assert projection.cut.piece_size % projection.weight.layout.step
+    layout = projection.weight.layout
+    assert projection.cut.piece_size % (layout.width * layout.num_blocks)
     x = _inputs(num_rows, depth, _F32)
     torch.testing.assert_close(_run(projection, x), _run_twin(projection, x), rtol=0, atol=0)
 
@@ -78,7 +79,7 @@ def test_the_bits_are_those_of_a_plain_product(tensor_format: str, num_rows: int
 
 
 @pytest.mark.parametrize("num_rows", [1, 17, 36])
-@pytest.mark.parametrize("tensor_format", ["Q4_1", "Q4_K"])
+@pytest.mark.parametrize("tensor_format", ["Q4_1", "Q4_K", "Q5_K"])
 def test_gated_with_norm_bias_and_residual(tensor_format: str, num_rows: int) -> None:
     matrix = exact_matrix(tensor_format, 37, 512, num_parts=2)
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ _SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of a block
 
 @pytest.mark.parametrize(
     ("tensor_format", "capability", "num_rows"),
-    [("Q4_0", 80, 1), ("Q4_0", 90, 64), ("Q4_0", 100, 64), ("Q8_0", 90, 16), ("Q6_K", 90, 1)],
+    [("Q4_0", 80, 1), ("Q4_0", 90, 64), ("Q4_0", 100, 64), ("Q8_0", 90, 16), ("Q4_K", 90, 1)],
 )
 def test_ahead_of_time(tensor_format: str, capability: int, num_rows: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -38,4 +38,6 @@ def test_ahead_of_time(tensor_format: str, capability: int, num_rows: int) -> No
         assert report["num_mma"] + report["num_wgmma"] > 0
         if num_rows <= 32:
             assert widths == ["2"]  # K in groups of 16 in ascending order, as in a product of plain weights
-        assert num_wide_copies or num_rows <= 32  # tiles of 32 rows and 16 columns are less than 16 bytes a thread
+        assert (
+            num_wide_copies or num_rows <= 32
+        )  # tiles of 32 rows and 16 columns are less than 16 bytes a thread
