@@ -40,7 +40,8 @@ def _fields(stored: Bytes, bits: int, group: int) -> Bytes:
     """Read fields of some bits: those of each `group` bytes give 8 / bits runs of `group` elements."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     fields = (stored.reshape(len(stored), -1, 1, group) >> shifts) & np.uint8((1 << bits) - 1)
-    return fields.reshape(len(stored), -1)
+    runs: Bytes = fields.reshape(len(stored), -1)
+    return runs
 
 
 def _q4_0(blocks: Bytes) -> tuple[Bytes, Bytes]:
@@ -52,7 +53,8 @@ def _q4_1(blocks: Bytes) -> tuple[Bytes, Bytes]:
 
 
 def _fifth_bits(stored: Bytes) -> Bytes:
-    return np.unpackbits(stored, axis=1, bitorder="little") << np.uint8(4)
+    bits: Bytes = np.unpackbits(stored, axis=1, bitorder="little") << np.uint8(4)
+    return bits
 
 
 def _q5_0(blocks: Bytes) -> tuple[Bytes, Bytes]:

@@ -1,15 +1,15 @@
 """How each block format of a GGUF file lies on the device, so that a kernel reads it aligned and in order.
 
-A matrix [N, K] is cut into *steps* along K (128 or 256 elements) and these into *blocks* of 32 or 16. A 16-bit
-word holds element k of several consecutive blocks in its bit fields: field p of word k of a tile is element k
-of block p. So a tile of words [rows, width of a block], loaded once, gives one such tile of weights for each
-block by a mask: no element changes its lane, K keeps its ascending order, and a tensor core adds the same
-groups of 16 elements as it does in a plain product of the dequantised matrix. (Bytes would not do: Triton
-permutes K across groups of 32 for operands that were loaded as 8 bits.)
+A matrix [N, K] is cut into *steps* along K (128 or 256 elements) and these into *blocks* of 32 or 16. A word
+of 16 bits holds element k of several consecutive blocks in its fields: field p of word k of a tile is element
+k of block p. So a tile of words [rows, width of a block], loaded once, gives one such tile of weights for
+each block by a mask: no element changes its lane, K keeps its ascending order, and a tensor core adds the
+same groups of 16 elements as it does in a plain product of the dequantised matrix. (Bytes would not do:
+Triton permutes K across groups of 32 for operands that were loaded as 8 bits.)
 
-The low 2, 4 or 8 bits of the quants are in one tensor of words, the fifth or the fifth and sixth bit in
-another. Rows lie in tiles of 16, whose words for ascending K are contiguous: a program streams whole kilobytes
-and needs no mask, because N is padded to a multiple of 64 and K to whole steps, with scales of zero.
+The low 2, 4 or 8 bits of the quants are in one tensor of words, the bits above in another. Rows lie in tiles
+of 16, whose words for ascending K are contiguous: a program streams whole kilobytes and needs no mask,
+because N is padded to a multiple of 64 and K to whole steps, with scales of zero.
 
 Scales keep the bits of the file (float16 d and dmin, 6-bit or 8-bit factors as bytes). Multiplied out they
 would need float32: 6 instead of 4.6 bits a weight for Q4_K.
@@ -47,16 +47,14 @@ class QuantizedFormat:
     high_bits: int  # in those of the second; 0: there is none
     offset: int  # subtracted from the unsigned quant
     scales: Scales
-    width: (
-        int  # elements of a block; 16 where scales are of 16, or words of fifth bits would last for two steps
-    )
+    width: int  # elements of a block; 16 where scales are of 16, and where high_bits is 1
     step: int  # elements of K that share the scale words
 
     @property
     def num_groups(self) -> int:
         """Groups of blocks in a step; a kernel's loop goes over groups.
 
-        128 elements each: loops over 256 took three times as long to compile. Words of fifth bits last for 256.
+        128 elements each: loops over 256 take three times as long to compile. Words of single bits hold 256.
         """
         return 1 if self.high_bits == 1 else self.step // _GROUP
 
@@ -100,4 +98,4 @@ FORMATS = {
     "Q5_K": QuantizedFormat(4, 1, 0, Scales.SUPER_MIN, 16, _SUPER_BLOCK),
     "Q6_K": QuantizedFormat(4, 2, 32, Scales.SUPER_16, 16, _SUPER_BLOCK),
 }
-"""GGUF formats that the device multiplies as stored; the quants of Q8_0 are stored with their sign bit turned."""
+"""GGUF formats that the device multiplies as stored; of Q8_0 the sign bits are turned."""

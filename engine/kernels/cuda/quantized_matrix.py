@@ -15,7 +15,7 @@ from engine.kernels.cuda.quantized_formats import (
     QuantizedFormat,
 )
 
-_ROWS_AT_ONCE = 1024  # packed at a time: temporaries of a few bytes a weight
+_ROWS_AT_ONCE = 16 * ROW_PADDING  # packed at a time: temporaries of a few bytes a weight
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def pack(rows: Bytes, tensor_format: str, *, num_parts: int = 1) -> QuantizedMat
         raise ValueError(f"{rows.shape} bytes are no {num_parts} parts of whole {tensor_format} blocks")
     num_rows = len(rows) // num_parts
     pieces = [
-        _pack_tiles(rows[start : min(start + _ROWS_AT_ONCE, end)], tensor_format, end - start)
+        _pack_tiles(rows[start : min(start + _ROWS_AT_ONCE, end)], tensor_format)
         for end in range(num_rows, len(rows) + 1, num_rows)
         for start in range(end - num_rows, end, _ROWS_AT_ONCE)
     ]
@@ -94,11 +94,11 @@ def pack(rows: Bytes, tensor_format: str, *, num_parts: int = 1) -> QuantizedMat
 
 
 def _pack_tiles(
-    rows: Bytes, tensor_format: str, rows_left: int
+    rows: Bytes, tensor_format: str
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint32]]:
     """Pack some rows of a part; the last ones of it are padded."""
     layout = FORMATS[tensor_format]
-    padding = -len(rows) % ROW_PADDING if rows_left == len(rows) else 0
+    padding = -len(rows) % ROW_PADDING
     blocks = rows.reshape(-1, BLOCK_BYTES[tensor_format][1])
     quants, scales = (
         np.pad(part.reshape(len(rows), -1), ((0, padding), (0, 0)))
@@ -113,7 +113,7 @@ def _pack_tiles(
 
 
 def _words(quants: Bytes, bits: int, layout: QuantizedFormat) -> npt.NDArray[np.uint16]:
-    """Pack [N, K] as words [N / 16, tiles, 16, width]; field p of a word is its element of block p of the tile."""
+    """Pack [N, K] as words [N / 16, tiles, 16, width]; field p of a word is of block p of the tile."""
     padded = np.pad(quants, ((0, 0), (0, -quants.shape[1] % layout.step)))
     fields = padded.reshape(len(quants) // ROW_TILE, ROW_TILE, -1, 16 // bits, layout.width)
     shifts = np.arange(0, 16, bits, dtype=np.uint16)[:, None]

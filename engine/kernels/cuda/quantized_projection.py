@@ -45,5 +45,5 @@ class QuantizedProjection:
 
     @property
     def has_fused_norm(self) -> bool:
-        """Whether a kernel of few rows computes the norm; with 16 blocks in its loop it compiles for a minute."""
+        """Whether a kernel of few rows computes the norm; with 16 blocks it would compile for a minute."""
         return self.weight.layout.num_blocks <= _MAX_FUSED_BLOCKS

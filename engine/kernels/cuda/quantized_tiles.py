@@ -1,7 +1,7 @@
-"""What kernels read of a quantised matrix: a block of 32 or 16 elements of K of some rows, decoded in registers.
+"""What kernels read of a quantised matrix: a block of 32 or 16 elements of K of some rows, decoded.
 
-A decoded element is T(v), v being the float32 that the `gguf` package computes. Every product of a scale and a
-quant has at most 23 significant bits and so is exact in float32; formats with a minimum round once, in the
+A decoded element is T(v), v being the float32 that the `gguf` package computes. Every product of a scale and
+a quant has at most 23 significant bits and so is exact in float32; formats with a minimum round once, in the
 addition. Whether the compiler fuses the two therefore changes nothing.
 """
 
@@ -51,7 +51,7 @@ def _load_words(word_rows, group, B: tl.constexpr, BITS: tl.constexpr, FORMAT: t
 
 @triton.jit
 def _load_scales(scale_rows, group, INDEX: tl.constexpr, A_GROUP: tl.constexpr, FORMAT: tl.constexpr):
-    """Load a scale word of a step, int32 [rows]: INDEX for its first group, A_GROUP words on for each next."""
+    """Load a scale word of a step, int32 [rows]: INDEX for its first group, A_GROUP on for each next."""
     words: tl.constexpr = FORMAT.num_scale_words
     groups: tl.constexpr = FORMAT.num_groups
     index = group // groups * words + group % groups * A_GROUP + INDEX
