@@ -22,6 +22,7 @@ def cuda_engine(
     checkpoint: Checkpoint | None = None,
     draft: Checkpoint | None = None,
     steps_ahead: int = 1,
+    keeps_blocks: bool = False,
     is_captured: bool = True,
     is_checked: bool = False,
     dtype: torch.dtype = torch.float32,
@@ -35,6 +36,7 @@ def cuda_engine(
         dtype,
         device.wrap(kernels()),
         steps_ahead=steps_ahead,
+        keeps_blocks=keeps_blocks,
         is_captured=is_captured,
         is_checked=is_checked,
     )

@@ -287,6 +287,7 @@ def _cuda_backend(config: EngineConfig, device: torch.device) -> Backend:
         choose_dtype(config.dtype, device),
         triton_kernels(),
         steps_ahead=steps_ahead,
+        keeps_blocks=config.dtype == "auto",
         is_captured=not config.enforce_eager,
         is_checked=config.debug_kernels,
     )

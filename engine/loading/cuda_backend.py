@@ -17,6 +17,7 @@ from engine.interface.speculation import MAX_DRAFT_TOKENS
 from engine.kernels.cuda.cuda_decoder import CudaDecoder
 from engine.kernels.cuda.kernels import Kernels
 from engine.kernels.cuda.paged_kv_storage import PagedKVStorage
+from engine.kernels.cuda.projection_layer import Projection
 from engine.kernels.cuda.projection_workspace import ProjectionWorkspace
 from engine.loading.kv_memory import measure_gpu_memory
 from engine.loading.model_source import ExecutorShape, ModelSource, Profile, weight_errors
@@ -51,7 +52,10 @@ def why_not_triton(config: EngineConfig, models: Sequence[ModelConfig], device: 
 
 
 class CudaBackend:
-    """Models in the kernels of engine/kernels/cuda, or in their twins: `kernels` says which."""
+    """Models in the kernels of engine/kernels/cuda, or in their twins: `kernels` says which.
+
+    `keeps_blocks`: matrices in blocks of GGUF stay so, and are multiplied to the bits of widened ones.
+    """
 
     def __init__(
         self,
@@ -60,13 +64,14 @@ class CudaBackend:
         kernels: Kernels,
         *,
         steps_ahead: int,
+        keeps_blocks: bool = False,
         is_captured: bool = True,
         is_checked: bool = False,
     ) -> None:
         self.name = "triton"
         self.device, self.dtype, self.steps_ahead = device, dtype, steps_ahead
         self.kernels = checked(kernels, device) if is_checked else kernels
-        self.is_captured = is_captured and not is_checked
+        self.keeps_blocks, self.is_captured = keeps_blocks, is_captured and not is_checked
         self.dtype_name = self.kv_dtype_name = str(dtype).removeprefix("torch.")
 
     def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
@@ -86,7 +91,11 @@ class CudaBackend:
     def _load(self, source: ModelSource) -> CudaDecoder:
         with weight_errors(source, self.device.device), torch.inference_mode():
             decoder = CudaDecoder(
-                source.config, source.weights, max_positions=source.max_positions, kernels=self.kernels
+                source.config,
+                source.weights,
+                max_positions=source.max_positions,
+                kernels=self.kernels,
+                keeps_blocks=self.keeps_blocks,
             )
         source.weights.finish()
         return decoder
@@ -175,8 +184,11 @@ class CudaModels:
         forbid_split_k()
         reasons: list[str] = []
         for decoder in filter(None, (self.target, self.draft)):
-            workspace = ProjectionWorkspace(_CHECKED_ROWS, decoder.projections, self.backend.device.device)
-            report = check_numerics(decoder.projections, workspace)
+            plain = [one for one in decoder.projections if isinstance(one, Projection)]
+            if not plain:
+                continue
+            workspace = ProjectionWorkspace(_CHECKED_ROWS, plain, self.backend.device.device)
+            report = check_numerics(plain, workspace)
             decoder.may_use_library = report.may_use_library
             reasons += report.reasons
         return Numerics("tolerance", "; ".join(reasons)) if reasons else BITWISE

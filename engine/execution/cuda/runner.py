@@ -86,6 +86,7 @@ class CudaRunner:
             max_rows=self.rules.max_padded_rows,
             max_positions=size.max_blocks * kv_storage.block_size,
             vocab_size=vocab_size,
+            dtype=decoder.dtype,
             device=device.device,
         )
         self.table = RequestTable(max_requests=size.max_requests, width=self.state.width)

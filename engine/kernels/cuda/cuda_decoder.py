@@ -1,32 +1,23 @@
 """CudaDecoder: the model of engine/model/decoder.py as kernels over tensors that stay where they are."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from engine.checkpoint.model_config import ModelConfig, Norm
-from engine.kernels.cuda.head_transform import HeadNorms, RotaryTables
+from engine.checkpoint.model_config import ModelConfig
+from engine.kernels.cuda.head_transform import RotaryTables
 from engine.kernels.cuda.kernels import Kernels
+from engine.kernels.cuda.layer_taker import LayerTaker
+from engine.kernels.cuda.layer_weights import AnyProjection
 from engine.kernels.cuda.paged_kv_storage import PagedKVStorage
-from engine.kernels.cuda.projection_layer import NormWeights, Projection
+from engine.kernels.cuda.projection_layer import Projection
+from engine.kernels.cuda.quantized_projection import QuantizedProjection
 from engine.kernels.cuda.request_state import RequestState
 from engine.kernels.cuda.step_buffers import StepBuffers, StepShape
-from engine.kernels.cuda.workspace import Workspaces
+from engine.kernels.cuda.workspace import MAX_ROWS_OF_BLOCKS, Workspaces
 from engine.model.rope import Rope
 from engine.model.weights import Weights
-
-
-@dataclass(frozen=True)
-class CudaLayer:
-    """One transformer layer: four products with what stands around them."""
-
-    qkv: Projection
-    head_norms: HeadNorms | None
-    output: Projection
-    up: Projection  # gate and up where the MLP is gated
-    down: Projection
 
 
 class HiddenBuffers:
@@ -55,18 +46,23 @@ class CudaDecoder:
     """A decoder-only transformer in the CUDA kernels, or in their twins: `kernels` says which."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, *, max_positions: int, kernels: Kernels
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        max_positions: int,
+        kernels: Kernels,
+        keeps_blocks: bool = False,
     ) -> None:
         self.config, self.max_positions, self.dtype = config, max_positions, weights.dtype
         self.scale = config.head_dim**-0.5
         self._kernels = kernels
-        size = config.hidden_size
-        self.embed_tokens = weights.take("embed_tokens.weight", config.vocab_size, size)
+        self.embed_tokens = weights.take("embed_tokens.weight", config.vocab_size, config.hidden_size)
         self.embed_positions: Tensor | None = None
         self.rotary: RotaryTables | None = None
         if config.rope is None:
-            positions = weights.take("embed_positions.weight", config.max_position_embeddings, size)
-            self.embed_positions = positions[:max_positions]
+            shape = (config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = weights.take("embed_positions.weight", *shape)[:max_positions]
         else:
             rope = Rope(
                 config.rope,
@@ -76,15 +72,14 @@ class CudaDecoder:
                 device=weights.device,
             )
             self.rotary = RotaryTables(rope.cos, rope.signed_sin)
-        self.layers = [take_layer(config, weights, f"layers.{i}") for i in range(config.num_layers)]
-        is_tied = config.tie_word_embeddings
-        head = self.embed_tokens if is_tied else weights.take("lm_head.weight", config.vocab_size, size)
-        self.norm = take_norm(config, weights, "norm")
-        self.head = Projection(head, None, self.norm, None, False, torch.float32)
+        take = LayerTaker(config, weights, keeps_blocks=keeps_blocks)
+        self.layers = [take.layer(f"layers.{i}") for i in range(config.num_layers)]
+        self.norm = take.norm("norm")
+        self.head = take.head(self.embed_tokens, self.norm)
         self.may_use_library: Callable[[Projection], bool] = lambda _: False
 
     @property
-    def projections(self) -> list[Projection]:
+    def projections(self) -> list[AnyProjection]:
         """Every product of a step."""
         layers = [(layer.qkv, layer.output, layer.up, layer.down) for layer in self.layers]
         return [*(projection for layer in layers for projection in layer), self.head]
@@ -151,67 +146,20 @@ class CudaDecoder:
 
     def _project(
         self,
-        projection: Projection,
+        projection: AnyProjection,
         x: Tensor,
         out: Tensor,
         workspaces: Workspaces,
         residual: Tensor | None = None,
     ) -> None:
-        self._kernels.project(
-            projection,
-            x,
-            out,
-            workspaces.projection,
-            residual=residual,
-            exact_library=self.may_use_library(projection),
-        )
-
-
-def take_layer(config: ModelConfig, weights: Weights, prefix: str) -> CudaLayer:
-    """Take the tensors of one layer."""
-    hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attn = f"{prefix}.attn"
-    qkv = {f"{attn}.q_proj": q_size, f"{attn}.k_proj": kv_size, f"{attn}.v_proj": kv_size}
-    if config.has_qkv_proj:
-        qkv = {f"{attn}.qkv_proj": q_size + 2 * kv_size}
-    up = {f"{prefix}.mlp.up_proj": inner}
-    if config.is_gated:
-        up = {f"{prefix}.mlp.gate_proj": inner} | up
-    attn_norm = take_norm(config, weights, f"{prefix}.attn_norm")
-    mlp_norm = take_norm(config, weights, f"{prefix}.mlp_norm")
-    dtype, down = weights.dtype, {f"{prefix}.mlp.down_proj": hidden}
-    return CudaLayer(
-        qkv=Projection(*_take(weights, qkv, hidden, config.qkv_bias), attn_norm, None, False, dtype),
-        head_norms=_take_head_norms(config, weights, attn),
-        output=Projection(
-            *_take(weights, {f"{attn}.o_proj": hidden}, q_size, config.o_bias), None, None, False, dtype
-        ),
-        up=Projection(*_take(weights, up, hidden, bias), mlp_norm, config.activation, config.is_gated, dtype),
-        down=Projection(*_take(weights, down, inner, bias), None, None, False, dtype),
-    )
-
-
-def take_norm(config: ModelConfig, weights: Weights, name: str) -> NormWeights:
-    """Take the norm of hidden states of this name."""
-    weight = weights.take(f"{name}.weight", config.hidden_size)
-    bias = None if config.norm is Norm.RMS else weights.take(f"{name}.bias", config.hidden_size)
-    return NormWeights(weight, bias, config.norm_eps)
-
-
-def _take_head_norms(config: ModelConfig, weights: Weights, prefix: str) -> HeadNorms | None:
-    if not config.qk_norm:
-        return None
-    query, key = (weights.take(f"{prefix}.{name}_norm.weight", config.head_dim) for name in "qk")
-    return HeadNorms(query, key, config.norm_eps)
-
-
-def _take(
-    weights: Weights, sizes: Mapping[str, int], in_features: int, has_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Take layers that share their input as one matrix, outputs side by side, and its bias."""
-    matrices = [weights.take(f"{name}.weight", size, in_features) for name, size in sizes.items()]
-    weight = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-    if not has_bias:
-        return weight, None
-    return weight, torch.cat([weights.take(f"{name}.bias", size) for name, size in sizes.items()])
+        """Multiply; blocks are widened first where many rows use them, to the same bits."""
+        workspace = workspaces.projection
+        if isinstance(projection, QuantizedProjection):
+            plain = workspaces.widened(projection) if len(x) > MAX_ROWS_OF_BLOCKS else None
+            if plain is None:
+                self._kernels.project_quantized(projection, x, out, workspace, residual=residual)
+                return
+            self._kernels.dequantize(projection.weight, plain.weight)
+            projection = plain
+        is_exact = self.may_use_library(projection)
+        self._kernels.project(projection, x, out, workspace, residual=residual, exact_library=is_exact)

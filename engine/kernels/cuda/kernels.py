@@ -27,6 +27,8 @@ class Kernels(NamedTuple):
     begin_step: Kernel
     embed: Kernel
     project: Kernel
+    project_quantized: Kernel
+    dequantize: Kernel
     write_kv: Kernel
     attend: Kernel
     take_rows: Kernel

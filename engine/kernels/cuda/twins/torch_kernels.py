@@ -7,6 +7,7 @@ from engine.kernels.cuda.twins.attention import attend
 from engine.kernels.cuda.twins.choose import choose
 from engine.kernels.cuda.twins.embedding import embed
 from engine.kernels.cuda.twins.projection import normalize, project
+from engine.kernels.cuda.twins.quantized import dequantize, project_quantized
 from engine.kernels.cuda.twins.step_state import begin_decode, begin_step, end_step
 from engine.kernels.cuda.twins.top_logprobs import top_logprobs
 from engine.kernels.cuda.twins.write_kv import write_kv
@@ -19,6 +20,8 @@ def torch_kernels() -> Kernels:
         begin_step=begin_step,
         embed=embed,
         project=project,
+        project_quantized=project_quantized,
+        dequantize=dequantize,
         write_kv=write_kv,
         attend=attend,
         take_rows=take_rows,
