@@ -14,6 +14,8 @@ from engine.execution.cuda.executor import CudaExecutor
 from engine.execution.cuda.runner import CudaRunner, RunnerSize
 from engine.interface.config import EngineConfig
 from engine.interface.speculation import MAX_DRAFT_TOKENS
+from engine.kernels.cuda.attention_numerics import check_attention
+from engine.kernels.cuda.attention_plan import Heads
 from engine.kernels.cuda.cuda_decoder import CudaDecoder
 from engine.kernels.cuda.kernels import Kernels
 from engine.kernels.cuda.paged_kv_storage import PagedKVStorage
@@ -115,7 +117,7 @@ class CudaModels:
         if device.type != "cuda":
             return Profile(torch_numerics(device))
         with torch.inference_mode():
-            numerics = self._check_numerics()
+            numerics = self._check_numerics(shape.block_size)
         before = measure_gpu_memory(device)
         few_blocks = replace(shape, num_blocks=-(-shape.max_model_len // shape.block_size))
         executor = self._build(few_blocks)
@@ -176,7 +178,7 @@ class CudaModels:
             is_captured=self.backend.is_captured,
         )
 
-    def _check_numerics(self) -> Numerics:
+    def _check_numerics(self, block_size: int) -> Numerics:
         """Find out which layers cuBLASLt may multiply, and whether a row's bits hold on this card."""
         from engine.kernels.cuda.blas import forbid_split_k
         from engine.kernels.cuda.numerics import check_numerics
@@ -184,11 +186,17 @@ class CudaModels:
         forbid_split_k()
         reasons: list[str] = []
         for decoder in filter(None, (self.target, self.draft)):
+            reasons += self._check_attention(decoder, block_size)
             plain = [one for one in decoder.projections if isinstance(one, Projection)]
-            if not plain:
-                continue
-            workspace = ProjectionWorkspace(_CHECKED_ROWS, plain, self.backend.device.device)
-            report = check_numerics(plain, workspace)
-            decoder.may_use_library = report.may_use_library
-            reasons += report.reasons
+            if plain:
+                workspace = ProjectionWorkspace(_CHECKED_ROWS, plain, self.backend.device.device)
+                report = check_numerics(plain, workspace)
+                decoder.may_use_library = report.may_use_library
+                reasons += report.reasons
         return Numerics("tolerance", "; ".join(reasons)) if reasons else BITWISE
+
+    def _check_attention(self, decoder: CudaDecoder, block_size: int) -> list[str]:
+        config = decoder.config
+        heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, decoder.dtype)
+        attend, device = self.backend.kernels.attend, self.backend.device.device
+        return check_attention(attend, heads, block_size=block_size, device=device)
