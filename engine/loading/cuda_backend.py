@@ -1,6 +1,7 @@
 """CudaBackend: the Triton kernels on a CUDA card, in captured graphs."""
 
 import gc
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,8 @@ from engine.loading.numerics import BITWISE, Numerics, torch_numerics
 from engine.loading.speculation import MAX_MEASURED_SIZE
 from engine.model.kv_storage import kv_bytes_per_block
 from engine.sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_STEPS_AHEAD = 1
 
@@ -180,10 +183,9 @@ class CudaModels:
 
     def _check_numerics(self, block_size: int) -> Numerics:
         """Find out which layers cuBLASLt may multiply, and whether a row's bits hold on this card."""
-        from engine.kernels.cuda.blas import forbid_split_k
         from engine.kernels.cuda.numerics import check_numerics
 
-        forbid_split_k()
+        has_library = _forbid_split_k()
         reasons: list[str] = []
         for decoder in filter(None, (self.target, self.draft)):
             reasons += self._check_attention(decoder, block_size)
@@ -191,7 +193,8 @@ class CudaModels:
             if plain:
                 workspace = ProjectionWorkspace(_CHECKED_ROWS, plain, self.backend.device.device)
                 report = check_numerics(plain, workspace)
-                decoder.may_use_library = report.may_use_library
+                if has_library:
+                    decoder.may_use_library = report.may_use_library
                 reasons += report.reasons
         return Numerics("tolerance", "; ".join(reasons)) if reasons else BITWISE
 
@@ -200,3 +203,15 @@ class CudaModels:
         heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, decoder.dtype)
         attend, device = self.backend.kernels.attend, self.backend.device.device
         return check_attention(attend, heads, block_size=block_size, device=device)
+
+
+def _forbid_split_k() -> bool:
+    """Have cuBLASLt add as the kernels do; False where this torch cannot: Triton multiplies everything."""
+    from engine.kernels.cuda.blas import forbid_split_k
+
+    try:
+        forbid_split_k()
+    except (RuntimeError, TypeError) as error:
+        logger.warning("cuBLASLt is not used: this torch cannot forbid it to split sums: %s", error)
+        return False
+    return True

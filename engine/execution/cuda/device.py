@@ -51,6 +51,7 @@ class CudaDevice:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._capture_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def host_buffer(self, size: int) -> Tensor:
         """Return int32 [size] in host memory that the device can copy from and to by itself."""
@@ -76,7 +77,12 @@ class CudaDevice:
 
     def capture(self, work: Work) -> Work:
         """Return what launches all of `work` at once; it has run before, so nothing is left to compile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        # Not torch.cuda.graph(): it collects garbage and empties caches, which takes longer than a step.
+        self._capture_stream.wait_stream(stream)
+        with torch.cuda.stream(self._capture_stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             work()
+            graph.capture_end()
+        stream.wait_stream(self._capture_stream)
         return graph.replay

@@ -41,7 +41,7 @@ class ProjectionWorkspace:
         depth = max((p.depth for p in projections if p.norm is not None), default=0)
         width = max((p.weight.shape[0] for p in projections if may_need_raw(p)), default=0)
         many = max_rows if max_rows > FEW_ROWS else 0
-        self._normalised = torch.empty(many * depth, dtype=dtype, device=device)
+        self._normalised = torch.empty(max_rows * depth, dtype=dtype, device=device)
         self._raw = torch.empty(many * width, dtype=dtype, device=device)
 
     def normalised(self, num_rows: int, depth: int) -> Tensor:

@@ -9,7 +9,7 @@ from engine.checkpoint.model_config import Activation
 from engine.kernels.cuda.projection_layer import Cut, NormWeights, cut_depth
 from engine.kernels.cuda.quantized_matrix import QuantizedMatrix
 
-_MAX_FUSED_BLOCKS = 8
+_MAX_FUSED_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,5 @@ class QuantizedProjection:
 
     @property
     def has_fused_norm(self) -> bool:
-        """Whether a kernel of few rows computes the norm; with 16 blocks it would compile for a minute."""
+        """Whether a kernel of few rows computes the norm; with more blocks it compiles for minutes."""
         return self.weight.layout.num_blocks <= _MAX_FUSED_BLOCKS
