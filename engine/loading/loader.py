@@ -23,6 +23,7 @@ from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.loading.backend import Backend, ModelExecutor, choose_backend
 from engine.loading.kv_memory import (
+    GPU_MARGIN_BYTES,
     GPUMemory,
     available_memory,
     check_kv_cache_fits,
@@ -88,25 +89,19 @@ def build_engine(
 
     `backend`: instead of the one that suits the configuration and the device.
     """
-    device = choose_device(config.device)
-    num_threads = choose_num_threads()
-    keep_freed_memory()
+    _prepare_process(config)
+    device, num_threads = choose_device(config.device), choose_num_threads()
     at_start = _look_at_device(config, device)
-    if KV_SPLIT % config.block_size:
-        raise ConfigError(f"block_size must divide {KV_SPLIT}, got {config.block_size}")
     max_model_len = choose_max_model_len(config, checkpoint.config)
-    sources = [checkpoint] if draft_checkpoint is None else [checkpoint, draft_checkpoint]
-    backend = backend or choose_backend(
-        config, [source.config for source in sources], device=device, num_threads=num_threads
-    )
+    sources = [one for one in (checkpoint, draft_checkpoint) if one is not None]
+    configs = [source.config for source in sources]
+    backend = backend or choose_backend(config, configs, device=device, num_threads=num_threads)
     check_draft(checkpoint, config, draft_checkpoint)
-    # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
-    torch.set_num_threads(num_threads if backend.name == "torch" else 1)
+    _share_threads(backend, num_threads)
     target, draft = (_source(one, config, max_model_len, device) for one in (checkpoint, draft_checkpoint))
     assert target is not None
     loaded = backend.load(target, draft)
-    # A head padded beyond the tokenizer's vocabulary must never produce one of its padding rows.
-    vocab_size = min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
+    vocab_size = _num_tokens(checkpoint)
     with stage_errors(LoadStage.FIRST_STEPS, device):
         profile = loaded.profile(_shape(config, 1, max_model_len, vocab_size))
     num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, at_start, profile.step_bytes)
@@ -143,6 +138,22 @@ def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int
             f"max_model_len must be at most {limit}, the model's own context, got {config.max_model_len}"
         )
     return config.max_model_len or limit
+
+
+def _num_tokens(checkpoint: Checkpoint) -> int:
+    """Return how many tokens may be chosen: a head padded beyond the tokenizer's never gives its padding."""
+    return min(checkpoint.config.vocab_size, len(checkpoint.tokenizer.tokens))
+
+
+def _share_threads(backend: Backend, num_threads: int) -> None:
+    # What is left to torch beside the kernels is small: a second pool of threads would only be in their way.
+    torch.set_num_threads(num_threads if backend.name == "torch" else 1)
+
+
+def _prepare_process(config: EngineConfig) -> None:
+    if KV_SPLIT % config.block_size:
+        raise ConfigError(f"block_size must divide {KV_SPLIT}, got {config.block_size}")
+    keep_freed_memory()
 
 
 def _shape(config: EngineConfig, num_blocks: int, max_model_len: int, vocab_size: int) -> ExecutorShape:
@@ -268,13 +279,14 @@ def _choose_num_blocks(
 def _left_on_gpu(config: EngineConfig, at_start: GPUMemory, needed: int, step_bytes: int) -> int:
     """Return the bytes for keys and values beside weights that are loaded and what steps will take."""
     now = measure_gpu_memory(torch.device("cuda"))
-    temporaries = step_bytes or int(now.total * _UNMEASURED_SHARE)
+    unmeasured = 0 if step_bytes else int(now.total * _UNMEASURED_SHARE)
     return kv_cache_bytes_on_gpu(
         total=now.total,
-        free=now.free - temporaries,
-        used_by_this_process=now.used_by_this_process(at_start) + temporaries,
+        free=now.free - step_bytes,
+        used_by_this_process=now.used_by_this_process(at_start) + step_bytes,
         utilization=config.gpu_memory_utilization,
         needed=needed,
+        margin=max(GPU_MARGIN_BYTES, unmeasured),
     )
 
 

@@ -98,6 +98,7 @@ class CudaExecutor:
 
     def prepare(self) -> None:
         """Compile and capture what serving will launch."""
+        logger.info("kernels are compiled, or found in Triton's cache, and decode steps captured")
         self.runner.prepare()
         if self.draft_model is not None:
             self.draft_model.runner.prepare()

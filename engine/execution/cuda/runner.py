@@ -58,19 +58,7 @@ class CudaRunner:
     ) -> None:
         self.decoder, self.kv_storage, self.device = decoder, kv_storage, device
         self.rules = ShapeRules(size.max_tokens, size.max_step_requests, size.max_rows)
-        self.state = RequestState(
-            max_requests=size.max_requests,
-            max_blocks=size.max_blocks,
-            null_block=kv_storage.null_block,
-            device=device.device,
-        )
-        self.buffers = StepBuffers(
-            max_tokens=self.rules.max_padded_tokens,
-            max_tiles=self.rules.max_padded_tokens,
-            max_rows=self.rules.max_padded_rows,
-            max_updates=self.state.table.numel(),
-            device=device.device,
-        )
+        self.state, self.buffers = _tables(size, self.rules, kv_storage, device)
         self.hidden = HiddenBuffers(
             decoder.config,
             max_tokens=self.rules.max_padded_tokens,
@@ -217,3 +205,23 @@ class CudaRunner:
             if shape.tile_tokens > 1:
                 self._kernels.accept_drafts(self.buffers, self.state, shape, self._num_accepted)
         self._kernels.end_step(self.buffers, self.state, shape)
+
+
+def _tables(
+    size: RunnerSize, rules: ShapeRules, kv_storage: PagedKVStorage, device: Device
+) -> tuple[RequestState, StepBuffers]:
+    """Return the table of requests, and the buffers through which the host changes it."""
+    state = RequestState(
+        max_requests=size.max_requests,
+        max_blocks=size.max_blocks,
+        null_block=kv_storage.null_block,
+        device=device.device,
+    )
+    buffers = StepBuffers(
+        max_tokens=rules.max_padded_tokens,
+        max_tiles=rules.max_padded_tokens,
+        max_rows=rules.max_padded_rows,
+        max_updates=state.table.numel(),
+        device=device.device,
+    )
+    return state, buffers
