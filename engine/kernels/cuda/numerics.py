@@ -99,7 +99,7 @@ def check_library(
 def _is_exact(check: "_Check", library: Product) -> bool:
     try:
         return not any(True for _ in check.differing(library))
-    except RuntimeError:  # a product that this library or card does not offer
+    except (RuntimeError, TypeError):  # a product that this torch, library or card does not offer
         return False
 
 
