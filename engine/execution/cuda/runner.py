@@ -11,7 +11,7 @@ from engine.execution.cuda.graphs import Graphs
 from engine.execution.cuda.packing import PackedStep, Span, fill_inbox, null_step, pack
 from engine.execution.cuda.request_table import NO_UPDATES, RequestTable, Updates
 from engine.execution.cuda.results import MAX_DEVICE_LOGPROBS, LogprobBuffers
-from engine.execution.cuda.shapes import ShapeRules
+from engine.execution.cuda.shapes import ShapeRules, is_worth_capturing
 from engine.interface.sampled_row import SampledRow
 from engine.interface.sampling_params import SamplingParams
 from engine.kernels.cuda.cuda_decoder import CudaDecoder, HiddenBuffers
@@ -23,7 +23,6 @@ from engine.kernels.cuda.step_buffers import INBOX_HEADER, StepBuffers, StepShap
 from engine.kernels.cuda.workspace import Workspaces
 
 _ADJUSTED = SampledRow(SamplingParams(logit_bias={0: 0.0}), 0, 0, 0)
-_LARGEST_CAPTURED = 256  # tokens of a step that is no decode step; above it launching hides behind computing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +127,7 @@ class CudaRunner:
 
     def run_model(self, shape: StepShape) -> None:
         """Launch the step that was sent, up to the logits of its rows."""
-        is_decode = shape.tile_tokens == 1
-        self._models.run(shape, may_capture=is_decode or shape.num_tokens <= _LARGEST_CAPTURED)
+        self._models.run(shape, may_capture=is_worth_capturing(shape))
 
     def choose(self, shape: StepShape) -> None:
         """Launch the choice of its tokens, which stand in the results then."""

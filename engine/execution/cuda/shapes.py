@@ -9,6 +9,17 @@ _SMALL = (1, 2, 4, 8)
 _TILE_TOKENS = (2, 4, 8, 16, 64)  # a tile of one token marks a decode step
 
 
+_LONGEST_CAPTURED = 64  # tokens of a prompt
+
+
+def is_worth_capturing(shape: StepShape) -> bool:
+    """Tell whether steps of this shape come often, and compute no longer than they take to launch.
+
+    Those that decode or verify drafts, most of whose tokens have a row; and short prompts.
+    """
+    return 2 * shape.num_rows >= shape.num_tokens or shape.num_tokens <= _LONGEST_CAPTURED
+
+
 class ShapeRules(NamedTuple):
     """The largest step, and how wide a query tile may be."""
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.execution.cuda.packing import Span, fill_inbox, pack
 from engine.execution.cuda.request_table import RequestTable
-from engine.execution.cuda.shapes import ShapeRules, pad, pad_tokens
+from engine.execution.cuda.shapes import ShapeRules, is_worth_capturing, pad, pad_tokens
 from engine.interface.batch import PENDING_TOKEN
 from engine.interface.sampled_row import SampledRow
 from engine.interface.sampling_params import SamplingParams
@@ -210,3 +210,17 @@ def test_a_step_with_longer_tiles_is_no_decode_step():
     widths = {1: 2, 2: 2, 3: 4, 9: 16, 16: 16, 17: 64, 65: 64, 500: 64}
     assert {count: rules.tile_tokens(count) for count in widths} == widths
     assert ShapeRules(512, 32, 32, 16).tile_tokens(500) == 16
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_worth_it"),
+    [
+        (StepShape(256, 256, 1, 256), True),  # decode
+        (StepShape(336, 64, 8, 320), True),  # 64 requests verify 4 drafts each
+        (StepShape(64, 1, 64, 1), True),
+        (StepShape(80, 2, 64, 1), False),
+        (StepShape(544, 48, 64, 32), False),  # a prompt among requests that decode
+    ],
+)
+def test_what_is_launched_at_once(shape, is_worth_it):
+    assert is_worth_capturing(shape) is is_worth_it
