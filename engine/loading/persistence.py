@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from engine.checkpoint.checkpoint import Checkpoint
 from engine.interface.info import EngineInfo
 from engine.interface.version import installed_version
+from engine.kernels import cuda as cuda_kernels
 from engine.kernels.cpu.library import library_path
 from engine.kv_cache.block_files import BlockFiles
 from engine.kv_cache.persistence import BlockStorage, Persistence
@@ -42,13 +44,12 @@ def open_persistent_cache(
 
 def _layout(checkpoint: Checkpoint, info: EngineInfo) -> bytes:
     """Return everything that decides the bytes of a block, and what computed them."""
-    path = None if info.kernels == "torch" else library_path()
     parts = {
         "checkpoint": checkpoint.fingerprint.hex(),
         "version": installed_version(),
         "torch": torch.__version__,
         "kernels": info.kernels,
-        "library": None if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+        "library": _hash_of(_kernel_files(info.kernels)),
         "device": info.device,
         "dtype": info.dtype,
         "kv_cache_dtype": info.kv_cache_dtype,
@@ -56,3 +57,17 @@ def _layout(checkpoint: Checkpoint, info: EngineInfo) -> bytes:
         "block_bytes": info.kv_cache_bytes // info.num_kv_blocks,
     }
     return json.dumps(parts, sort_keys=True).encode()
+
+
+def _kernel_files(kernels: str) -> list[Path]:
+    """Return what the kernels are made of."""
+    if kernels == "torch":
+        return []
+    if kernels == "triton":
+        return sorted(Path(cuda_kernels.__path__[0]).glob("*.py"))
+    path = library_path()
+    return [] if path is None else [path]
+
+
+def _hash_of(paths: Sequence[Path]) -> str:
+    return hashlib.sha256(b"".join([path.read_bytes() for path in paths])).hexdigest()

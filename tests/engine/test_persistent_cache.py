@@ -10,12 +10,14 @@ from engine.core.engine import Engine
 from engine.interface.cache_explanation import CacheEnd
 from engine.interface.config import EngineConfig
 from engine.interface.outputs import FinishReason
+from engine.kernels.cpu.library import library_path
 from engine.kv_cache import persistence
 from engine.kv_cache.block import Block
 from engine.kv_cache.block_pool import BlockPool
 from engine.kv_cache.kv_cache_manager import KVCacheManager
 from engine.kv_cache.persistence import Persistence
 from engine.loading.loader import build_engine
+from engine.loading.persistence import _hash_of, _kernel_files
 from tests.engine.kv_cache.test_block_files import open_files
 from tests.engine.test_pair import PAIR
 from tests.tiny import ScriptedExecutor, generate, generation, run_to_end, scripted_engine
@@ -269,3 +271,12 @@ def has_kernels():
     from engine.kernels.cpu.library import load_library
 
     return load_library() is not None
+
+
+def test_a_directory_names_the_kernels_that_filled_it():
+    """Other kernels may add in another order: their blocks are none of ours."""
+    files = {kernels: _kernel_files(kernels) for kernels in ("torch", "triton", "avx2")}
+    assert files["torch"] == []
+    assert {path.name for path in files["triton"]} > {"attention_kernel.py", "few_rows.py", "write_kv.py"}
+    assert files["avx2"] == [path for path in [library_path()] if path is not None]
+    assert len({_hash_of(found) for found in files.values()}) == 2 + (library_path() is not None)
