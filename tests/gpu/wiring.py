@@ -120,3 +120,8 @@ class CompileCounter:
             return compile_form(kernel, *args, **kwargs)
 
         return run
+
+
+def count_compiles() -> CompileCounter:
+    """Return a counter for a `with` block."""
+    return CompileCounter()

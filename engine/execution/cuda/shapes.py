@@ -55,12 +55,13 @@ class ShapeRules(NamedTuple):
     @property
     def short_shapes(self) -> list[StepShape]:
         """Shapes of few tiles, each of which attention cuts up: verified drafts, short prompts."""
-        widths = {self.tile_tokens(width) for width in _TILE_TOKENS}
-        return [
+        widths = {self.tile_tokens(width) for width in _TILE_TOKENS if width < 2 * self.max_tokens}
+        shapes = [
             self.of(min(count * width, self.max_tokens), width, count, min(count, self.max_rows))
             for width in sorted(widths)
             for count in _SMALL
         ]
+        return list(dict.fromkeys(shapes))
 
     @property
     def largest(self) -> StepShape:

@@ -52,7 +52,7 @@ def main(capability, dtype, has_blocks):
     config = replace(CONFIG, qk_norm=True)
     checkpoint = random_checkpoint(config)
     if has_blocks:
-        checkpoint = in_blocks(checkpoint, {"proj": "Q4_0", "embed_tokens": "Q8_0"})
+        checkpoint = in_blocks(checkpoint, {"mlp": "Q4_0", "embed_tokens": "Q8_0"})
     loaded = cuda_engine(
         config,
         checkpoint=checkpoint,

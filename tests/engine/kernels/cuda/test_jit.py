@@ -6,21 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[4]
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype", "has_blocks"), [(90, "bfloat16", 1), (80, "float16", 0)], ids=["blocks", "plain"]
-)
-def test_an_engine_is_specialised_and_compiled_before_it_serves(capability, dtype, has_blocks):
+def test_an_engine_is_specialised_and_compiled_before_it_serves():
+    """Half of its matrices are blocks of GGUF; many rows of them are widened first."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
     module = "tests.engine.kernels.cuda.compile_engine"
-    command = [sys.executable, "-W", "error::UserWarning", "-m", module]
     done = subprocess.run(
-        [*command, str(capability), dtype, str(has_blocks)],
+        [sys.executable, "-W", "error::UserWarning", "-m", module, "90", "bfloat16", "1"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -29,5 +24,4 @@ def test_an_engine_is_specialised_and_compiled_before_it_serves(capability, dtyp
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["later"] == []
-    assert len(said["ready"]) > 15
-    assert any("dequantize" in name for name in said["ready"]) is bool(has_blocks)
+    assert {"_dequantize", "_project_few_rows", "_project_many_rows", "attend_tiles"} < set(said["ready"])
