@@ -22,11 +22,17 @@ from engine.kernels.cpu.token_bitmask import apply_token_bitmask
 from engine.kernels.cpu.token_chooser import FusedTokenChooser
 from engine.kv_cache.persistence import BlockStorage
 from engine.loading.machine import choose_dtype
-from engine.loading.model_source import ExecutorShape, ModelSource, Profile, weight_errors
+from engine.loading.model_source import (
+    ExecutorShape,
+    ModelSource,
+    Profile,
+    plain_kv_bytes_per_block,
+    weight_errors,
+)
 from engine.loading.numerics import torch_numerics
 from engine.model.decoder import Decoder
 from engine.model.input_buffers import InputBuffers
-from engine.model.kv_storage import KVStorage, kv_bytes_per_block
+from engine.model.kv_storage import KVStorage
 from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
@@ -76,13 +82,7 @@ class TorchBackend:
 
     def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
         """Return the bytes that one block takes over all layers."""
-        return kv_bytes_per_block(
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            block_size=block_size,
-            dtype=self.dtype,
-        )
+        return plain_kv_bytes_per_block(config, block_size, self.dtype)
 
     def load(self, target: ModelSource, draft: ModelSource | None) -> "TorchModels":
         """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""

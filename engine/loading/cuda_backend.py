@@ -23,10 +23,15 @@ from engine.kernels.cuda.paged_kv_storage import PagedKVStorage
 from engine.kernels.cuda.projection_layer import Projection
 from engine.kernels.cuda.projection_workspace import ProjectionWorkspace
 from engine.loading.kv_memory import measure_gpu_memory
-from engine.loading.model_source import ExecutorShape, ModelSource, Profile, weight_errors
+from engine.loading.model_source import (
+    ExecutorShape,
+    ModelSource,
+    Profile,
+    plain_kv_bytes_per_block,
+    weight_errors,
+)
 from engine.loading.numerics import BITWISE, Numerics, torch_numerics
 from engine.loading.speculation import MAX_MEASURED_SIZE
-from engine.model.kv_storage import kv_bytes_per_block
 from engine.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
@@ -81,13 +86,7 @@ class CudaBackend:
 
     def kv_bytes_per_block(self, config: ModelConfig, block_size: int) -> int:
         """Return the bytes that one block takes over all layers."""
-        return kv_bytes_per_block(
-            num_layers=config.num_layers,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            block_size=block_size,
-            dtype=self.dtype,
-        )
+        return plain_kv_bytes_per_block(config, block_size, self.dtype)
 
     def load(self, target: ModelSource, draft: ModelSource | None) -> "CudaModels":
         """Load the models, all of whose weights must be used; raises ConfigError if memory is short."""
@@ -115,7 +114,7 @@ class CudaModels:
     draft: CudaDecoder | None
 
     def profile(self, shape: ExecutorShape) -> Profile:
-        """Compare the card's products, run the largest steps and capture one, and measure what that took."""
+        """Compare bits on the card, run the largest steps, and measure what that took."""
         device = self.backend.device.device
         if device.type != "cuda":
             return Profile(torch_numerics(device))

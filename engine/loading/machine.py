@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from engine.interface.errors import ConfigError
-from engine.loading.memory_errors import memory_errors as memory_errors
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _NEVER_RETURN = 2**30  # bytes

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 
 from engine.checkpoint.model_config import ModelConfig
-from engine.loading.machine import memory_errors
+from engine.loading.memory_errors import LoadStage, memory_errors, stage_errors
 from engine.loading.numerics import Numerics
+from engine.model.kv_storage import kv_bytes_per_block
 from engine.model.weights import Weights
 
 _WEIGHTS_ADVICE = "free memory, take a smaller model, or set dtype or quantization"
@@ -45,4 +46,17 @@ class Profile(NamedTuple):
 
 def weight_errors(source: ModelSource, device: torch.device) -> AbstractContextManager[None]:
     """Turn a failed allocation of a model's weights into a ConfigError."""
+    if device.type == "cuda":
+        return stage_errors(LoadStage.WEIGHTS, device, name=source.name)
     return memory_errors(f"{source.name}: the weights", _WEIGHTS_ADVICE, device)
+
+
+def plain_kv_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Return the bytes that one block of plain numbers takes over all layers."""
+    return kv_bytes_per_block(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        block_size=block_size,
+        dtype=dtype,
+    )

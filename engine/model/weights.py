@@ -48,7 +48,7 @@ class Weights:
         `destination` is of our dtype on our device, as the rows of a larger tensor are.
         """
         if streams_to(self.device):
-            stream_tensor(name, self._find(name, tuple(destination.shape)), destination)
+            stream_tensor(name, self.find(name, tuple(destination.shape)), destination)
             self._untaken.discard(name)
         else:
             destination.copy_(self.stored(name, *destination.shape).dequantize())
@@ -61,7 +61,7 @@ class Weights:
 
     def stored(self, name: str, *shape: int) -> StoredTensor:
         """Return the tensor as the file holds it; raises CheckpointError as take() does."""
-        stored = self._find(name, shape)
+        stored = self.find(name, shape)
         if name in self._untaken:
             check_finite(name, stored)
             self._untaken.discard(name)
@@ -71,7 +71,8 @@ class Weights:
         if self.dtype is torch.float16 and not torch.isfinite(tensor).all():
             raise too_large_error(name, self._tensors[name])
 
-    def _find(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+    def find(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        """Look at a tensor without taking it or reading its numbers; raises CheckpointError."""
         stored = self._tensors.get(name)
         if stored is None:
             raise CheckpointError(

@@ -32,6 +32,13 @@ class CudaDraftModel:
     @torch.inference_mode()
     def draft(self, jobs: Sequence[DraftJob]) -> DraftOutput:
         """Guess tokens for each job, which end early where one would end the answer."""
+        try:
+            return self._draft_all(jobs)
+        except Exception:
+            self.runner.clear()  # what was to be sent may not have been
+            raise
+
+    def _draft_all(self, jobs: Sequence[DraftJob]) -> DraftOutput:
         growing, passes = [GrowingDraft(job) for job in jobs], list[DraftPass]()
         active = growing
         while active:

@@ -63,7 +63,7 @@ class CudaContinuation:
     def result(self) -> SamplerOutput:
         """Wait for the step and return what it chose."""
         token_ids = tuple(self.results.tokens(self.num_rows))
-        return SamplerOutput(token_ids, (None,) * self.num_rows, self.results.faults(self.num_rows))
+        return SamplerOutput(token_ids, (), self.results.faults(self.num_rows))
 
 
 class CudaExecutor:

@@ -30,10 +30,8 @@ class HiddenBuffers:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         query_size = config.num_heads * config.head_dim
-        self.hidden, self.between = (
-            empty(max_tokens, config.hidden_size),
-            empty(max_tokens, config.hidden_size),
-        )
+        self.hidden = empty(max_tokens, config.hidden_size)
+        self.between = empty(max_tokens, config.hidden_size)
         self.qkv = empty(max_tokens, query_size + 2 * config.num_kv_heads * config.head_dim)
         self.query = empty(max_tokens, config.num_heads, config.head_dim)
         self.attended = empty(max_tokens, query_size)

@@ -68,9 +68,9 @@ class LayerTaker:
     def head(self, embedding: Tensor, norm: NormWeights) -> AnyProjection:
         """Take the head, float32 logits; a tied one is the embedding, T, or its blocks once more."""
         config, name = self._config, "embed_tokens" if self._config.tie_word_embeddings else "lm_head"
-        stored = self._weights.stored(f"{name}.weight", config.vocab_size, config.hidden_size)
+        found = self._weights.find(f"{name}.weight", (config.vocab_size, config.hidden_size))
         weight: Tensor | QuantizedMatrix = embedding
-        if not config.tie_word_embeddings or (self._keeps_blocks and is_kept(stored)):
+        if not config.tie_word_embeddings or (self._keeps_blocks and is_kept(found)):
             weight = take_matrix(
                 self._weights,
                 {name: config.vocab_size},

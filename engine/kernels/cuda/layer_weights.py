@@ -33,9 +33,11 @@ def take_matrix(
     `num_parts`: 2 where they are a gate and its values. Blocks are kept where all have one format.
     """
     if keeps_blocks:
-        stored = [weights.stored(f"{name}.weight", size, in_features) for name, size in sizes.items()]
-        blocks = [one for one in stored if is_kept(one)]
-        if len(blocks) == len(stored) and len({one.format for one in blocks}) == 1:
+        found = [weights.find(f"{name}.weight", (size, in_features)) for name, size in sizes.items()]
+        blocks = [one for one in found if is_kept(one)]
+        if len(blocks) == len(found) and len({one.format for one in blocks}) == 1:
+            for name, size in sizes.items():
+                weights.stored(f"{name}.weight", size, in_features)  # taken, and checked on the host
             rows = np.concatenate([one.raw for one in blocks])
             matrix = pack(rows, blocks[0].format, num_parts=num_parts).to(weights.device)
             weights.num_bytes += matrix.num_bytes

@@ -7,8 +7,10 @@ import gguf
 import numpy as np
 import pytest
 
+import engine.model.weights
 from engine.checkpoint.stored_tensor import GGUFTensor
 from engine.kernels.cuda.quantized_projection import QuantizedProjection
+from engine.model.weights import Weights
 from tests.cuda_engine import cuda_engine
 from tests.engine.test_same_tokens import mixed_requests
 from tests.tiny import LLAMA, generate, generation, random_checkpoint
@@ -32,9 +34,9 @@ def in_blocks(checkpoint, formats):
     return replace(checkpoint, tensors=tensors)
 
 
-def kept(engine):
+def kept(loaded):
     """Which products of the first layer and the head are multiplied in blocks."""
-    decoder = engine.executor.runner.decoder
+    decoder = loaded.executor.runner.decoder
     layer = decoder.layers[0]
     products = {"qkv": layer.qkv, "output": layer.output, "up": layer.up, "down": layer.down}
     products["head"] = decoder.head
@@ -59,12 +61,30 @@ def test_the_answers_of_the_widened_model(kind, tied):
 def test_matrices_of_different_formats_are_widened_together():
     formats = {"v_proj": "Q8_0", "proj": "Q4_0"}
     checkpoint = in_blocks(random_checkpoint(CONFIG), formats)
-    engine = cuda_engine(CONFIG, checkpoint=checkpoint, keeps_blocks=True).engine
-    assert kept(engine) == {"output", "up", "down"}
+    mixed = cuda_engine(CONFIG, checkpoint=checkpoint, keeps_blocks=True).engine
+    assert kept(mixed) == {"output", "up", "down"}
     widened = cuda_engine(CONFIG, checkpoint=checkpoint).engine
-    assert generate(engine, *mixed_requests(2)) == generate(widened, *mixed_requests(2))
+    assert generate(mixed, *mixed_requests(2)) == generate(widened, *mixed_requests(2))
 
 
 def test_formats_that_no_kernel_multiplies_are_widened():
     checkpoint = in_blocks(random_checkpoint(CONFIG), {"proj": "BF16"})
     assert kept(cuda_engine(CONFIG, checkpoint=checkpoint, keeps_blocks=True).engine) == set()
+
+
+def test_only_blocks_that_are_kept_are_read_on_the_host(monkeypatch):
+    """Everything else is checked on the device as it arrives: reading it here too would double the start."""
+    read = []
+    stored = Weights.stored
+
+    def noted(weights, name, *shape):
+        read.append(name)
+        return stored(weights, name, *shape)
+
+    monkeypatch.setattr(engine.model.weights, "streams_to", lambda device: True)
+    monkeypatch.setattr(Weights, "stored", noted)
+    for formats in ({}, {"down_proj": "Q4_0"}):
+        read.clear()
+        config = replace(CONFIG, tie_word_embeddings=False)
+        cuda_engine(config, checkpoint=in_blocks(random_checkpoint(config), formats), keeps_blocks=True)
+        assert read == [f"layers.0.mlp.{name}.weight" for name in formats]

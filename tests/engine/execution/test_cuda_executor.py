@@ -175,6 +175,26 @@ def test_a_chain_of_drafts_is_what_the_model_says_token_by_token():
     assert replays > 0
 
 
+def test_drafts_after_a_pass_that_failed_on_its_way(monkeypatch):
+    """What the host took for sent is sent again: a table without blocks and parameters drafts anything."""
+    checkpoint = byte_checkpoint(SMALL)
+    engine = cuda_engine(SMALL, checkpoint=checkpoint, draft=checkpoint, steps_ahead=0).engine
+    request = engine.add_request(generation(range(40), max_tokens=20, temperature=0.8, seed=4))
+    engine.step()
+    known, job = len(request.token_ids), draft_job(request, 4)
+
+    def broken(source, target):
+        raise RuntimeError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.executor.draft_model.runner.device, "send", broken)
+        with pytest.raises(RuntimeError, match="planted"):
+            engine.executor.draft([job])
+    [drafted] = engine.executor.draft([draft_job(request, 4)]).token_ids
+    run_to_end(engine)
+    assert list(drafted) == request.token_ids[known : known + 4]
+
+
 def test_prompts_that_are_pooled_and_scored():
     """Beside others that decode; a prompt that is only read ends without a token."""
     made = [
