@@ -23,6 +23,7 @@ from engine.kernels.cuda.paged_kv_storage import PagedKVStorage
 from engine.kernels.cuda.projection_layer import Projection
 from engine.kernels.cuda.projection_workspace import ProjectionWorkspace
 from engine.loading.kv_memory import measure_gpu_memory
+from engine.loading.memory_errors import LoadStage, stage_errors
 from engine.loading.model_source import (
     ExecutorShape,
     ModelSource,
@@ -134,7 +135,8 @@ class CudaModels:
     def build_executor(self, shape: ExecutorShape) -> CudaExecutor:
         """Make room for keys and values, capture the decode steps, and return what runs batches."""
         executor = self._build(shape)
-        executor.prepare()
+        with stage_errors(LoadStage.CAPTURED_STEPS, self.backend.device.device):
+            executor.prepare()
         return executor
 
     def _build(self, shape: ExecutorShape) -> CudaExecutor:

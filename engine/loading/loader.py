@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def build_engine(
     assert target is not None
     loaded = backend.load(target, draft)
     vocab_size = _num_tokens(checkpoint)
-    with stage_errors(LoadStage.FIRST_STEPS, device):
+    with stage_errors(LoadStage.LARGEST_STEP, device):
         profile = loaded.profile(_shape(config, 1, max_model_len, vocab_size))
     num_blocks = _choose_num_blocks(config, sources, backend, max_model_len, at_start, profile.step_bytes)
     max_model_len = _fit_max_model_len(config, max_model_len, num_blocks)
@@ -123,7 +124,7 @@ def build_engine(
         numerics_reason=profile.numerics.reason,
     )
     num_bytes = num_blocks * _bytes_per_block(config, sources, backend)
-    with memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", _KV_ADVICE, device):
+    with _kv_errors(num_bytes, device):
         executor = loaded.build_executor(_shape(config, num_blocks, max_model_len, vocab_size))
     with stage_errors(LoadStage.FIRST_STEPS, device):
         engine = _assemble(checkpoint, config, executor, info, vocab_size)
@@ -138,6 +139,11 @@ def choose_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int
             f"max_model_len must be at most {limit}, the model's own context, got {config.max_model_len}"
         )
     return config.max_model_len or limit
+
+
+def _kv_errors(num_bytes: int, device: torch.device) -> AbstractContextManager[None]:
+    advice = LoadStage.KV_CACHE.advice if device.type == "cuda" else _KV_ADVICE
+    return memory_errors(f"kv_cache_memory: {num_bytes:,} bytes of keys and values", advice, device)
 
 
 def _num_tokens(checkpoint: Checkpoint) -> int:

@@ -23,8 +23,7 @@ class LoadStage(Enum):
         "the weights",
         "end what else uses the card, take a smaller model, or set dtype to bfloat16 or float16",
     )
-    BUFFERS = ("the buffers of a step", f"{_SMALLER_STEP}, or take a smaller model")
-    LARGEST_STEP = ("the largest step", f"{_SMALLER_STEP}, or take a smaller model")
+    LARGEST_STEP = ("the largest step and its buffers", f"{_SMALLER_STEP}, or take a smaller model")
     CAPTURED_STEPS = ("the captured steps", f"{_SMALLER_STEP}, or take a smaller model")
     KV_CACHE = (
         "keys and values",

@@ -63,7 +63,6 @@ def test_a_capture_that_hides_the_failure_is_seen_through(card):
     [
         (LoadStage.CONTEXT, "end what else uses the card"),
         (LoadStage.WEIGHTS, "take a smaller model, or set dtype"),
-        (LoadStage.BUFFERS, "max_num_batched_tokens"),
         (LoadStage.LARGEST_STEP, "max_num_batched_tokens"),
         (LoadStage.CAPTURED_STEPS, "max_num_seqs"),
         (LoadStage.KV_CACHE, "kv_cache_memory"),
